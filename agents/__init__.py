@@ -1,0 +1,1 @@
+"""What the bus ships in processes of its own: supervisor and clerk."""

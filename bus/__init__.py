@@ -1,0 +1,60 @@
+"""phasebus: agents register capabilities and exchange work over NATS JetStream; everything is in one log.
+
+An author needs `Agent`, `Context` and `Reject`; a caller needs `connect`; a planner `Plan`, `Phase` and `ref`.
+"""
+
+from bus.agent import Agent, Reject
+from bus.client import Client, Happening, Receipt, WorkFailed, connect
+from bus.context import Context
+from bus.errors import (
+    BusError,
+    MalformedMessage,
+    Misconfigured,
+    NoLiveAgent,
+    NotFound,
+    PlanError,
+    Refused,
+    SettingsError,
+    TimedOut,
+    TooLarge,
+    Unavailable,
+)
+from bus.plan import Approval, Phase, Plan
+from bus.problem import Problem
+from bus.references import Ref, ref
+from bus.retry import Retry, RetryLater, RetryPolicy
+from bus.run import RunState
+from bus.settings import Settings
+
+__all__ = [
+    "Agent",
+    "Approval",
+    "BusError",
+    "Client",
+    "Context",
+    "Happening",
+    "MalformedMessage",
+    "Misconfigured",
+    "NoLiveAgent",
+    "NotFound",
+    "Phase",
+    "Plan",
+    "PlanError",
+    "Problem",
+    "Receipt",
+    "Ref",
+    "Refused",
+    "Reject",
+    "Retry",
+    "RetryLater",
+    "RetryPolicy",
+    "RunState",
+    "Settings",
+    "SettingsError",
+    "TimedOut",
+    "TooLarge",
+    "Unavailable",
+    "WorkFailed",
+    "connect",
+    "ref",
+]

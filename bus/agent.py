@@ -1,0 +1,109 @@
+"""Agents: named sets of capabilities. A handler is an ordinary function, and stays one."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import msgspec
+
+from bus import subjects
+from bus.context import Context
+from bus.errors import SettingsError
+
+Handler = Callable[..., Any]
+H = TypeVar("H", bound=Handler)
+
+
+class Reject(Exception):
+    """Raised by a handler: this can't be done, now or ever. The work is given up at once."""
+
+
+class Capability(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing an agent can do: its handler, the types on both sides, and the bounds on it.
+
+    `timeout_s` bounds an attempt where the plan does not; `concurrency` is how many attempts one instance holds.
+    """
+
+    name: str
+    handler: Handler
+    takes: Any
+    gives: Any
+    timeout_s: float
+    concurrency: int
+    wants_context: bool
+    is_async: bool
+
+    def call(self, value: object, context: Context) -> Any:
+        """The handler's answer, or for an `async def` what has to be awaited for it."""
+        return self.handler(value, context) if self.wants_context else self.handler(value)
+
+
+class Agent:
+    """A name, a version, and capabilities added by decorator. Nothing runs before `run` or `phasebus agent run`."""
+
+    def __init__(self, name: str, *, version: str = "1") -> None:
+        self.name = subjects.name(name, "agent")
+        self.version = version
+        self._capabilities: dict[str, Capability] = {}
+
+    @property
+    def capabilities(self) -> Mapping[str, Capability]:
+        return self._capabilities
+
+    def capability(self, name: str, *, timeout_s: float = 3600.0, concurrency: int = 1) -> Callable[[H], H]:
+        """Register the decorated function as the handler of `name`.
+
+        Its first parameter is the input, a second one the Context; their annotations say what is decoded and
+        validated. An `async def` runs in the event loop, a `def` in a thread. Raises SettingsError if that can't be.
+        """
+        subjects.capability(name)
+        if name in self._capabilities:
+            raise SettingsError(f"agent {self.name!r} has capability {name!r} twice")
+        if not timeout_s > 0 or concurrency < 1:
+            raise SettingsError(f"capability {name!r}: timeout_s must be over 0 and concurrency 1 or more")
+
+        def register(handler: H) -> H:
+            takes, gives, wants_context = _signature(name, handler)
+            self._capabilities[name] = Capability(
+                name=name,
+                handler=handler,
+                takes=takes,
+                gives=gives,
+                timeout_s=timeout_s,
+                concurrency=concurrency,
+                wants_context=wants_context,
+                is_async=inspect.iscoroutinefunction(handler),
+            )
+            return handler
+
+        return register
+
+    def run(self) -> None:
+        """Serve until SIGTERM or SIGINT. Connects to `NATS_URL`."""
+        from bus.worker import run_agent  # noqa: PLC0415 - an agent can be declared and tested without a server
+
+        run_agent(self)
+
+
+def _signature(name: str, handler: Handler) -> tuple[Any, Any, bool]:
+    parameters = list(inspect.signature(handler).parameters.values())
+    if not 1 <= len(parameters) <= 2:
+        raise SettingsError(f"the handler of {name!r} takes (input) or (input, context), not {len(parameters)} values")
+    try:
+        hints = typing.get_type_hints(handler)
+    except NameError as error:
+        raise SettingsError(f"the handler of {name!r} has an annotation that can't be resolved: {error}") from error
+    takes, gives = (_anything(hints.get(side, Any)) for side in (parameters[0].name, "return"))
+    for side in (takes, gives):
+        try:
+            msgspec.json.schema(side)
+        except TypeError as error:
+            raise SettingsError(f"the handler of {name!r} uses a type that is not JSON: {error}") from error
+    return takes, gives, len(parameters) == 2
+
+
+def _anything(hint: Any) -> Any:
+    return Any if hint is object else hint

@@ -1,0 +1,106 @@
+"""Dead letters: work that was given up for good, kept whole, so that nothing is lost and anything can be sent again.
+
+A dead letter is stored in one atomic batch with the commit that gives the work up: there is no moment in which one
+exists without the other. Its number is its position in the log.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+
+import msgspec
+
+from bus.envelope import Envelope, decode_data
+from bus.events import Event, PhaseFailed
+from bus.inputs import input_of
+from bus.problem import Problem
+from bus.references import Unresolved
+from bus.run import RunState
+
+LETTER = "dead.letter.v1"
+UNREADABLE = "dead.unreadable.v1"
+
+
+class Try(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One attempt of what died."""
+
+    number: int
+    agent: str
+    instance: str
+    started_at: datetime
+    ended_at: datetime | None = None
+    cause: str = ""
+    problem: Problem | None = None
+
+
+class DeadLetter(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """What was to be done, by whom it was tried, and why it was given up."""
+
+    capability: str
+    run: str
+    plan: str
+    phase: str
+    problem: Problem
+    item: int | None = None
+    payload: msgspec.Raw = msgspec.Raw(b"null")
+    attempts: Sequence[Try] = ()
+
+
+class Unreadable(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A message nobody could decode: its subject and its bytes, whatever they are (base64 in JSON)."""
+
+    capability: str
+    subject: str
+    body: bytes
+    reason: str
+    instance: str
+
+
+_letter = msgspec.json.Decoder(DeadLetter)
+_unreadable = msgspec.json.Decoder(Unreadable)
+
+
+def letters(state: RunState, events: Iterable[Event]) -> list[DeadLetter]:
+    """The dead letters that belong to a commit; `state` is the run with the commit's events."""
+    return [_letter_of(state, event) for event in events if isinstance(event, PhaseFailed) and _is_work(state, event)]
+
+
+def read(message: Envelope) -> DeadLetter | Unreadable:
+    """What a record on `bus.dead.*` says. Raises MalformedMessage."""
+    if message.type == UNREADABLE:
+        return decode_data(message, _unreadable, "an unreadable message's record")
+    return decode_data(message, _letter, "a dead letter")
+
+
+def is_open(letter: DeadLetter, state: RunState) -> bool:
+    """Whether the work is still dead: neither done since, nor on its way again."""
+    phase = state.phases.get(letter.phase)
+    item = phase.item(letter.item) if phase is not None else None
+    if phase is None or item is None:
+        return phase is not None and phase.status == "failed"
+    return item.status == "failed" and len(item.attempts) == len(letter.attempts)
+
+
+def _is_work(state: RunState, event: PhaseFailed) -> bool:
+    return state.plan.graph[event.phase].phase.capability is not None and event.problem.code != "items_failed"
+
+
+def _letter_of(state: RunState, event: PhaseFailed) -> DeadLetter:
+    phase = state.phases[event.phase]
+    item = phase.item(event.item)
+    tries = [] if item is None else item.attempts
+    try:
+        payload = msgspec.Raw(msgspec.json.encode(input_of(state, event.phase, event.item)))
+    except Unresolved:
+        payload = msgspec.Raw(b"null")
+    return DeadLetter(
+        capability=state.plan.graph[event.phase].phase.capability or "",
+        run=state.run,
+        plan=state.plan.name,
+        phase=event.phase,
+        item=event.item,
+        problem=event.problem,
+        payload=payload,
+        attempts=[Try(a.number, a.agent, a.instance, a.started_at, a.ended_at, a.cause, a.problem) for a in tries],
+    )

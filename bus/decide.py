@@ -1,0 +1,235 @@
+"""`decide`: the rules of a run. What a command may change, and everything that follows from it.
+
+Pure: time comes in, events come out, nothing else happens. A command that the present state does not allow raises
+Refused; a zombie's result is not refused silently but becomes an event.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Literal
+
+from bus import retry
+from bus.commands import Answer, Begin, Cancel, Command, Complete, Expire, Fail, Progress, Redrive, Take
+from bus.draft import Draft
+from bus.errors import Refused
+from bus.events import (
+    Commit,
+    Event,
+    PhaseApproved,
+    PhaseAttemptFailed,
+    PhaseCancelled,
+    PhaseCompleted,
+    PhaseFailed,
+    PhaseProgressed,
+    PhaseReady,
+    PhaseStarted,
+    ResultRefused,
+    RunCancelled,
+    RunFailed,
+    RunRedriven,
+    RunStarted,
+)
+from bus.problem import Problem
+from bus.run import SUCCEEDED, TERMINAL, Item, PhaseState, RunState, evolve
+
+
+def decide(state: RunState | None, command: Command, *, run: str, now: datetime) -> Sequence[Event]:
+    """What happens because of the command: events in order, never none. Raises Refused if nothing may."""
+    if isinstance(command, Begin):
+        if state is not None:
+            raise Refused(f"run {run} has already started")
+        return _begin(command, run, now)
+    if state is None:
+        raise Refused(f"there is no run {run}")
+    draft = Draft(state, now)
+    match command:
+        case Take():
+            _take(draft, command)
+        case Complete():
+            _complete(draft, command)
+        case Fail():
+            _fail(draft, command)
+        case Progress():
+            _progress(draft, command)
+        case Answer():
+            _answer(draft, command)
+        case Redrive():
+            _redrive(draft, command)
+        case Cancel():
+            _must_be_open(state)
+            _stop(draft, RunCancelled(by=command.by, reason=command.reason), command.reason or f"by {command.by}")
+        case Expire():
+            _must_be_open(state)
+            late = Problem("expired", f"the run passed its deadline {state.deadline_at:%Y-%m-%d %H:%M:%S}", "permanent")
+            _stop(draft, RunFailed(problem=late), "the run passed its deadline")
+    return draft.events
+
+
+def _begin(command: Begin, run: str, now: datetime) -> Sequence[Event]:
+    deadline = now + timedelta(seconds=command.plan.timeout_s)
+    started = RunStarted(plan=command.plan, input=command.input, deadline_at=deadline)
+    draft = Draft(evolve(None, Commit(run, "", now, 0, [started])), now)
+    draft.open([key for key, node in command.plan.graph.items() if not node.needs])
+    return [started, *draft.events]
+
+
+def _take(draft: Draft, command: Take) -> None:
+    phase, item = _find(draft.state, command.phase, command.item)
+    if item.status != "ready" or item.attempt != command.attempt:
+        raise Refused(
+            f"attempt {command.attempt} of {_label(phase, item)} can't be taken: "
+            f"attempt {item.attempt} is {item.status}"
+        )
+    timeout_s = draft.state.plan.graph[phase.key].phase.timeout_s or command.timeout_s
+    draft.emit(
+        PhaseStarted(
+            phase=phase.key,
+            item=item.index,
+            attempt=command.attempt,
+            agent=command.agent,
+            instance=command.instance,
+            deadline_at=draft.now + timedelta(seconds=timeout_s),
+        )
+    )
+
+
+def _complete(draft: Draft, command: Complete) -> None:
+    held = _held(draft, command, "completed")
+    if held is None:
+        return
+    phase, item = held
+    draft.emit(PhaseCompleted(phase=phase.key, item=item.index, attempt=command.attempt, output=command.output))
+    draft.item_ended(phase.key, item)
+
+
+def _fail(draft: Draft, command: Fail) -> None:
+    phase, item = _find(draft.state, command.phase, command.item)
+    if command.cause == "unclaimed":
+        if item.status != "ready" or item.attempt != command.attempt:
+            raise Refused(f"{_label(phase, item)} does not wait to be taken")
+    elif _held(draft, command, "failed") is None:
+        return
+    draft.emit(
+        PhaseAttemptFailed(
+            phase=phase.key,
+            item=item.index,
+            attempt=command.attempt,
+            instance=command.instance or None,
+            problem=command.problem,
+            cause=command.cause,
+            evidence=command.evidence,
+        )
+    )
+    seed = f"{draft.state.run}/{phase.key}/{item.index}"
+    earlier = [attempt.problem for attempt in item.attempts[item.earlier :] if attempt.problem is not None]
+    policy = draft.state.plan.graph[phase.key].phase.retry
+    wait_s = None if command.cause == "unclaimed" else retry.delay_s(policy, command.problem, earlier, seed=seed)
+    if wait_s is None:
+        draft.emit(PhaseFailed(phase=phase.key, item=item.index, problem=command.problem))
+        draft.item_ended(phase.key, item)
+    else:
+        due_at = draft.now + timedelta(seconds=wait_s) if wait_s else None
+        draft.emit(PhaseReady(phase=phase.key, item=item.index, attempt=item.attempt + 1, due_at=due_at))
+
+
+def _progress(draft: Draft, command: Progress) -> None:
+    phase, item = _find(draft.state, command.phase, command.item)
+    holder = item.holder
+    if holder is None or (holder.number, holder.instance) != (command.attempt, command.instance):
+        raise Refused(f"attempt {command.attempt} of {_label(phase, item)} is not under way there")
+    draft.emit(
+        PhaseProgressed(
+            phase=phase.key,
+            item=item.index,
+            attempt=command.attempt,
+            fraction=min(max(command.fraction, 0.0), 1.0),
+            note=command.note,
+        )
+    )
+
+
+def _answer(draft: Draft, command: Answer) -> None:
+    phase = draft.state.phases.get(command.phase)
+    if phase is None:
+        raise Refused(f"run {draft.state.run} has no phase {command.phase!r}")
+    if phase.status != "waiting":
+        raise Refused(f"phase {phase.key} does not wait for an answer: it is {phase.status}")
+    if command.approve:
+        draft.emit(PhaseApproved(phase=phase.key, by=command.by, comment=command.comment))
+    elif command.expired:
+        problem = Problem("expired", "nobody answered in time", "permanent")
+        draft.emit(PhaseFailed(phase=phase.key, problem=problem))
+    else:
+        problem = Problem("rejected", f"rejected by {command.by}", "permanent", detail=command.comment)
+        draft.emit(PhaseFailed(phase=phase.key, problem=problem))
+    draft.phase_ended(phase.key)
+
+
+def _redrive(draft: Draft, command: Redrive) -> None:
+    state = draft.state
+    if state.is_open:
+        raise Refused(f"run {state.run} is still in progress; redrive it when it has ended")
+    left = [key for key, phase in state.phases.items() if phase.status not in SUCCEEDED]
+    for key in command.phases:
+        if key not in left:
+            raise Refused(f"run {state.run} has no failed phase {key!r}")
+    # What was skipped only because of these is part of the new pass.
+    chosen = dict.fromkeys(command.phases or left)
+    for key in chosen.copy():
+        _add_downstream(state, key, chosen)
+    draft.emit(RunRedriven(by=command.by, phases=tuple(chosen)))
+    draft.open([key for key in chosen if not any(need in chosen for need in state.plan.graph[key].needs)])
+
+
+def _add_downstream(state: RunState, key: str, chosen: dict[str, None]) -> None:
+    frontier = [key]
+    while frontier:
+        for later in state.plan.graph[frontier.pop()].feeds:
+            if later not in chosen and state.phases[later].status not in SUCCEEDED:
+                chosen[later] = None
+                frontier.append(later)
+
+
+def _stop(draft: Draft, ending: RunCancelled | RunFailed, reason: str) -> None:
+    still_open = [phase.key for phase in draft.state.phases.values() if phase.status not in TERMINAL]
+    draft.emit(*(PhaseCancelled(phase=key, reason=reason) for key in still_open), ending)
+
+
+def _held(
+    draft: Draft, command: Complete | Fail, outcome: Literal["completed", "failed"]
+) -> tuple[PhaseState, Item] | None:
+    """The item, if the command's attempt is the one under way there; otherwise the result is recorded as refused."""
+    phase, item = _find(draft.state, command.phase, command.item)
+    holder = item.holder
+    if holder is not None and (holder.number, holder.instance) == (command.attempt, command.instance):
+        return phase, item
+    draft.emit(
+        ResultRefused(
+            phase=phase.key,
+            item=item.index,
+            attempt=command.attempt,
+            instance=command.instance,
+            outcome=outcome,
+            reason=f"attempt {item.attempt} is {item.status}",
+        )
+    )
+    return None
+
+
+def _find(state: RunState, key: str, index: int | None) -> tuple[PhaseState, Item]:
+    phase = state.phases.get(key)
+    item = phase.item(index) if phase is not None else None
+    if phase is None or item is None:
+        raise Refused(f"run {state.run} has no open phase {key if index is None else f'{key}:{index}'!r}")
+    return phase, item
+
+
+def _must_be_open(state: RunState) -> None:
+    if not state.is_open:
+        raise Refused(f"run {state.run} has ended: it is {state.status}")
+
+
+def _label(phase: PhaseState, item: Item) -> str:
+    return f"phase {phase.key}" if item.index is None else f"phase {phase.key}, item {item.index}"

@@ -1,0 +1,130 @@
+"""A draft: events being decided, and everything that follows from them within the same commit.
+
+Phases open as soon as what they need has succeeded, are skipped as soon as it can't any more, and the run ends
+with its last phase. Nobody orchestrates: whoever commits an ending commits its consequences with it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+from bus.events import (
+    Event,
+    PhaseCompleted,
+    PhaseExpanded,
+    PhaseFailed,
+    PhaseReady,
+    PhaseSkipped,
+    PhaseWaiting,
+    RunCompleted,
+    RunFailed,
+)
+from bus.inputs import input_of, items_of
+from bus.problem import Problem
+from bus.references import Unresolved
+from bus.run import SUCCEEDED, TERMINAL, Folding, Item, PhaseState, RunState
+
+
+class Draft:
+    """Events decided so far, and the state as it is with them: later rules see what earlier ones did."""
+
+    def __init__(self, state: RunState, now: datetime) -> None:
+        self.now = now
+        self.events: list[Event] = []
+        self._folding = Folding(state)
+
+    @property
+    def state(self) -> RunState:
+        assert self._folding.state is not None, "a draft begins with a state"
+        return self._folding.state
+
+    def emit(self, *events: Event) -> None:
+        self.events.extend(events)
+        self._folding.apply(events, self.now)
+
+    def item_ended(self, key: str, item: Item) -> None:
+        """An item has ended: let the next one of a bounded `each` go, or end the phase, and see what follows."""
+        phase = self.state.phases[key]
+        if item.index is not None:
+            if phase.open_items:
+                self._release(phase)
+                return
+            self._close(phase)
+        self.phase_ended(key)
+
+    def phase_ended(self, key: str) -> None:
+        """A phase has ended: open what waited for it, skip what can't run any more, end the run after the last one."""
+        self.open(self.state.plan.graph[key].feeds)
+
+    def open(self, keys: Sequence[str]) -> None:
+        """Open those of `keys` whose time has come, and whatever follows from that at once."""
+        frontier = deque(keys)
+        while frontier:
+            key = frontier.popleft()
+            phase = self.state.phases[key]
+            if phase.status != "pending":
+                continue
+            needs = [self.state.phases[need] for need in self.state.plan.graph[key].needs]
+            lost = next((need for need in needs if need.status in TERMINAL and need.status not in SUCCEEDED), None)
+            if lost is not None:
+                self.emit(PhaseSkipped(phase=key, reason=f"{lost.key} {lost.status}"))
+            elif all(need.status in SUCCEEDED for need in needs):
+                self._open(key)
+            if self.state.phases[key].status in TERMINAL:
+                frontier.extend(self.state.plan.graph[key].feeds)
+        self._end_run()
+
+    def _open(self, key: str) -> None:
+        node = self.state.plan.graph[key]
+        if node.phase.approval is not None:
+            expires_at = self.now + timedelta(seconds=node.phase.approval.expires_s)
+            self.emit(PhaseWaiting(phase=key, expires_at=expires_at, prompt=node.phase.approval.prompt))
+            return
+        try:
+            if node.each is None:
+                input_of(self.state, key, None)
+                item = self.state.phases[key].item(None)
+                self.emit(PhaseReady(phase=key, attempt=item.attempt + 1 if item else 1))
+                return
+            # A later pass goes over the items of the first one.
+            if not self.state.phases[key].items:
+                self.emit(PhaseExpanded(phase=key, items=len(items_of(self.state, key))))
+        except Unresolved as error:
+            self.emit(PhaseFailed(phase=key, problem=Problem("unresolved", str(error), "configuration")))
+            return
+        phase = self.state.phases[key]
+        if phase.open_items:
+            self._release(phase)
+        else:
+            self._close(phase)
+
+    def _release(self, phase: PhaseState) -> None:
+        """Make pending items ready while there is room in the phase's width."""
+        width = self.state.plan.graph[phase.key].phase.width or len(phase.items)
+        under_way = sum(1 for item in phase.items if item.status in {"ready", "in_progress"})
+        room = max(width - under_way, 0)
+        pending = [item for item in phase.items if item.status == "pending"][:room] if room else []
+        self.emit(*(PhaseReady(phase=phase.key, item=item.index, attempt=item.attempt + 1) for item in pending))
+
+    def _close(self, phase: PhaseState) -> None:
+        failed = [item for item in phase.items if item.status == "failed"]
+        if not failed:
+            self.emit(PhaseCompleted(phase=phase.key))
+            return
+        detail = f"the first, item {failed[0].index}: {failed[0].problem}"
+        title = f"{len(failed)} of {len(phase.items)} items failed"
+        self.emit(PhaseFailed(phase=phase.key, problem=Problem("items_failed", title, "permanent", detail)))
+
+    def _end_run(self) -> None:
+        state = self.state
+        if state.open_phases or not state.is_open:
+            return
+        failed = [phase for phase in state.phases.values() if phase.status == "failed"]
+        if not failed:
+            self.emit(RunCompleted())
+            return
+        detail = "; ".join(f"{phase.key}: {phase.problem}" for phase in failed)
+        title = f"{len(failed)} of {len(state.phases)} phases failed"
+        self.emit(RunFailed(problem=Problem("phases_failed", title, "permanent", detail)))

@@ -1,0 +1,96 @@
+"""Every error of the library: one root, and a class per thing the caller can do next."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bus.log import Record
+
+
+class BusError(Exception):
+    """The root: `except BusError` catches whatever this library raises on purpose."""
+
+
+class Unavailable(BusError):
+    """The server could not be reached, or did not answer within the bound.
+
+    What was asked may or may not have happened; whoever resends must use the same id.
+    """
+
+
+class NoResponders(BusError):
+    """Nobody listens on `subject` at this moment. The server says so at once, without a timeout."""
+
+    def __init__(self, subject: str) -> None:
+        super().__init__(f"nobody listens on {subject!r}")
+        self.subject = subject
+
+
+class NoLiveAgent(BusError):
+    """No running agent offers `capability`. Start one, or let the work wait for it."""
+
+    def __init__(self, capability: str) -> None:
+        super().__init__(f"no live agent for {capability!r}: start one with that capability, for example `phasebus up`")
+        self.capability = capability
+
+
+class TooLarge(BusError):
+    """A message is over the server's limit. Refused before anything was sent."""
+
+    def __init__(self, what: str, size_bytes: int, limit_bytes: int) -> None:
+        super().__init__(
+            f"{what} has {size_bytes} bytes, the limit is {limit_bytes}: pass a path or a reference instead"
+        )
+        self.size_bytes = size_bytes
+        self.limit_bytes = limit_bytes
+
+
+class InvalidName(BusError, ValueError):
+    """A name can't be part of a subject. Says which characters can."""
+
+
+class MalformedMessage(BusError, ValueError):
+    """Bytes that are not one of our messages. Says what was expected and where it broke."""
+
+
+class PlanError(BusError, ValueError):
+    """A plan that can't work, refused before anything runs. Names the phase and the field."""
+
+
+class SettingsError(BusError, ValueError):
+    """A setting with a wrong value. Names the setting and says what it accepts."""
+
+
+class VersionConflict(BusError):
+    """Another writer appended first. Decide again on what `tail` adds, and append again.
+
+    `tail` holds the records stored on `subject` after position `expected`, read when the conflict was found.
+    """
+
+    def __init__(self, subject: str, expected: int, tail: Sequence[Record]) -> None:
+        super().__init__(f"{subject!r} has moved on from position {expected}")
+        self.subject = subject
+        self.expected = expected
+        self.tail = tail
+
+
+class Refused(BusError):
+    """A command that the run's present state does not allow. Nothing was stored; `reason` says why."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class NotFound(BusError, LookupError):
+    """No such run, phase, dead letter or agent in this log."""
+
+
+class TimedOut(BusError, TimeoutError):
+    """A bound the caller gave has passed. The work itself goes on or ends by its own deadline."""
+
+
+class Misconfigured(BusError):
+    """The server or a stream is not what this library promises. Names the setting and its value."""

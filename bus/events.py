@@ -1,0 +1,279 @@
+"""The events of a run: everything that can have happened to it and its phases, as immutable facts.
+
+`type` is chosen, versioned and pinned by golden files. Several events decided together are one commit, stored as
+one message: all of it or nothing. An event's time is its commit's; its position is (stream sequence, index in it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Literal
+
+import msgspec
+
+from bus.envelope import Envelope, decode_data
+from bus.errors import MalformedMessage
+from bus.plan import Plan
+from bus.problem import Problem
+
+COMMIT = "run.commit.v1"
+
+Cause = Literal["error", "timed_out", "crashed", "frozen", "forgotten", "handed_back", "unclaimed"]
+"""How an attempt ended without a result: the handler raised, its deadline passed, its process died, stopped
+answering, or no longer knows of it, a stopping process gave it back, or nobody ever took it."""
+
+
+class _Event(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, tag_field="type"):
+    pass
+
+
+class RunStarted(_Event, frozen=True, tag="run.started.v1"):
+    """A run exists: its plan (kept for its whole life), its input, and the instant at which it is given up."""
+
+    plan: Plan
+    input: msgspec.Raw
+    deadline_at: datetime
+
+
+class RunCompleted(_Event, frozen=True, tag="run.completed.v1"):
+    """Every phase has completed or been approved."""
+
+
+class RunFailed(_Event, frozen=True, tag="run.failed.v1"):
+    """No phase is open any more, and at least one has failed; or the run's own deadline passed."""
+
+    problem: Problem
+
+
+class RunCancelled(_Event, frozen=True, tag="run.cancelled.v1"):
+    """Somebody stopped the run."""
+
+    by: str
+    reason: str = ""
+
+
+class RunRedriven(_Event, frozen=True, tag="run.redriven.v1"):
+    """A finished run goes on: a new pass over `phases` and whatever was skipped because of them."""
+
+    by: str
+    phases: Sequence[str]
+
+
+class PhaseExpanded(_Event, frozen=True, tag="phase.expanded.v1"):
+    """An `each` phase has become `items` items, numbered from 0."""
+
+    phase: str
+    items: int
+
+
+class PhaseReady(_Event, frozen=True, tag="phase.ready.v1"):
+    """The attempt waits to be taken, from `due_at` on if that is given."""
+
+    phase: str
+    attempt: int
+    item: int | None = None
+    due_at: datetime | None = None
+
+
+class PhaseStarted(_Event, frozen=True, tag="phase.started.v1"):
+    """An instance holds the attempt, and has until `deadline_at`."""
+
+    phase: str
+    attempt: int
+    agent: str
+    instance: str
+    deadline_at: datetime
+    item: int | None = None
+
+
+class PhaseProgressed(_Event, frozen=True, tag="phase.progressed.v1"):
+    """The handler's own word on how far it is, 0 to 1."""
+
+    phase: str
+    attempt: int
+    fraction: float
+    note: str = ""
+    item: int | None = None
+
+
+class PhaseCompleted(_Event, frozen=True, tag="phase.completed.v1"):
+    """The attempt's result was accepted. Without an attempt: all items of an `each` phase are done."""
+
+    phase: str
+    attempt: int | None = None
+    item: int | None = None
+    output: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+class PhaseAttemptFailed(_Event, frozen=True, tag="phase.attempt_failed.v1"):
+    """The attempt is over without a result. A PhaseReady for the next one or a PhaseFailed comes with it.
+
+    `evidence` is what a recoverer saw before it acted.
+    """
+
+    phase: str
+    attempt: int
+    problem: Problem
+    item: int | None = None
+    instance: str | None = None
+    cause: Cause = "error"
+    evidence: str = ""
+
+
+class PhaseFailed(_Event, frozen=True, tag="phase.failed.v1"):
+    """Given up for good: the phase, or with `item` one item of it."""
+
+    phase: str
+    problem: Problem
+    item: int | None = None
+
+
+class PhaseWaiting(_Event, frozen=True, tag="phase.waiting.v1"):
+    """The gate is closed until somebody answers, or until `expires_at`."""
+
+    phase: str
+    expires_at: datetime
+    prompt: str = ""
+
+
+class PhaseApproved(_Event, frozen=True, tag="phase.approved.v1"):
+    """The gate is open."""
+
+    phase: str
+    by: str
+    comment: str = ""
+
+
+class PhaseSkipped(_Event, frozen=True, tag="phase.skipped.v1"):
+    """Will not run, because of what happened to a phase it needs."""
+
+    phase: str
+    reason: str
+
+
+class PhaseCancelled(_Event, frozen=True, tag="phase.cancelled.v1"):
+    """Was open when the run was stopped."""
+
+    phase: str
+    reason: str = ""
+
+
+class ResultRefused(_Event, frozen=True, tag="phase.result_refused.v1"):
+    """A result came for an attempt that is not the current one any more: a zombie's. It changed nothing."""
+
+    phase: str
+    attempt: int
+    instance: str
+    outcome: Literal["completed", "failed"]
+    reason: str
+    item: int | None = None
+
+
+class UnknownEvent(msgspec.Struct, frozen=True):
+    """An event type this version does not know, kept as it came. It changes nothing here."""
+
+    type: str
+    raw: msgspec.Raw
+
+
+Known = (
+    RunStarted
+    | RunCompleted
+    | RunFailed
+    | RunCancelled
+    | RunRedriven
+    | PhaseExpanded
+    | PhaseReady
+    | PhaseStarted
+    | PhaseProgressed
+    | PhaseCompleted
+    | PhaseAttemptFailed
+    | PhaseFailed
+    | PhaseWaiting
+    | PhaseApproved
+    | PhaseSkipped
+    | PhaseCancelled
+    | ResultRefused
+)
+Event = Known | UnknownEvent
+
+
+class Commit(msgspec.Struct, frozen=True):
+    """The events one append stored together: in order, at one time, at one position in the log (from 1)."""
+
+    run: str
+    id: str
+    at: datetime
+    position: int
+    events: Sequence[Event]
+    source: str = ""
+    correlation: str | None = None
+    causation: str | None = None
+
+
+class _Body(msgspec.Struct, frozen=True):
+    events: list[Known]
+
+
+class _RawBody(msgspec.Struct, frozen=True):
+    events: list[msgspec.Raw]
+
+
+class _Tag(msgspec.Struct, frozen=True):
+    type: str
+
+
+_body = msgspec.json.Decoder(_Body)
+_raw_body = msgspec.json.Decoder(_RawBody)
+_tag = msgspec.json.Decoder(_Tag)
+_event: msgspec.json.Decoder[Known] = msgspec.json.Decoder(Known)
+_tags = {member.__struct_config__.tag for member in Known.__args__}
+
+
+def is_ending(event: Event) -> bool:
+    """Whether the run has ended with this event (until somebody redrives it)."""
+    return isinstance(event, RunCompleted | RunFailed | RunCancelled)
+
+
+def type_of(event: Event) -> str:
+    """The event's wire type, such as `phase.completed.v1`."""
+    return event.type if isinstance(event, UnknownEvent) else str(event.__struct_config__.tag)
+
+
+def body(events: Sequence[Event]) -> dict[str, Sequence[object]]:
+    """The payload of a commit's envelope."""
+    return {"events": [event.raw if isinstance(event, UnknownEvent) else event for event in events]}
+
+
+def commit(message: Envelope, position: int) -> Commit:
+    """The commit in an envelope read from the log at `position`. Raises MalformedMessage."""
+    if message.type != COMMIT or message.runid is None:
+        raise MalformedMessage(f"position {position} holds {message.type!r}, not a commit of a run")
+    return Commit(
+        run=message.runid,
+        id=message.id,
+        at=message.time,
+        position=position,
+        events=_events(message),
+        source=message.source,
+        correlation=message.correlationid,
+        causation=message.causationid,
+    )
+
+
+def _events(message: Envelope) -> Sequence[Event]:
+    try:
+        return _body.decode(message.data).events
+    except msgspec.MsgspecError:
+        # A newer version may have written types this one does not know: keep those, insist on the others.
+        raws = decode_data(message, _raw_body, "the events of a commit").events
+        return [_read(raw) for raw in raws]
+
+
+def _read(raw: msgspec.Raw) -> Event:
+    try:
+        tag = _tag.decode(raw).type
+        return _event.decode(raw) if tag in _tags else UnknownEvent(tag, raw.copy())
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise MalformedMessage(f"not an event of a run: {error}") from error

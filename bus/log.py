@@ -1,0 +1,309 @@
+"""The log: one ordered stream that everything is in. Append at a known version, read by position, follow live.
+
+An append answers exactly one of three things: stored, `VersionConflict` (and then it is true: nothing of ours is
+there), or `Unavailable` (not known, and it was tried for as long as the settings allow).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+from datetime import datetime
+from uuid import uuid4
+
+import msgspec
+import structlog
+
+from bus.connection import Connection, Message
+from bus.envelope import CONTENT_TYPE, Envelope, decode, encode
+from bus.errors import BusError, MalformedMessage, Misconfigured, NoResponders, Unavailable, VersionConflict
+from bus.settings import Settings
+from bus.streams import ApiError, set_up
+from bus.subjects import Subjects
+
+logger = structlog.get_logger(__name__)
+
+_POSITION = "Nats-Sequence"
+_CONFLICTS = {10071, 10164}
+_ALREADY_COMMITTED = 10201
+_TEMPORARY = {408, 429, 503}
+_END_OF_BATCH = 204
+_NOT_FOUND = 404
+_PAGE = 500
+_PAGE_BYTES = 4 * 2**20
+_PAUSE_S = 0.05
+_LONGEST_PAUSE_S = 1.0
+_LIVE_MESSAGES = 10_000
+
+
+_Send = Callable[[float], Awaitable[Message]]
+
+
+class Record(msgspec.Struct, frozen=True, gc=False):
+    """One message of the log: its position (stream sequence, from 1), its subject and its bytes."""
+
+    position: int
+    subject: str
+    body: bytes
+
+    def envelope(self) -> Envelope:
+        """Raises MalformedMessage if the bytes are not one of ours."""
+        return decode(self.body)
+
+
+class _Ack(msgspec.Struct, frozen=True):
+    stream: str = ""
+    seq: int = 0
+    error: ApiError | None = None
+
+
+_ack = msgspec.json.Decoder(_Ack)
+
+
+class Log:
+    """The stream of one namespace over one connection. It owns nothing that has to be closed."""
+
+    def __init__(self, connection: Connection, subjects: Subjects, settings: Settings) -> None:
+        self._connection = connection
+        self._settings = settings
+        self.subjects = subjects
+
+    async def set_up(self) -> None:
+        """Create the streams, or check that they are what the bus promises. Raises Misconfigured."""
+        await set_up(self._connection, self.subjects, self._settings)
+
+    async def append(self, subject: str, message: Envelope, *, expected: int | None = None) -> int:
+        """Store one message; returns its position.
+
+        `expected` is the position of the newest message on `subject` the caller has seen, 0 for none. Raises
+        VersionConflict: someone wrote first. Raises TooLarge before sending; Unavailable: not known, see above.
+        Source: headers Nats-Msg-Id and Nats-Expected-Last-Subject-Sequence; a resend repeats both.
+        """
+        headers = _headers(message, expected)
+        body = encode(message)
+        # Without an expectation the id alone makes a resend harmless, within the server's window for duplicates.
+        return await self._insist(
+            lambda timeout_s: self._connection.request(subject, body, headers=headers, timeout_s=timeout_s),
+            [(subject, message, expected)],
+        )
+
+    async def append_together(self, parts: Sequence[tuple[str, Envelope, int | None]]) -> int:
+        """Store several messages on different subjects, all or none; returns the position of the last.
+
+        `parts` are (subject, message, expected) as in `append`. Ten times dearer than one append on a single node
+        (the server makes a file store for each batch), so only for what really spans subjects. Source: ADR-50.
+        """
+        encoded = [(subject, encode(message), _headers(message, expected)) for subject, message, expected in parts]
+
+        async def send(timeout_s: float) -> Message:
+            batch = uuid4().hex
+            for number, (subject, body, headers) in enumerate(encoded, 1):
+                members = headers | {"Nats-Batch-Id": batch, "Nats-Batch-Sequence": str(number)}
+                if number < len(encoded):
+                    self._connection.publish(subject, body, headers=members)
+            members["Nats-Batch-Commit"] = "1"
+            return await self._connection.request(subject, body, headers=members, timeout_s=timeout_s)
+
+        return await self._insist(send, parts)
+
+    async def read(self, subject: str, *, after: int = 0, upto: int | None = None) -> AsyncGenerator[Record, None]:
+        """What is stored on `subject` (wildcards allowed), in order, from after `after` up to and including `upto`.
+
+        Ends with the newest message there is when it gets there. Memory is bounded by a page. Raises Unavailable.
+        Source: batched direct get, ADR-31.
+        """
+        while True:
+            page, after, more = await self._page(subject, after)
+            for record in page:
+                if upto is not None and record.position > upto:
+                    return
+                yield record
+            if not more:
+                return
+
+    async def last(self, subject: str) -> Record | None:
+        """The newest message on `subject`, if there is one."""
+        message = await self._get({"last_by_subj": subject})
+        return _record(message) if _is_record(message) else None
+
+    async def at(self, position: int) -> Record | None:
+        """The message at a position, if there is one."""
+        message = await self._get({"seq": position})
+        return _record(message) if _is_record(message) else None
+
+    async def position_at(self, instant: datetime) -> int:
+        """The position of the last message stored before `instant`, 0 if there is none."""
+        message = await self._get({"start_time": instant.isoformat(), "next_by_subj": ">"})
+        if _is_record(message):
+            return _record(message).position - 1
+        newest = await self.last(">")
+        return newest.position if newest is not None else 0
+
+    async def follow(self, subject: str, *, after: int = 0) -> AsyncGenerator[Record, None]:
+        """Like `read`, but goes on for ever with what is stored from now on: no gap, no duplicate, in order.
+
+        Live messages come from the server's republishing. Whenever some may have been missed (a reconnect, or a
+        reader too slow for its bounded buffer), it reads from its position again.
+        """
+        live = _Live(self._connection, self.subjects.live_copy(subject))
+        try:
+            while True:
+                live.caught_up()
+                try:
+                    async for record in self.read(subject, after=after):
+                        yield record
+                        after = record.position
+                except (Unavailable, NoResponders):
+                    await asyncio.sleep(_PAUSE_S)
+                    continue
+                async for record in live.records():
+                    if record.position > after:
+                        yield record
+                        after = record.position
+        finally:
+            live.close()
+
+    async def _page(self, subject: str, after: int) -> tuple[list[Record], int, bool]:
+        """One page, the position it ends at, and whether there is more after it."""
+        request = {"seq": after + 1, "next_by_subj": subject, "batch": _PAGE, "max_bytes": _PAGE_BYTES}
+        page: list[Record] = []
+        asked = self._connection.request_many(
+            self._direct_get, msgspec.json.encode(request), timeout_s=self._settings.request_timeout_s
+        )
+        try:
+            async with aclosing(asked) as answers:
+                async for message in answers:
+                    headers = message.headers or {}
+                    if _POSITION in headers or not message.status:
+                        _add(page, message)
+                    elif message.status == _NOT_FOUND:
+                        return page, after, False
+                    elif message.status == _END_OF_BATCH:
+                        upto = int(headers.get("Nats-Last-Sequence", after))
+                        return page, upto, headers.get("Nats-Num-Pending", "0") != "0"
+                    else:
+                        raise BusError(f"reading {subject!r}: the server answered {message.status}: {headers}")
+        except NoResponders:
+            raise Unavailable("the log's stream does not answer") from None
+        raise Unavailable(f"reading {subject!r}: the server stopped answering after position {after}")
+
+    @property
+    def _direct_get(self) -> str:
+        return f"$JS.API.DIRECT.GET.{self.subjects.stream}"
+
+    async def _get(self, request: dict[str, object]) -> Message:
+        try:
+            return await self._connection.request(
+                self._direct_get, msgspec.json.encode(request), timeout_s=self._settings.request_timeout_s
+            )
+        except NoResponders:
+            raise Unavailable("the log's stream does not answer") from None
+
+    async def _insist(self, send: _Send, parts: Sequence[tuple[str, Envelope, int | None]]) -> int:
+        """Send until there is an answer that settles it. What may have been stored unseen is looked up by its id."""
+        deadline = time.monotonic() + self._settings.append_timeout_s
+        pause_s = _PAUSE_S
+        while True:
+            try:
+                answer = _ack.decode((await send(self._settings.request_timeout_s)).data)
+            except (Unavailable, NoResponders, msgspec.DecodeError) as error:
+                reason: object = error
+            else:
+                if answer.error is None:
+                    return answer.seq
+                if answer.error.err_code in _CONFLICTS | {_ALREADY_COMMITTED}:
+                    return await self._settle(parts)
+                if answer.error.code not in _TEMPORARY:
+                    raise Misconfigured(f"the log refused a message to {parts[0][0]!r}: {answer.error.description}")
+                reason = answer.error.description
+            if time.monotonic() + pause_s > deadline:
+                raise Unavailable(
+                    f"{parts[0][0]!r} was not appended within {self._settings.append_timeout_s:g} s ({reason}); "
+                    "it may still arrive, so repeat it only with the same id"
+                )
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+
+    async def _settle(self, parts: Sequence[tuple[str, Envelope, int | None]]) -> int:
+        """A conflict may be our own first try, whose answer was lost: only what stands there tells."""
+        subject, message, expected = next((part for part in parts if part[2] is not None), parts[0])
+        tail = [record async for record in self.read(subject, after=expected or 0)]
+        for record in tail:
+            try:
+                if record.envelope().id == message.id:
+                    return record.position
+            except MalformedMessage:
+                continue
+        raise VersionConflict(subject, expected or 0, tail)
+
+
+class _Live:
+    """The live copies of a subject, in a bounded buffer that remembers whether it may have missed one."""
+
+    def __init__(self, connection: Connection, subject: str) -> None:
+        self._records: deque[Record] = deque()
+        self._woken = asyncio.Event()
+        self._missed = False
+        self._subscription = connection.subscribe(subject, self._take)
+        self._unregister = connection.on_reconnect(self._miss)
+
+    def caught_up(self) -> None:
+        """From here on the buffer is complete: call it before reading what is stored."""
+        self._missed = False
+        self._records.clear()
+
+    async def records(self) -> AsyncGenerator[Record, None]:
+        """What arrives, until something may have been missed."""
+        while True:
+            while self._records:
+                yield self._records.popleft()
+            if self._missed:
+                return
+            self._woken.clear()
+            await self._woken.wait()
+
+    def close(self) -> None:
+        self._unregister()
+        self._subscription.unsubscribe()
+
+    def _take(self, message: Message) -> None:
+        if len(self._records) >= _LIVE_MESSAGES:
+            self._miss()
+        elif not self._missed:
+            self._records.append(_record(message))
+            self._woken.set()
+
+    def _miss(self) -> None:
+        self._missed = True
+        self._woken.set()
+
+
+def _headers(message: Envelope, expected: int | None) -> dict[str, str]:
+    headers = {"Nats-Msg-Id": message.id, "Content-Type": CONTENT_TYPE}
+    if expected is not None:
+        headers["Nats-Expected-Last-Subject-Sequence"] = str(expected)
+    return headers
+
+
+def _is_record(message: Message) -> bool:
+    # Whoever publishes can write a status into the headers; only the server adds a position to them.
+    return _POSITION in (message.headers or {})
+
+
+def _add(page: list[Record], message: Message) -> None:
+    try:
+        page.append(_record(message))
+    except MalformedMessage as error:
+        # Its headers can't be read, so nobody can say where it stands; the page's end says where to go on.
+        logger.warning("unreadable record", error=str(error), size_bytes=len(message.data))
+
+
+def _record(message: Message) -> Record:
+    headers = message.headers or {}
+    try:
+        return Record(int(headers[_POSITION]), headers["Nats-Subject"], message.data)
+    except (KeyError, ValueError):
+        raise MalformedMessage(f"{message.subject!r} does not say which position it has: {headers}") from None

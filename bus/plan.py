@@ -1,0 +1,187 @@
+"""Plans: a versioned graph of phases, refused when it is made if it can't work.
+
+`Plan` is what an author writes and what a run's first event stores. `Graph` is what the rules read: the same
+phases with every reference turned into a dependency and every dependency turned round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from graphlib import CycleError, TopologicalSorter
+from typing import Any, Literal
+
+import msgspec
+
+from bus import subjects
+from bus.errors import InvalidName, PlanError
+from bus.references import ITEM, RUN_INPUT, Ref, references
+from bus.retry import RetryPolicy
+
+Key = str | int
+DAY_S = 86_400.0
+
+
+class Approval(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, forbid_unknown_fields=True):
+    """A gate that a person or an agent answers; past `expires_s` (1 week by default) `on_expiry` answers it."""
+
+    expires_s: float = 7 * DAY_S
+    on_expiry: Literal["reject", "approve"] = "reject"
+    prompt: str = ""
+
+
+class Phase(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """One unit of a plan: work for a `capability`, or a gate (`approval`).
+
+    `key` is a name or a number, negative allowed. `each` makes one item of work per element of the list it refers
+    to, at most `width` of them at a time. `timeout_s` bounds one attempt (otherwise the capability's own bound
+    does), `queue_timeout_s` the wait for somebody to take the work. Without `input` a handler gets `{}`, or the
+    item itself.
+    """
+
+    key: Key
+    capability: str | None = None
+    input: Any = None
+    each: Ref | str | None = None
+    width: int | None = None
+    after: Sequence[Key] = ()
+    timeout_s: float | None = None
+    queue_timeout_s: float = DAY_S
+    retry: RetryPolicy = RetryPolicy()
+    approval: Approval | None = None
+
+    def __post_init__(self) -> None:
+        # In builtins from here on: what is compared, stored and resolved is the JSON form.
+        msgspec.structs.force_setattr(self, "input", msgspec.to_builtins(self.input))
+
+    @property
+    def name(self) -> str:
+        return str(self.key)
+
+
+class Plan(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True, dict=True):
+    """A named, versioned graph of phases; `timeout_s` bounds a whole run (30 days by default).
+
+    Raises PlanError when it is made: unknown dependency, cycle, duplicate key, unknown reference, wrong name.
+    """
+
+    name: str
+    version: str = "1"
+    phases: Sequence[Phase] = ()
+    timeout_s: float = 30 * DAY_S
+
+    def __post_init__(self) -> None:
+        assert self.graph is not None
+
+    @cached_property
+    def graph(self) -> Graph:
+        return _graph(self)
+
+    @property
+    def capabilities(self) -> list[str]:
+        """Every capability the plan needs, once, in the order of its phases."""
+        return list(dict.fromkeys(phase.capability for phase in self.phases if phase.capability is not None))
+
+
+class Node(msgspec.Struct, frozen=True):
+    """A phase in the graph: what it waits for, who waits for it, and its template as JSON."""
+
+    key: str
+    phase: Phase
+    each: Ref | None
+    needs: tuple[str, ...]
+    feeds: tuple[str, ...]
+
+
+Graph = dict[str, Node]
+"""Every phase by key, in the author's order."""
+
+
+def _graph(plan: Plan) -> Graph:
+    _check_name(plan)
+    phases = _by_key(plan)
+    if not phases:
+        raise PlanError(f"plan {plan.name!r} has no phases")
+    needs = {key: _needs(plan, phase, phases) for key, phase in phases.items()}
+    try:
+        TopologicalSorter(needs).prepare()
+    except CycleError as error:
+        raise PlanError(f"plan {plan.name!r} has a cycle: {' -> '.join(reversed(error.args[1]))}") from None
+    feeds: dict[str, list[str]] = {key: [] for key in phases}
+    for key, earlier in needs.items():
+        for other in earlier:
+            feeds[other].append(key)
+    return {key: Node(key, phase, _each(phase), tuple(needs[key]), tuple(feeds[key])) for key, phase in phases.items()}
+
+
+def _check_name(plan: Plan) -> None:
+    try:
+        subjects.name(plan.name, "plan")
+    except InvalidName as error:
+        raise PlanError(str(error)) from None
+    if not plan.version:
+        raise PlanError(f"plan {plan.name!r} has an empty version")
+    if not plan.timeout_s > 0:
+        raise PlanError(f"plan {plan.name!r}: timeout_s is {plan.timeout_s}, it must be over 0")
+
+
+def _by_key(plan: Plan) -> dict[str, Phase]:
+    phases: dict[str, Phase] = {}
+    for phase in plan.phases:
+        try:
+            key = subjects.phase_key(phase.key)
+        except InvalidName as error:
+            raise PlanError(f"plan {plan.name!r}: {error}") from None
+        if key in (RUN_INPUT, ITEM):
+            raise PlanError(f"plan {plan.name!r}: a phase can't be called {key!r}, references use that word")
+        if key in phases:
+            raise PlanError(f"plan {plan.name!r} has two phases {key!r}")
+        _check_phase(plan, key, phase)
+        phases[key] = phase
+    return phases
+
+
+def _check_phase(plan: Plan, key: str, phase: Phase) -> None:
+    where = f"plan {plan.name!r}, phase {key!r}"
+    if (phase.capability is None) == (phase.approval is None):
+        raise PlanError(f"{where}: give it either a capability or an approval")
+    if phase.capability is not None:
+        try:
+            subjects.capability(phase.capability)
+        except InvalidName as error:
+            raise PlanError(f"{where}: {error}") from None
+    if phase.approval is not None and (phase.each is not None or phase.input is not None):
+        raise PlanError(f"{where}: an approval has no input and no each")
+    if phase.width is not None and (phase.each is None or phase.width < 1):
+        raise PlanError(f"{where}: width is {phase.width}, it must be 1 or more and goes with each")
+    bounds = {"timeout_s": phase.timeout_s, "queue_timeout_s": phase.queue_timeout_s}
+    if phase.approval is not None:
+        bounds["approval.expires_s"] = phase.approval.expires_s
+    for field, bound in bounds.items():
+        if bound is not None and not 0 < bound < float("inf"):
+            raise PlanError(f"{where}: {field} is {bound}, it must be over 0")
+
+
+def _needs(plan: Plan, phase: Phase, phases: dict[str, Phase]) -> dict[str, None]:
+    """The phases this one waits for: those named in `after` and those its references lead to, each once."""
+    where = f"plan {plan.name!r}, phase {phase.name!r}"
+    needs: dict[str, None] = {}
+    for key in map(str, phase.after):
+        if key not in phases:
+            raise PlanError(f"{where}: after names {key!r}, but there is no such phase")
+        needs[key] = None
+    each = _each(phase)
+    for reference in [*([each] if each else []), *references(phase.input)]:
+        if reference.root in phases:
+            needs[reference.root] = None
+        elif reference.root == ITEM and (phase.each is None or reference is each):
+            raise PlanError(f"{where}: reference {reference.ref!r} needs an each")
+        elif reference.root not in (RUN_INPUT, ITEM):
+            raise PlanError(
+                f"{where}: reference {reference.ref!r} leads to no phase; it starts with input, item or a phase's key"
+            )
+    return needs
+
+
+def _each(phase: Phase) -> Ref | None:
+    return Ref(phase.each) if isinstance(phase.each, str) else phase.each

@@ -1,0 +1,116 @@
+"""When to try again: one pure function of the policy, the problem and what has failed before."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from typing import overload
+
+import msgspec
+
+from bus.errors import BusError
+from bus.problem import Problem
+
+_LONGEST_DELAY_S = 3600.0
+
+
+class RetryPolicy(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, forbid_unknown_fields=True):
+    """How often each class of failure is tried again, and the first delay, which doubles each time.
+
+    Counts are retries: `transient=5` allows six attempts. `configuration` and `permanent` failures are never tried
+    again: nothing changes until a person acts. `lost` counts attempts whose process died, hung or missed its
+    deadline; the first of them is tried again at once, because the work was probably not at fault.
+    """
+
+    transient: int = 4
+    dependency: int = 3
+    unknown: int = 1
+    lost: int = 3
+    transient_s: float = 0.5
+    dependency_s: float = 5.0
+    unknown_s: float = 1.0
+    lost_s: float = 0.5
+    max_s: float = 300.0
+
+    def __post_init__(self) -> None:
+        for field, value in msgspec.structs.asdict(self).items():
+            if not 0 <= value < float("inf"):
+                raise ValueError(f"retry.{field} is {value}, it must be 0 or more")
+
+
+class RetryLater(BusError):
+    """Raised by a handler: not now. Counts as a transient failure, tried again after `delay_s`."""
+
+    def __init__(self, delay_s: float, reason: str = "") -> None:
+        super().__init__(reason or f"again in {delay_s} s")
+        self.delay_s = delay_s
+
+
+@overload
+def Retry(delay_s: float, reason: str = ...) -> RetryLater: ...
+
+
+@overload
+def Retry(
+    *,
+    transient: int = ...,
+    dependency: int = ...,
+    unknown: int = ...,
+    lost: int = ...,
+    transient_s: float = ...,
+    dependency_s: float = ...,
+    unknown_s: float = ...,
+    lost_s: float = ...,
+    max_s: float = ...,
+) -> RetryPolicy: ...
+
+
+def Retry(delay_s: float | None = None, reason: str = "", **policy: float) -> RetryLater | RetryPolicy:  # noqa: N802
+    """One word for both sides: `raise Retry(2.5)` in a handler, `Phase(..., retry=Retry(transient=5))` in a plan."""
+    if delay_s is not None:
+        return RetryLater(delay_s, reason)
+    return msgspec.convert(policy, RetryPolicy)
+
+
+def delay_s(policy: RetryPolicy, problem: Problem, earlier: Iterable[Problem], *, seed: str) -> float | None:
+    """Seconds to wait before the next attempt, or None: give up.
+
+    `earlier` are the problems of the attempts before this one; only those of the same kind count against the
+    policy. `seed` fixes the jitter (50-100 % of the delay), so that the same history gives the same decision.
+    """
+    if problem.code == "handed_back":
+        return 0.0
+    kind = _kind(problem)
+    allowed, first_s = _allowance(policy, kind)
+    tries = sum(1 for other in earlier if _kind(other) == kind)
+    if tries >= allowed:
+        return None
+    if problem.retry_after_s is not None:
+        return min(max(problem.retry_after_s, 0.0), _LONGEST_DELAY_S)
+    if kind == "lost" and tries == 0:
+        return 0.0
+    delay = min(first_s * 2.0 ** min(tries, 32), policy.max_s)
+    return delay * (0.5 + _fraction(f"{seed}/{tries}") / 2)
+
+
+def _kind(problem: Problem) -> str:
+    return "lost" if problem.code in {"lost", "timed_out"} else problem.error_class
+
+
+def _allowance(policy: RetryPolicy, kind: str) -> tuple[int, float]:
+    match kind:
+        case "lost":
+            return policy.lost, policy.lost_s
+        case "transient":
+            return policy.transient, policy.transient_s
+        case "dependency":
+            return policy.dependency, policy.dependency_s
+        case "unknown":
+            return policy.unknown, policy.unknown_s
+        case _:
+            return 0, 0.0
+
+
+def _fraction(seed: str) -> float:
+    """A number in [0, 1) that only depends on `seed`."""
+    return int.from_bytes(hashlib.blake2b(seed.encode(), digest_size=4).digest(), "big") / 2**32

@@ -1,0 +1,298 @@
+"""Runs on the log: read the tail, decide, append, dispatch; on conflict, read what came in between and decide again.
+
+Commands for the same run that meet in one process are decided together and stored as one commit, so a wide fan-in
+costs fewer appends the busier it gets. Whoever commits also dispatches: work follows the commit that made it ready.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict, deque
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from contextlib import aclosing
+from datetime import UTC, datetime
+from uuid import uuid4
+
+import msgspec
+import structlog
+
+from bus import dead, events
+from bus.commands import Command
+from bus.connection import Connection
+from bus.decide import decide
+from bus.envelope import Envelope, encode, envelope
+from bus.errors import BusError, NotFound, Refused, TooLarge, VersionConflict
+from bus.events import Commit, Event, PhaseReady
+from bus.inputs import order
+from bus.log import Log, Record
+from bus.run import Folding, RunState, fold
+from bus.subjects import Work
+
+logger = structlog.get_logger(__name__)
+
+ORDER = "phase.work.v1"
+_CACHED_RUNS = 1_000
+_BATCH = 200
+
+
+class Decided(msgspec.Struct, frozen=True):
+    """What a command led to: its own events, and the run as of the commit that holds them."""
+
+    events: Sequence[Event]
+    state: RunState
+
+
+class _Waiting(msgspec.Struct):
+    command: Command
+    done: asyncio.Future[Decided]
+    causation: str | None
+
+
+class _Lane(msgspec.Struct):
+    """One run in this process: the newest state known, and the commands that wait to be decided."""
+
+    state: RunState | None = None
+    waiting: deque[_Waiting] = msgspec.field(default_factory=deque)
+    busy: bool = False
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+class Runs:
+    """Every run of a namespace, as one process sees and moves them. `tasks` outlives whatever is submitted."""
+
+    def __init__(
+        self,
+        log: Log,
+        connection: Connection,
+        tasks: asyncio.TaskGroup,
+        *,
+        source: str,
+        clock: Callable[[], datetime] = utc_now,
+    ) -> None:
+        self._log = log
+        self._connection = connection
+        self._tasks = tasks
+        self._source = source
+        self._clock = clock
+        self._lanes: OrderedDict[str, _Lane] = OrderedDict()
+
+    async def submit(self, run: str, command: Command, *, causation: str | None = None) -> Decided:
+        """Carry out a command; it is in the log when this returns.
+
+        Raises Refused with the reason if the run's present state does not allow it, TooLarge, Unavailable.
+        Cancelling the caller does not take the command back.
+        """
+        lane = self._lane(run)
+        waiting = _Waiting(command, asyncio.get_running_loop().create_future(), causation)
+        lane.waiting.append(waiting)
+        if not lane.busy:
+            lane.busy = True
+            self._tasks.create_task(self._serve(run, lane))
+        return await waiting.done
+
+    async def load(self, run: str) -> RunState:
+        """The run as it is now. Raises NotFound."""
+        lane = self._lane(run)
+        state = await self._refresh(run, lane.state)
+        if state is None:
+            raise NotFound(f"there is no run {run!r} in this log")
+        if not lane.busy:
+            lane.state = state
+        return state
+
+    async def as_of(self, run: str, position: int) -> RunState:
+        """The run as it was at a position of the log. Raises NotFound if it had not started then."""
+        state = fold([commit async for commit in self.commits(run, upto=position)])
+        if state is None:
+            raise NotFound(f"there was no run {run!r} at position {position}")
+        return state
+
+    async def commits(self, run: str, *, after: int = 0, upto: int | None = None) -> AsyncGenerator[Commit, None]:
+        """A run's commits in order."""
+        async for record in self._log.read(self._log.subjects.run(run), after=after, upto=upto):
+            yield events.commit(record.envelope(), record.position)
+
+    async def follow(self, run: str, *, after: int = 0) -> AsyncGenerator[Commit, None]:
+        """A run's commits, those to come included; never ends by itself."""
+        async with aclosing(self._log.follow(self._log.subjects.run(run), after=after)) as records:
+            async for record in records:
+                yield events.commit(record.envelope(), record.position)
+
+    def dispatch(self, state: RunState, ready: Iterable[tuple[str, int | None]]) -> None:
+        """Publish the work of items that can be taken. Harmless if it is already waiting: the server keeps one."""
+        for key, index in ready:
+            work = order(state, key, index)
+            message = self._envelope(ORDER, work, state, phase=key, attempt=work.attempt)
+            subject = self._log.subjects.work(Work(work.capability, state.run, key, index, work.attempt))
+            try:
+                self._connection.publish(subject, encode(message))
+            except BusError as error:
+                # The log has it as ready; the supervisor publishes what has no message.
+                logger.warning("not dispatched", run=state.run, phase=key, error=str(error))
+
+    def _lane(self, run: str) -> _Lane:
+        lane = self._lanes.get(run)
+        if lane is None:
+            lane = self._lanes[run] = _Lane()
+            if len(self._lanes) > _CACHED_RUNS:
+                idle = next((name for name, other in self._lanes.items() if not other.busy), None)
+                if idle is not None:
+                    del self._lanes[idle]
+        else:
+            self._lanes.move_to_end(run)
+        return lane
+
+    async def _serve(self, run: str, lane: _Lane) -> None:
+        try:
+            while lane.waiting:
+                batch = [lane.waiting.popleft() for _ in range(min(len(lane.waiting), _BATCH))]
+                try:
+                    await self._commit(run, lane, batch)
+                except TooLarge as error:
+                    await self._one_by_one(run, lane, batch, error)
+                except Exception as error:  # noqa: BLE001 - it is raised where the command was submitted
+                    # What this process knows of the run may be behind what was stored.
+                    lane.state = None
+                    _reject(batch, error)
+        finally:
+            lane.busy = False
+            for waiting in lane.waiting:
+                waiting.done.cancel()
+
+    async def _one_by_one(self, run: str, lane: _Lane, batch: list[_Waiting], error: TooLarge) -> None:
+        """Together they were over the limit; alone, only what is really too large is."""
+        if len(batch) == 1:
+            _reject(batch, error)
+            return
+        lane.waiting.extendleft(reversed(batch[1:]))
+        try:
+            await self._commit(run, lane, batch[:1])
+        except BusError as alone:
+            _reject(batch[:1], alone)
+
+    async def _commit(self, run: str, lane: _Lane, batch: list[_Waiting]) -> None:
+        """Decide the batch on the newest state, and store what comes of it as one commit."""
+        is_fresh = lane.state is None
+        state = await self._refresh(run, None) if is_fresh else lane.state
+        identity = uuid4().hex
+        while True:
+            now = self._clock()
+            decided, refused = _decide(run, state, batch, now)
+            if refused and not is_fresh:
+                # A refusal must be true now, not as of what this process happened to know.
+                state, is_fresh = await self._refresh(run, state), True
+                continue
+            happened = [event for _, caused in decided for event in caused]
+            if not happened:
+                lane.state = state
+                break
+            commit = Commit(run, identity, now, (state.position if state else 0) + 1, happened)
+            after = fold([commit], state)
+            assert after is not None, "a commit leaves a state"
+            try:
+                position = await self._append(after, commit, batch[0].causation, state)
+            except VersionConflict as conflict:
+                state = fold(_commits(conflict.tail), state)
+                is_fresh = True
+                continue
+            lane.state = msgspec.structs.replace(after, position=position)
+            self.dispatch(lane.state, _still_ready(lane.state, happened))
+            break
+        for waiting, caused in decided:
+            if not waiting.done.done():
+                assert lane.state is not None, "what was decided has a state"
+                waiting.done.set_result(Decided(caused, lane.state))
+        for waiting, error in refused:
+            _reject([waiting], error)
+
+    async def _append(self, after: RunState, commit: Commit, causation: str | None, before: RunState | None) -> int:
+        subject = self._log.subjects.run(commit.run)
+        message = self._envelope(
+            events.COMMIT, events.body(commit.events), after, id=commit.id, at=commit.at, causation=causation
+        )
+        expected = before.position if before is not None else 0
+        letters = dead.letters(after, commit.events)
+        if not letters:
+            return await self._log.append(subject, message, expected=expected)
+        parts: list[tuple[str, Envelope, int | None]] = [(subject, message, expected)]
+        for letter in letters:
+            record = self._envelope(dead.LETTER, letter, after, at=commit.at, phase=letter.phase, causation=commit.id)
+            parts.append((self._log.subjects.dead(letter.capability), record, None))
+        last = await self._log.append_together(parts)
+        # Members of a batch stand next to each other; the commit is the first.
+        return last - len(letters)
+
+    async def _refresh(self, run: str, state: RunState | None) -> RunState | None:
+        after = state.position if state is not None else 0
+        records = [record async for record in self._log.read(self._log.subjects.run(run), after=after)]
+        return fold(_commits(records), state) if records else state
+
+    def _envelope(
+        self,
+        kind: str,
+        data: object,
+        state: RunState,
+        *,
+        id: str | None = None,
+        at: datetime | None = None,
+        causation: str | None = None,
+        phase: str | None = None,
+        attempt: int | None = None,
+    ) -> Envelope:
+        return envelope(
+            kind,
+            data,
+            id=id or uuid4().hex,
+            source=self._source,
+            time=at or self._clock(),
+            correlationid=state.correlation,
+            causationid=causation,
+            runid=state.run,
+            phase=phase,
+            attempt=attempt,
+        )
+
+
+def _decide(
+    run: str, state: RunState | None, batch: list[_Waiting], now: datetime
+) -> tuple[list[tuple[_Waiting, Sequence[Event]]], list[tuple[_Waiting, Refused]]]:
+    """Each command on the state that the ones before it leave."""
+    decided: list[tuple[_Waiting, Sequence[Event]]] = []
+    refused: list[tuple[_Waiting, Refused]] = []
+    folding = Folding(state)
+    for waiting in batch:
+        try:
+            caused = decide(folding.state, waiting.command, run=run, now=now)
+        except Refused as error:
+            refused.append((waiting, error))
+            continue
+        folding.add(Commit(run, "", now, (folding.state.position if folding.state else 0) + 1, caused))
+        decided.append((waiting, caused))
+    return decided, refused
+
+
+def _commits(records: Iterable[Record]) -> list[Commit]:
+    return [events.commit(record.envelope(), record.position) for record in records]
+
+
+def _still_ready(state: RunState, happened: Iterable[Event]) -> list[tuple[str, int | None]]:
+    """What the commit made ready and did not use up itself."""
+    return [
+        (event.phase, event.item)
+        for event in happened
+        if isinstance(event, PhaseReady) and event.due_at is None and _is_ready(state, event)
+    ]
+
+
+def _is_ready(state: RunState, event: PhaseReady) -> bool:
+    item = state.phases[event.phase].item(event.item)
+    return item is not None and (item.status, item.attempt) == ("ready", event.attempt)
+
+
+def _reject(batch: Iterable[_Waiting], error: Exception) -> None:
+    for waiting in batch:
+        if not waiting.done.done():
+            waiting.done.set_exception(error)

@@ -1,0 +1,72 @@
+"""Settings: one validated object, read once from the environment, passed to whoever needs it.
+
+`NATS_URL` says where the server is; everything else is `PHASEBUS_<NAME>`. A wrong value is refused at start-up with
+its name and the reason, and no value is printed: it may be a secret.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+
+from bus import subjects
+from bus.errors import SettingsError
+
+_PREFIX = "PHASEBUS_"
+_VARIABLES = {"url": "NATS_URL", "context": "NATS_CONTEXT"}
+
+
+class Settings(BaseModel):
+    """How a process talks to the bus. Durations are seconds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    url: SecretStr | None = Field(None, description="nats://user:password@host:port, several joined by commas")
+    context: str | None = Field(None, description="name of a NATS context file, used when there is no url")
+    system_url: SecretStr | None = Field(None, description="login of the system account: crashes are seen at once")
+    credentials: Path | None = Field(None, description="a .creds file, or one that holds an nkey seed")
+    namespace: str = Field("bus", description="prefix of every subject; its upper case is the stream's name")
+    replicas: int = Field(1, ge=1, le=5, description="copies of the log, on as many servers")
+    durability: Literal["synced", "fast"] = Field("synced", description="synced: on disk before it is acknowledged")
+    append_timeout_s: float = Field(30.0, gt=0, description="how long an append is tried again before it is given up")
+    request_timeout_s: float = Field(5.0, gt=0, description="how long one answer of the server is waited for")
+    beat_s: float = Field(1.0, gt=0, le=60, description="an instance says that it lives this often")
+    lease_s: float = Field(3.0, gt=0, le=600, description="silent for longer, an instance loses what it holds")
+    grace_s: float = Field(10.0, ge=0, description="how long a stopping process may finish what it has begun")
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @field_validator("namespace")
+    @classmethod
+    def _namespace(cls, value: str) -> str:
+        return subjects.name(value, "namespace")
+
+    @classmethod
+    def load(cls, environment: Mapping[str, str] = os.environ, **values: Any) -> Settings:
+        """The settings of `environment`, with `values` that are not None on top. Raises SettingsError."""
+        names = {field: _VARIABLES.get(field, _PREFIX + field.upper()) for field in cls.model_fields}
+        known = {*names.values(), *_ELSEWHERE}
+        unknown = [name for name in environment if name.startswith(_PREFIX) and name not in known]
+        if unknown:
+            raise SettingsError(f"{unknown[0]} is not a setting; known are {', '.join(sorted(known))}")
+        found: dict[str, Any] = {field: environment[name] for field, name in names.items() if environment.get(name)}
+        found.update({field: value for field, value in values.items() if value is not None})
+        try:
+            return cls.model_validate(found)
+        except ValidationError as error:
+            problems = [f"{_named(problem['loc'], names)}: {problem['msg']}" for problem in error.errors()]
+            raise SettingsError("; ".join(problems)) from None
+
+
+# Read by the examples and by nats.conf, not by the library.
+_ELSEWHERE = frozenset(
+    _PREFIX + name for name in ("WORKDIR", "REPORTS", "LLM_URL", "LLM_MODEL", "LLM_KEY", "PASSWORD", "SYSTEM_PASSWORD")
+)
+
+
+def _named(location: tuple[int | str, ...], names: Mapping[str, str]) -> str:
+    field = str(location[0]) if location else "settings"
+    return f"{field} ({names[field]})" if field in names else field

@@ -1,0 +1,132 @@
+"""The subject grammar: which names can be tokens, and which subject carries what.
+
+A name becomes one token of a subject, so it may hold nothing that NATS gives a meaning to. Where a token has two
+parts (a dotted capability, an item of a phase), they are joined by `:`, which no name may contain.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from bus.errors import InvalidName, MalformedMessage
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+_PHASE = re.compile(r"-?[a-z0-9][a-z0-9_-]{0,62}")
+_CAPABILITY_CHARACTERS = 128
+
+
+def name(value: str, what: str) -> str:
+    """`value` itself if it is a name: 1-63 of `a-z 0-9 _ -`, the first a letter or digit. Raises InvalidName."""
+    if not _NAME.fullmatch(value):
+        raise InvalidName(f"{what} {value!r} is not a name: use 1 to 63 of a-z, 0-9, _ and -, first a letter or digit")
+    return value
+
+
+def phase_key(value: str | int) -> str:
+    """A phase's key as text: a name, or a number that may be negative. Raises InvalidName."""
+    text = str(value)
+    if not _PHASE.fullmatch(text):
+        raise InvalidName(f"phase key {value!r} is not a name or a number: use 1 to 63 of a-z, 0-9, _ and -")
+    return text
+
+
+def capability(value: str) -> str:
+    """`value` itself if it is one or more names joined by dots, 128 characters at most. Raises InvalidName."""
+    if len(value) > _CAPABILITY_CHARACTERS or not all(_NAME.fullmatch(part) for part in value.split(".")):
+        raise InvalidName(
+            f"capability {value!r} is not a dotted name: use a-z, 0-9, _ and - between dots, 128 characters at most"
+        )
+    return value
+
+
+def capability_token(value: str) -> str:
+    """The capability as one token; also the name of its consumer."""
+    return capability(value).replace(".", ":")
+
+
+class Work(NamedTuple):
+    """What a work subject says: the attempt that waits to be taken."""
+
+    capability: str
+    run: str
+    phase: str
+    item: int | None
+    attempt: int
+
+
+class Subjects:
+    """The subjects of one namespace: `bus` gives prefix `bus.`, stream `BUS`, work stream `BUS_WORK`."""
+
+    def __init__(self, namespace: str = "bus") -> None:
+        self.namespace = name(namespace, "namespace")
+        self.stream = namespace.upper()
+        self.work_stream = f"{self.stream}_WORK"
+        self.leases_bucket = f"{self.stream}_LEASES"
+        self.runs = f"{namespace}.run.*"
+        self.dead_letters = f"{namespace}.dead.*"
+        self.all_work = f"{namespace}.work.>"
+        self.everyone = f"{namespace}.ping"
+        self.beats = f"{namespace}.beat.*"
+        # The server publishes what it has stored once more, under `live.`: what is seen there is in the log.
+        self.live = f"live.{namespace}.>"
+
+    def logged(self) -> list[str]:
+        """What the log's stream stores. Pings and beats are not facts, so they are not among it."""
+        return [f"{self.namespace}.{kind}.>" for kind in ("run", "mail", "topic", "agent", "dead", "ops")]
+
+    def run(self, run: str) -> str:
+        return f"{self.namespace}.run.{name(run, 'run')}"
+
+    def run_of(self, subject: str) -> str:
+        """The run whose commits are on `subject`."""
+        return subject.rpartition(".")[2]
+
+    def agent(self, agent: str, instance: str) -> str:
+        return f"{self.namespace}.agent.{name(agent, 'agent')}.{name(instance, 'instance')}"
+
+    def dead(self, capability: str) -> str:
+        return f"{self.namespace}.dead.{capability_token(capability)}"
+
+    def work(self, work: Work) -> str:
+        token = work.phase if work.item is None else f"{work.phase}:{work.item}"
+        return f"{self.namespace}.work.{capability_token(work.capability)}.{work.run}.{token}.{work.attempt}"
+
+    def work_for(self, capability: str) -> str:
+        """The filter of a capability's consumer."""
+        return f"{self.namespace}.work.{capability_token(capability)}.>"
+
+    def parse_work(self, subject: str) -> Work:
+        """What the subject says. Raises MalformedMessage for anything `work()` would not have made."""
+        tokens = subject.split(".")
+        try:
+            _, _, capability_part, run, phase, attempt = tokens
+            key, _, item = phase.partition(":")
+            work = Work(capability_part.replace(":", "."), name(run, "run"), phase_key(key), _index(item), int(attempt))
+            same = self.work(work) == subject
+        except (InvalidName, ValueError) as error:
+            raise MalformedMessage(f"{subject!r} is not a work subject: {error}") from error
+        if not same:
+            raise MalformedMessage(f"{subject!r} is not a work subject of namespace {self.namespace!r}")
+        return work
+
+    def who(self, capability: str) -> str:
+        """Every live instance with the capability answers here; if there is none, the server says so at once."""
+        return f"{self.namespace}.who.{capability_token(capability)}"
+
+    def ping(self, instance: str) -> str:
+        return f"{self.namespace}.ping.{name(instance, 'instance')}"
+
+    def beat(self, instance: str) -> str:
+        return f"{self.namespace}.beat.{name(instance, 'instance')}"
+
+    def cancel(self, instance: str) -> str:
+        """Tells one instance to stop an attempt it holds; a hint, the log has the decision."""
+        return f"{self.namespace}.stop.{name(instance, 'instance')}"
+
+    def live_copy(self, subject: str) -> str:
+        return f"live.{subject}"
+
+
+def _index(text: str) -> int | None:
+    return int(text) if text else None
