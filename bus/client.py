@@ -9,14 +9,15 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from datetime import datetime
 from functools import lru_cache
 from typing import Any, TypeVar, overload
+from uuid import uuid4
 
 import msgspec
 
 from bus import dead
 from bus.commands import Answer, Begin, Cancel, Redrive
 from bus.connection import Connection
-from bus.envelope import decode
-from bus.errors import BusError, MalformedMessage, NoLiveAgent, NotFound, TimedOut
+from bus.envelope import decode, envelope
+from bus.errors import BusError, MalformedMessage, NoLiveAgent, NotFound, Refused, TimedOut
 from bus.events import Commit, Event, is_ending
 from bus.log import Log
 from bus.natscontext import read_context
@@ -25,13 +26,14 @@ from bus.presence import Beat, is_offered, roster
 from bus.problem import Problem
 from bus.references import ref
 from bus.run import RunState
-from bus.runs import Runs
+from bus.runs import Runs, utc_now
 from bus.server import embedded
 from bus.settings import Settings
 from bus.subjects import Subjects
 
 T = TypeVar("T")
 TASK = "task"
+LETTER_REDRIVEN = "ops.letter_redriven.v1"
 _TASK_PHASE = "work"
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 
@@ -197,6 +199,21 @@ class Client:
         if record is None or not record.subject.startswith(self.subjects.dead_letters.removesuffix("*")):
             raise NotFound(f"there is no dead letter {number}")
         return dead.read(decode(record.body))
+
+    async def redrive_letter(self, number: int, *, by: str) -> None:
+        """Send dead work again to where it came from. Raises NotFound, Refused if it is not dead any more."""
+        letter = await self.dead_letter(number)
+        if isinstance(letter, dead.DeadLetter):
+            if not dead.is_open(letter, await self.runs.load(letter.run)):
+                raise Refused(
+                    f"dead letter {number} was redriven before; `phasebus run show {letter.run}` has the rest"
+                )
+            await self.redrive(letter.run, by=by, phases=[letter.phase])
+            return
+        said = {"by": by, "dead_letter": number, "subject": letter.subject}
+        record = envelope(LETTER_REDRIVEN, said, id=uuid4().hex, source=self.source, time=utc_now())
+        await self.log.append(self.subjects.ops("dead"), record)
+        self.connection.publish(letter.subject, letter.body)
 
     async def _unserved(self, capabilities: Sequence[str]) -> list[str]:
         offered = await asyncio.gather(

@@ -88,9 +88,10 @@ class Subscription:
 class Connection:
     """One socket to the server, with a new one made for ever when it breaks. Made by `open`."""
 
-    def __init__(self, client: _Client, inbox: str) -> None:
+    def __init__(self, client: _Client, inbox_prefix: str) -> None:
         self._client = client
-        self._inbox = inbox
+        self._inbox_prefix = inbox_prefix
+        self._inbox = f"{self.new_inbox()}."
         self._waiting: dict[str, asyncio.Future[Message]] = {}
         self._streams: dict[str, Callback] = {}
 
@@ -133,7 +134,7 @@ class Connection:
         finally:
             if not client.is_connected:
                 await client.shut()
-        connection = cls(client, f"{inbox_prefix}.{token_hex(11)}.")
+        connection = cls(client, inbox_prefix)
         connection.subscribe(f"{connection._inbox}*", connection._on_reply)
         try:
             yield connection
@@ -182,7 +183,7 @@ class Connection:
 
     def new_inbox(self) -> str:
         """A subject nobody can guess, below the prefix this connection may subscribe to."""
-        return f"{self._inbox.rpartition('.')[0].rpartition('.')[0]}.{token_hex(11)}"
+        return f"{self._inbox_prefix}.{token_hex(11)}"
 
     def publish(
         self, subject: str, data: bytes = b"", *, headers: Mapping[str, str] | None = None, reply: str = ""
@@ -459,8 +460,10 @@ class _Client(Client):
                         await self._control(frame)
                     elif callback := self.callbacks.get(frame[0]):
                         self._call(callback, frame[1])
-        except (OSError, ValueError, errors.Error) as error:
-            logger.warning("line broken", error=repr(error))
+        except OSError as error:
+            logger.info("line broken", error=repr(error))
+        except Exception:
+            logger.exception("reading failed")
         # However the reading ended, only a new line brings it back.
         await self._process_op_err(errors.UnexpectedEOF())
 

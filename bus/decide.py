@@ -179,7 +179,8 @@ def _redrive(draft: Draft, command: Redrive) -> None:
     chosen = dict.fromkeys(command.phases or left)
     for key in chosen.copy():
         _add_downstream(state, key, chosen)
-    draft.emit(RunRedriven(by=command.by, phases=tuple(chosen)))
+    deadline_at = draft.now + timedelta(seconds=state.plan.timeout_s)
+    draft.emit(RunRedriven(by=command.by, phases=tuple(chosen), deadline_at=deadline_at))
     draft.open([key for key in chosen if not any(need in chosen for need in state.plan.graph[key].needs)])
 
 

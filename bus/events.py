@@ -54,10 +54,11 @@ class RunCancelled(_Event, frozen=True, tag="run.cancelled.v1"):
 
 
 class RunRedriven(_Event, frozen=True, tag="run.redriven.v1"):
-    """A finished run goes on: a new pass over `phases` and whatever was skipped because of them."""
+    """A finished run goes on: a new pass over `phases`, whatever was skipped because of them included."""
 
     by: str
     phases: Sequence[str]
+    deadline_at: datetime
 
 
 class PhaseExpanded(_Event, frozen=True, tag="phase.expanded.v1"):

@@ -298,6 +298,7 @@ class Folding:
     def _reopen(self, state: RunState, event: RunRedriven) -> None:
         """A new pass: what failed is pending again, with its attempts kept; what completed stays."""
         state.status, state.problem, state.ended_at = "in_progress", None, None
+        state.deadline_at = event.deadline_at
         state.passes += 1
         for key in event.phases:
             before = state.phases[key]

@@ -88,6 +88,10 @@ class Subjects:
     def dead(self, capability: str) -> str:
         return f"{self.namespace}.dead.{capability_token(capability)}"
 
+    def ops(self, area: str) -> str:
+        """What operators did."""
+        return f"{self.namespace}.ops.{name(area, 'area')}"
+
     def work(self, work: Work) -> str:
         token = work.phase if work.item is None else f"{work.phase}:{work.item}"
         return f"{self.namespace}.work.{capability_token(work.capability)}.{work.run}.{token}.{work.attempt}"
@@ -119,10 +123,6 @@ class Subjects:
 
     def beat(self, instance: str) -> str:
         return f"{self.namespace}.beat.{name(instance, 'instance')}"
-
-    def cancel(self, instance: str) -> str:
-        """Tells one instance to stop an attempt it holds; a hint, the log has the decision."""
-        return f"{self.namespace}.stop.{name(instance, 'instance')}"
 
     def live_copy(self, subject: str) -> str:
         return f"live.{subject}"

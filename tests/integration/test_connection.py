@@ -83,6 +83,7 @@ async def test_a_stream_with_poison_can_be_read_to_its_end(server: Server, conne
     config = {"name": "LIVE", "subjects": ["live.>"], "allow_direct": True, "storage": "memory"}
     await connection.request("$JS.API.STREAM.CREATE.LIVE", json.dumps(config).encode(), timeout_s=2)
     await send_raw(server, *POISON.values())
+    await connection.request("live.good", timeout_s=2)  # stored when it is answered, and the poison before it
     sequences = []
     async for message in connection.request_many("$JS.API.DIRECT.GET.LIVE", b'{"batch":100,"seq":1}', timeout_s=2):
         if message.status == 204:
@@ -90,7 +91,7 @@ async def test_a_stream_with_poison_can_be_read_to_its_end(server: Server, conne
         assert message.status == 0  # the server takes out a status that a publisher wrote
         assert message.headers is not None
         sequences.append(int(message.headers["Nats-Sequence"]))
-    assert sequences == list(range(1, len(POISON) + 1))
+    assert sequences == list(range(1, len(POISON) + 2))
     assert connection.disconnects == 0
 
 
@@ -232,7 +233,7 @@ async def test_a_long_answer_that_a_restart_cuts_is_unavailable(server: Server, 
 
 async def test_answers_end_with_silence(connection: Connection) -> None:
     for number in range(3):
-        connection.subscribe("ping", lambda m, n=number: connection.publish(m.reply, b"%d" % n))  # type: ignore[misc]
+        connection.subscribe("ping", lambda m, n=number: connection.publish(m.reply, b"%d" % n))
     answers = [message.data async for message in connection.request_many("ping", timeout_s=0.2)]
     assert sorted(answers) == [b"0", b"1", b"2"]
     assert not connection._streams
@@ -257,6 +258,23 @@ async def test_a_late_answer_to_a_flush_does_not_end_the_reading(server: Server,
     server.signal(signal.SIGCONT)
     await connection.flush(2)
     assert connection.disconnects == 0
+
+
+async def test_however_the_reading_ends_the_line_is_made_again(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail() -> None:
+        raise RuntimeError
+
+    back = asyncio.Event()
+    connection.on_reconnect(back.set)
+    with monkeypatch.context() as patched:
+        patched.setattr(connection._client, "_process_pong", fail)
+        with pytest.raises(Unavailable):
+            await connection.flush(2)
+    await asyncio.wait_for(back.wait(), 5)
+    await connection.flush(2)
+    assert connection.disconnects == 1
 
 
 async def test_closing_is_bounded_when_the_server_is_frozen(server: Server) -> None:

@@ -284,7 +284,7 @@ async def test_each_answer_has_its_effect(connection: Connection) -> None:
     await create_consumer(connection, ack_wait=1_000_000_000)
     await publish(connection, 4)
     got: asyncio.Queue[Delivery] = asyncio.Queue()
-    intake = Intake(connection, "S", "c", deliver=got.put_nowait, missing=asyncio.Event().wait)  # type: ignore[arg-type]
+    intake = Intake(connection, "S", "c", deliver=got.put_nowait, missing=asyncio.Event().wait)
     intake.grant(10)
     async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
         task = tasks.create_task(intake.run())

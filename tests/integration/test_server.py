@@ -52,9 +52,9 @@ async def start_owner(store: Path) -> tuple[asyncio.subprocess.Process, int]:
 
 async def test_what_is_promised_about_durability_is_what_the_server_says(server: Server, tmp_path: Path) -> None:
     jetstream = varz(server)["jetstream"]
-    assert jetstream["config"]["sync_always"] is True  # type: ignore[index]
+    assert jetstream["config"]["sync_always"] is True
     async with embedded(tmp_path / "fast", durability="fast") as fast:
-        config = varz(fast)["jetstream"]["config"]  # type: ignore[index]
+        config = varz(fast)["jetstream"]["config"]
         assert not config.get("sync_always")
         assert config["sync_interval"] == 1_000_000_000
 

@@ -1,0 +1,103 @@
+"""The census: which instances live. Suspect, then confirm, and only then say that one is gone.
+
+A dead process is suspected 3 ms after its end, when the server tells the system account that its connection closed;
+a frozen one when its beats stop. Confirming is asking it: the server answers for those that are gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from typing import Literal
+
+import msgspec
+import structlog
+
+from bus.client import Client
+from bus.connection import Connection, Message
+from bus.errors import NoResponders, Unavailable
+from bus.presence import Beat, read_beat
+
+logger = structlog.get_logger(__name__)
+
+Fate = Literal["alive", "crashed", "frozen"]
+# A living client whose line was cut is back within this time; a dead one is not.
+_RECONNECT_S = 0.02
+_ANSWER_S = 0.5
+
+
+class _Peer(msgspec.Struct, frozen=True):
+    name: str = ""
+
+
+class _Disconnect(msgspec.Struct, frozen=True):
+    client: _Peer = _Peer()
+
+
+_disconnect = msgspec.json.Decoder(_Disconnect)
+
+
+class Census:
+    """Signs of life of every instance since `watching` began. `suspect` is called with an instance's name."""
+
+    def __init__(self, client: Client, suspect: Callable[[str], None]) -> None:
+        self._client = client
+        self._suspect = suspect
+        self._began = time.monotonic()
+        self._seen: dict[str, float] = {}
+        self._beats: dict[str, Beat] = {}
+
+    @asynccontextmanager
+    async def watching(self) -> AsyncIterator[None]:
+        """Hear beats and, with a login of the system account, disconnects."""
+        heard = self._client.connection.subscribe(self._client.subjects.beats, self._hear)
+        try:
+            if self._client.system_url is None:
+                yield
+                return
+            async with Connection.open(self._client.system_url, name="supervisor") as system:
+                system.subscribe("$SYS.ACCOUNT.*.DISCONNECT", self._notice)
+                yield
+        finally:
+            heard.unsubscribe()
+
+    def beat(self, instance: str) -> Beat | None:
+        """The newest beat of an instance."""
+        return self._beats.get(instance)
+
+    def silent_s(self, instance: str) -> float:
+        """For how long nothing has been heard of it."""
+        return time.monotonic() - self._seen.get(instance, self._began)
+
+    def forget(self, known: Iterable[str]) -> None:
+        """Keep only what is known of these instances, and of those heard lately."""
+        kept = set(known)
+        for instance in [name for name in self._seen if name not in kept and self.silent_s(name) > 60]:
+            self._seen.pop(instance, None)
+            self._beats.pop(instance, None)
+
+    async def confirm(self, instance: str) -> Fate:
+        """Ask the instance itself. Nobody subscribed: crashed. Subscribed but no answer: frozen, or a blocked loop."""
+        await asyncio.sleep(_RECONNECT_S)
+        subject = self._client.subjects.ping(instance)
+        try:
+            answer = await self._client.connection.request(subject, timeout_s=_ANSWER_S)
+        except NoResponders:
+            return "crashed"
+        except Unavailable:
+            return "frozen"
+        self._hear(answer)
+        return "alive"
+
+    def _hear(self, message: Message) -> None:
+        beat = read_beat(message)
+        if beat is not None:
+            self._seen[beat.instance] = time.monotonic()
+            self._beats[beat.instance] = beat
+
+    def _notice(self, message: Message) -> None:
+        name = _disconnect.decode(message.data).client.name
+        if name.startswith("agent/"):
+            self._suspect(name.rpartition("/")[2])

@@ -1,0 +1,37 @@
+"""Logs: structlog, one JSON object per line on stderr, with run, phase, attempt, agent and correlation id bound."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any, Literal, TextIO
+
+import msgspec
+import structlog
+
+Level = Literal["debug", "info", "warning", "error"]
+
+
+def configure(level: Level = "info", *, pretty: bool = False, stream: TextIO | None = None) -> None:
+    """Set up logging for this process: what is bound to the current context appears on every line of it.
+
+    `pretty` is for eyes; JSON (the default) is for machines.
+    """
+    render: list[Any] = [structlog.dev.ConsoleRenderer(colors=False)] if pretty else [_to_json]
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.StackInfoRenderer(),
+            *([] if pretty else [structlog.processors.format_exc_info]),
+            *render,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        logger_factory=structlog.WriteLoggerFactory(stream or sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+
+
+def _to_json(_logger: object, _method: str, event: dict[str, Any]) -> str:
+    return msgspec.json.encode(event, enc_hook=repr).decode()

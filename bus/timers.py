@@ -1,0 +1,78 @@
+"""Timers: for every open phase, the instant at which it is moved on, whatever else happens. *Never stuck* rests on it.
+
+They are derived from the log and not stored. A live process may act earlier (a worker ends its own attempt at the
+deadline); `due` is what a supervisor does if nobody else has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from typing import Literal
+
+import msgspec
+
+from bus.commands import Answer, Command, Expire, Fail
+from bus.problem import Problem
+from bus.run import RunState
+
+Kind = Literal["dispatch", "unclaimed", "deadline", "expiry", "run"]
+
+# A worker ends its attempt itself; this much later it is taken from it.
+_SLACK = timedelta(seconds=2)
+
+
+class Timer(msgspec.Struct, frozen=True, order=True):
+    """What happens at `at`: `command`, or a dispatch of the item's work if there is none."""
+
+    at: datetime
+    kind: Kind
+    phase: str = ""
+    item: int | None = None
+    attempt: int = 0
+
+    def command(self, state: RunState) -> Command | None:
+        """What to submit when the timer is due; None means: publish the item's work."""
+        match self.kind:
+            case "dispatch":
+                return None
+            case "unclaimed":
+                capability = state.plan.graph[self.phase].phase.capability
+                problem = Problem(
+                    "unclaimed", f"nobody took the work in time: no free agent for {capability!r}", "dependency"
+                )
+                return Fail(self.phase, self.item, self.attempt, "", problem, "unclaimed")
+            case "deadline":
+                holder = _holder(state, self)
+                problem = Problem("timed_out", f"no result by {self.at - _SLACK:%H:%M:%S}", "transient")
+                return Fail(self.phase, self.item, self.attempt, holder, problem, "timed_out", "deadline passed")
+            case "expiry":
+                approval = state.plan.graph[self.phase].phase.approval
+                assert approval is not None, "only gates expire"
+                return Answer(self.phase, approval.on_expiry == "approve", "expiry", expired=True)
+            case "run":
+                return Expire()
+
+
+def armed(state: RunState) -> Iterator[Timer]:
+    """Every timer of an open run, in no order."""
+    if not state.is_open:
+        return
+    yield Timer(state.deadline_at, "run")
+    for phase in state.phases.values():
+        if phase.status == "waiting" and phase.expires_at is not None:
+            yield Timer(phase.expires_at, "expiry", phase.key)
+        if phase.status not in {"ready", "in_progress"}:
+            continue
+        queue = timedelta(seconds=state.plan.graph[phase.key].phase.queue_timeout_s)
+        for item in phase.items:
+            if item.holder is not None:
+                yield Timer(item.holder.deadline_at + _SLACK, "deadline", phase.key, item.index, item.attempt)
+            elif item.status == "ready" and item.ready_at is not None:
+                yield Timer(item.ready_at, "dispatch", phase.key, item.index, item.attempt)
+                yield Timer(item.ready_at + queue, "unclaimed", phase.key, item.index, item.attempt)
+
+
+def _holder(state: RunState, timer: Timer) -> str:
+    item = state.phases[timer.phase].item(timer.item)
+    return item.holder.instance if item is not None and item.holder is not None else ""
