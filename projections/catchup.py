@@ -74,19 +74,23 @@ class _Reader:
     def _commit(self, record: Record) -> Commit | None:
         try:
             found = commit(record.envelope(), record.position)
-            if found.run != self._subjects.run_of(record.subject):
-                raise MalformedMessage(f"a commit of run {found.run!r} stands on {record.subject!r}")
         except MalformedMessage as error:
-            self.unreadable += 1
-            logger.warning(
-                "unreadable record",
-                position=record.position,
-                subject=record.subject,
-                error=str(error),
-                unreadable=self.unreadable,
-            )
+            self._skip(record, str(error))
+            return None
+        if found.run != self._subjects.run_of(record.subject):
+            self._skip(record, f"a commit of another run, {found.run!r}")
             return None
         return found
+
+    def _skip(self, record: Record, reason: str) -> None:
+        self.unreadable += 1
+        logger.warning(
+            "unreadable record",
+            position=record.position,
+            subject=record.subject,
+            reason=reason,
+            unreadable=self.unreadable,
+        )
 
 
 @asynccontextmanager

@@ -1,4 +1,4 @@
-"""When a run will be done: its open phases played through 200 times, along the graph, with durations drawn from the past.
+"""When a run will be done: what is left of it played through 200 times along the graph, durations drawn from the past.
 
 The same state, history and time give the same answer: the draws are seeded by the run and its number of events.
 How long people take to answer is not forecast: a gate, waiting now or still to come, counts as answered at once.
@@ -12,8 +12,9 @@ from collections.abc import Iterable
 from datetime import datetime
 from graphlib import TopologicalSorter
 from heapq import heapreplace
-from operator import add
+from operator import add, mul
 from random import Random
+from statistics import fmean
 
 import msgspec
 
@@ -149,42 +150,49 @@ def _paces(state: RunState, history: History, random: Random) -> list[float]:
 
 def _left(phase: PhaseState, ground: _Ground, now: datetime, random: Random) -> list[float]:
     """Seconds until the phase is done once it can begin, per sample."""
-    if ground.items == 1:
-        if not phase.items:
-            return [random.choice(ground.pool) * factor for factor in ground.factors]
-        return [_item_left(phase, phase.items[0], ground, factor, now, random) for factor in ground.factors]
-    schedules = [_schedule(phase, ground, factor, now, random) for factor in ground.factors[:_SCHEDULES]]
-    return random.choices(schedules, k=_SAMPLES)
+    if ground.items != 1:
+        return random.choices(_schedules(phase, ground, now, random), k=_SAMPLES)
+    if not phase.items:
+        return list(map(mul, random.choices(ground.pool, k=_SAMPLES), ground.factors))
+    return _item_left(phase, phase.items[0], ground, ground.factors, now, random)
 
 
-def _schedule(phase: PhaseState, ground: _Ground, factor: float, now: datetime, random: Random) -> float:
-    """The units of an `each` phase in its lanes: whichever is free takes the next. Beyond 32 waiting, the first are
-    only counted: many together take what they take on average."""
+def _schedules(phase: PhaseState, ground: _Ground, now: datetime, random: Random) -> list[float]:
+    """The units of an `each` phase in its lanes, a few times over: whichever lane is free takes the next unit.
+
+    Beyond 32 waiting, the first are only counted: many together take what they take on average.
+    """
+    factors = ground.factors[:_SCHEDULES]
     under_way = [item for item in phase.items if item.status == "in_progress"]
-    ended = sum(1 for item in phase.items if item.status in TERMINAL)
-    waiting = ground.items - ended - len(under_way)
+    waiting = ground.items - sum(1 for item in phase.items if item.status in TERMINAL) - len(under_way)
     lanes = max(min(ground.lanes, waiting + len(under_way)), 1)
-    free_in = [_item_left(phase, item, ground, factor, now, random) for item in under_way]
-    # A heap from here on: its first is the lane that is free first.
-    free_in = sorted(free_in + [0.0] * (lanes - len(free_in)))
-    for duration in random.choices(ground.pool, k=min(waiting, _SCHEDULED_ITEMS)):
-        heapreplace(free_in, free_in[0] + duration * factor)
-    average_s = sum(ground.pool) / len(ground.pool) * factor
-    return max(free_in) + max(waiting - _SCHEDULED_ITEMS, 0) * average_s / lanes
+    counted_s = max(waiting - _SCHEDULED_ITEMS, 0) * fmean(ground.pool) / lanes
+    columns = [_item_left(phase, item, ground, factors, now, random) for item in under_way]
+    idle = [[0.0] * len(factors)] * (lanes - len(under_way))
+    schedules: list[float] = []
+    for factor, free_in in zip(factors, zip(*columns, *idle, strict=True), strict=True):
+        # Sorted it is a heap, whose first is the lane that is free first.
+        heap = sorted(free_in)
+        for duration in random.choices(ground.pool, k=min(waiting, _SCHEDULED_ITEMS)):
+            heapreplace(heap, heap[0] + duration * factor)
+        schedules.append(max(heap) + counted_s * factor)
+    return schedules
 
 
-def _item_left(phase: PhaseState, item: Item, ground: _Ground, factor: float, now: datetime, random: Random) -> float:
-    """What is left of a unit, given how long it has been going on and how far its handler says it is."""
+def _item_left(
+    phase: PhaseState, item: Item, ground: _Ground, factors: list[float], now: datetime, random: Random
+) -> list[float]:
+    """What is left of an opened unit, given how long it has been going on and how far its handler says it is."""
     if item.status in TERMINAL:
-        return 0.0
+        return [0.0] * len(factors)
     elapsed_s = max((now - begun_at(phase, item)).total_seconds(), 0.0)
-    left_s = _residual_s(ground, elapsed_s / factor, random) * factor
+    left = [_residual_s(ground, elapsed_s / factor, random) * factor for factor in factors]
     if item.holder is None or not item.holder.fraction:
-        return left_s
+        return left
     # The further the handler says it is, the more its own word counts against the past.
     said = item.holder.fraction
-    held_s = max((now - item.holder.started_at).total_seconds(), 0.0)
-    return (1 - said) * left_s + said * held_s * (1 - said) / said
+    own_s = max((now - item.holder.started_at).total_seconds(), 0.0) * (1 - said) / said
+    return [(1 - said) * left_s + said * own_s for left_s in left]
 
 
 def _residual_s(ground: _Ground, elapsed_s: float, random: Random) -> float:

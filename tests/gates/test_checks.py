@@ -48,5 +48,9 @@ def test_no_file_names_a_registry_or_this_machine() -> None:
     # Spelled in two halves, so that this file does not find itself.
     forbidden = re.compile("pypi" + r"\.org|files\.pythonhosted|registry\.npmjs|deb\.debian|/" + "work/|/" + "root/")
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
-    found = [name for name in tracked if (ROOT / name).is_file() and forbidden.search((ROOT / name).read_text("utf-8", "replace"))]
+    found = [
+        name
+        for name in tracked
+        if (ROOT / name).is_file() and forbidden.search((ROOT / name).read_text("utf-8", "replace"))
+    ]
     assert not found

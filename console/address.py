@@ -1,0 +1,129 @@
+"""Where the bus is: what the command was told, the environment, a bus started in this folder, or a stopped one's log."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from bus.natscontext import read_context
+from bus.server import embedded
+from bus.settings import Settings
+from console.failure import NOT_FOUND, UNREACHABLE, USAGE, Failure
+
+FILE = Path(".phasebus/address.json")
+
+
+class Started(msgspec.Struct, frozen=True):
+    """A bus that `phasebus up` serves: how to reach it, for as long as process `pid` lives."""
+
+    url: str
+    system_url: str
+    pid: int
+
+
+class Address(msgspec.Struct, frozen=True):
+    """`settings` are for `connect`; with a `store`, a server has to be started on it first."""
+
+    settings: dict[str, Any] = {}
+    store: Path | None = None
+
+
+def find(
+    url: str | None = None,
+    context: str | None = None,
+    store: Path | None = None,
+    environment: Mapping[str, str] = os.environ,
+) -> Address:
+    """What the command was told, then NATS_URL, NATS_CONTEXT, then the bus started in this folder or above it.
+
+    Raises Failure if there is none, or what was told can't be; SettingsError for a context that can't be read.
+    """
+    if sum(told is not None for told in (url, context, store)) > 1:
+        raise Failure(USAGE, "--url, --context and --store are three ways to say where the bus is: give one")
+    if url is not None:
+        return Address({"url": url})
+    if context is not None:
+        known = read_context(context)
+        return Address({"url": known.login_url, "credentials": known.credentials})
+    if store is not None:
+        if not (store / "jetstream").is_dir():
+            raise Failure(NOT_FOUND, f"there is no log of a bus in {store}", "give the folder that `phasebus up` used")
+        return Address(store=store)
+    if environment.get("NATS_URL") or environment.get("NATS_CONTEXT"):
+        return Address()
+    started = find_started()
+    if started is None:
+        raise Failure(UNREACHABLE, "no bus found: start one with `phasebus up`, or set NATS_URL", "phasebus up")
+    return Address({"url": started.url, "system_url": started.system_url})
+
+
+@asynccontextmanager
+async def reached(address: Address) -> AsyncIterator[dict[str, Any]]:
+    """The settings to connect with. A stopped bus's log is served inside the block."""
+    if address.store is None:
+        yield address.settings
+        return
+    durability = Settings.load().durability
+    async with embedded(address.store, durability=durability) as server:
+        yield {"url": server.url, "system_url": server.system_url}
+
+
+def find_started(folder: Path | None = None) -> Started | None:
+    """The bus that runs in this folder or the nearest one above it. What is left of an ended one is passed over."""
+    here = (folder or Path.cwd()).resolve()
+    for each in (here, *here.parents):
+        started = _read(each / FILE)
+        if started is not None:
+            return started
+    return None
+
+
+@contextmanager
+def announced(started: Started) -> Iterator[None]:
+    """The address file, for the owner's eyes only, while the block runs."""
+    FILE.parent.mkdir(mode=0o700, exist_ok=True)
+    unfinished = FILE.with_suffix(f".{started.pid}")
+    with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        file.write(msgspec.json.encode(started))
+    place = FILE.resolve()
+    unfinished.replace(place)
+    try:
+        yield
+    finally:
+        place.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> Started | None:
+    try:
+        with path.open("rb") as file:
+            is_ours = os.fstat(file.fileno()).st_uid == os.getuid()
+            started = msgspec.json.decode(file.read(), type=Started)
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+        click.echo(f"ignored {path}: {error}", err=True)
+        return None
+    # In a folder that others may write to, anybody could send our work to a bus of theirs.
+    if not is_ours:
+        click.echo(f"ignored {path}: it belongs to another user", err=True)
+        return None
+    if not _is_alive(started.pid):
+        click.echo(f"ignored {path}: process {started.pid}, which wrote it, has ended", err=True)
+        return None
+    return started
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True

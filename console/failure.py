@@ -1,0 +1,94 @@
+"""What goes wrong, as people and programs get it: an exit code, one line what, one line what to type next."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+
+import click
+
+from console.text import escaped
+
+OK, FAILED, USAGE, NOT_FOUND, UNREACHABLE, TIMED_OUT, REFUSED = range(7)
+INTERRUPTED = 130
+BROKEN_PIPE = 141
+
+_NAMES = {
+    FAILED: "failed",
+    USAGE: "usage",
+    NOT_FOUND: "not_found",
+    UNREACHABLE: "unreachable",
+    TIMED_OUT: "timed_out",
+    REFUSED: "refused",
+    INTERRUPTED: "interrupted",
+}
+
+
+class Failure(Exception):
+    """The command ends with `code`. `next_step` is what to type, or to do, now."""
+
+    def __init__(self, code: int, what: str, next_step: str = "") -> None:
+        super().__init__(what)
+        self.code = code
+        self.next_step = next_step
+
+
+def failure_of(error: BaseException) -> Failure | None:
+    """The failure behind an exception, inside groups too. None: it is a bug, and its traceback tells more."""
+    leaves = list(_leaves(error))
+    failures = [_failure_of(leaf) for leaf in leaves]
+    return None if None in failures else failures[0]
+
+
+def report(failure: Failure, *, as_json: bool) -> None:
+    """Say it on stderr, and with `as_json` to the program that reads stdout."""
+    what = escaped(str(failure))
+    click.echo(f"error: {what}" if failure.code != INTERRUPTED else what, err=True)
+    if failure.next_step:
+        click.echo(f"  next: {failure.next_step}", err=True)
+    if as_json:
+        said = {"title": str(failure), "detail": failure.next_step, "code": _NAMES[failure.code]}
+        sys.stdout.write(json.dumps(said) + "\n")
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield error
+
+
+def _failure_of(error: BaseException) -> Failure | None:
+    if isinstance(error, Failure):
+        return error
+    if isinstance(error, click.UsageError):
+        command = error.ctx.command_path if error.ctx is not None else "phasebus"
+        return Failure(USAGE, error.format_message(), f"{command} --help")
+    if isinstance(error, click.ClickException):
+        return Failure(FAILED, error.format_message())
+    # Without the bus imported, none of its errors can have been raised.
+    return _of_bus(error) if "bus.errors" in sys.modules else None
+
+
+def _of_bus(error: BaseException) -> Failure | None:
+    from bus import errors
+
+    rules: list[tuple[type[errors.BusError] | tuple[type[errors.BusError], ...], int, str]] = [
+        (errors.NoLiveAgent, REFUSED, "start one: phasebus agent run FILE.py:agent"),
+        ((errors.Refused, errors.VersionConflict), REFUSED, "phasebus run ls"),
+        (errors.NotFound, NOT_FOUND, "phasebus run ls --tasks"),
+        (errors.TimedOut, TIMED_OUT, "phasebus attention"),
+        (
+            (errors.Unavailable, errors.NoResponders),
+            UNREACHABLE,
+            "is it running? start a bus with `phasebus up`, or set NATS_URL",
+        ),
+        ((errors.PlanError, errors.SettingsError, errors.InvalidName, errors.TooLarge), USAGE, ""),
+        (errors.BusError, FAILED, ""),
+    ]
+    for kinds, code, next_step in rules:
+        if isinstance(error, kinds):
+            return Failure(code, str(error), next_step)
+    return None

@@ -1,0 +1,70 @@
+"""The command `phasebus`: its subcommands by name, and how whatever goes wrong becomes a message and an exit code.
+
+Nothing of the bus is imported before a command that needs it runs: help is there at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from console.failure import BROKEN_PIPE, INTERRUPTED, OK, Failure, failure_of, report
+from console.lazy import LazyGroup
+
+_COMMANDS = {
+    "demo": ("console.demo:demo", "See agents work on a run, and survive what is done to them."),
+    "up": ("console.commands.up:up", "Start a bus with its supervisor here, until Ctrl-C."),
+    "agent": ("console.commands.agent:agent", "Run an agent, or see which are there."),
+    "run": ("console.commands.run:run", "Start runs, look at them, and decide about them."),
+    "replay": ("console.commands.replay:replay", "Tell a run again, event by event, from the log alone."),
+    "dead": ("console.commands.dead:dead", "Work that was given up: look at it, send it again."),
+    "attention": ("console.commands.attention:attention", "List what needs a look, each with the command to type."),
+    "version": ("console.commands.version:version", "Print the versions of phasebus and what it runs on."),
+    "completion": ("console.commands.completion:completion", "Print the script that completes commands in a shell."),
+}
+
+_EPILOG = """\b
+Exit codes: 0 ok, 1 the thing failed, 2 usage, 3 not found, 4 no bus,
+5 timed out, 6 refused, 130 interrupted. Every command has --json.
+"""
+
+
+@click.group(
+    cls=LazyGroup,
+    commands_at=_COMMANDS,
+    epilog=_EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(package_name="phasebus", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Agents, runs and their events on NATS JetStream. Start with `phasebus demo` or `phasebus up`."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        code = cli.main(given, prog_name="phasebus", standalone_mode=False)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read this has had enough. Without it Python would say so once more when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except (KeyboardInterrupt, click.Abort):
+        report(Failure(INTERRUPTED, "interrupted"), as_json="--json" in given)
+        return INTERRUPTED
+    except click.exceptions.Exit as ended:
+        return ended.exit_code
+    except Exception as error:
+        failure = failure_of(error)
+        if failure is None:
+            raise
+        report(failure, as_json="--json" in given)
+        return failure.code
+    return code if isinstance(code, int) else OK

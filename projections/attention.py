@@ -1,0 +1,206 @@
+"""Attention: what somebody should look at, across all runs, each with its cause and the command to type.
+
+"Stuck" is a diagnosis made here, never a status in the log: it depends on who is alive, on the past and on the time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Set
+from datetime import datetime
+from typing import Literal
+
+import msgspec
+from msgspec.structs import replace
+
+from bus.run import Attempt, Item, PhaseState, RunState
+from projections.history import History
+
+Kind = Literal["stuck", "starved", "waiting", "failed", "retrying"]
+_URGENCY: tuple[Kind, ...] = ("stuck", "starved", "waiting", "failed", "retrying")
+
+_PATIENCE_S = 5.0
+"""Younger than this, nothing is held against anybody: agents start, beats are on their way."""
+
+
+class Concern(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that needs a look: since when, why (one sentence), and the exact command that helps.
+
+    Without a phase it is about the run as a whole. Where several items of a phase have the same trouble, the one
+    that has had it longest is named and `others` counts the rest.
+    """
+
+    run: str
+    kind: Kind
+    since: datetime
+    cause: str
+    next_step: str
+    phase: str | None = None
+    item: int | None = None
+    others: int = 0
+
+
+class Living(msgspec.Struct, frozen=True):
+    """Who is there: the instances that answer, and the capabilities that any of them offers."""
+
+    instances: Set[str]
+    capabilities: Set[str]
+
+
+def concerns(runs: Iterable[RunState], living: Living | None, history: History, now: datetime) -> list[Concern]:
+    """What needs a look, most urgent kind first, then what has waited longest.
+
+    With `living` None nobody knows who is there, and nothing is concluded from an absence.
+    """
+    found = [concern for state in runs for concern in _of_run(state, living, history, now)]
+    return sorted(found, key=lambda concern: (_URGENCY.index(concern.kind), concern.since, concern.run))
+
+
+def _of_run(state: RunState, living: Living | None, history: History, now: datetime) -> Iterator[Concern]:
+    if state.status == "failed":
+        yield _failed(state)
+    if not state.is_open:
+        return
+    if now > state.deadline_at:
+        yield Concern(
+            run=state.run,
+            kind="stuck",
+            since=state.deadline_at,
+            cause="the run is past its deadline and nobody has ended it: is a supervisor running?",
+            next_step="phasebus up",
+        )
+    for phase in state.phases.values():
+        if phase.status == "waiting":
+            yield _waiting(state, phase)
+        elif phase.status in {"ready", "in_progress"}:
+            yield from _grouped(_of_item(state, phase, item, living, history, now) for item in phase.items)
+
+
+def _grouped(found: Iterable[Concern | None]) -> Iterable[Concern]:
+    """One concern of each kind: the oldest, with the number of others."""
+    oldest: dict[Kind, Concern] = {}
+    for concern in found:
+        if concern is not None:
+            first = oldest.get(concern.kind)
+            if first is None:
+                oldest[concern.kind] = concern
+            else:
+                older = min(first, concern, key=lambda each: each.since)
+                oldest[concern.kind] = replace(older, others=first.others + 1)
+    return oldest.values()
+
+
+def _of_item(
+    state: RunState, phase: PhaseState, item: Item, living: Living | None, history: History, now: datetime
+) -> Concern | None:
+    if item.holder is not None:
+        return _stuck(state, phase, item, item.holder, living, history, now)
+    if item.status != "ready" or item.ready_at is None:
+        return None
+    if item.ready_at > now:
+        return _retrying(state, phase, item)
+    capability = state.plan.graph[phase.key].phase.capability
+    if living is None or capability in living.capabilities or _age_s(item.ready_at, now) < _PATIENCE_S:
+        return None
+    return Concern(
+        run=state.run,
+        kind="starved",
+        since=item.ready_at,
+        phase=phase.key,
+        item=item.index,
+        cause=f"no live agent offers {capability!r}",
+        next_step="phasebus up",
+    )
+
+
+def _stuck(
+    state: RunState,
+    phase: PhaseState,
+    item: Item,
+    holder: Attempt,
+    living: Living | None,
+    history: History,
+    now: datetime,
+) -> Concern | None:
+    age_s = _age_s(holder.started_at, now)
+    if age_s < _PATIENCE_S:
+        return None
+    past = history.of(state.plan, phase.key)
+    limit_s = past.limit_s if past is not None else None
+    who = f"attempt {holder.number} on {holder.instance}"
+    since, next_step = holder.started_at, "phasebus up"
+    if living is not None and holder.instance not in living.instances:
+        cause = f"process gone: {who} does not answer, and nobody has taken the work back"
+    elif now > holder.deadline_at:
+        since = holder.deadline_at
+        cause = f"past its deadline: {who} has run for {_in_words(age_s)}, and nobody has ended it"
+    elif past is not None and limit_s is not None and age_s > limit_s:
+        cause = (
+            f"slower than ever before: {who} has run for {_in_words(age_s)}; "
+            f"the longest of {past.attempt.count} took {_in_words(past.attempt.longest_s)}"
+        )
+        next_step = f"phasebus run show {state.run}"
+    else:
+        return None
+    return Concern(
+        run=state.run, kind="stuck", since=since, phase=phase.key, item=item.index, cause=cause, next_step=next_step
+    )
+
+
+def _retrying(state: RunState, phase: PhaseState, item: Item) -> Concern | None:
+    """Ready for later: only an attempt that failed makes that."""
+    tries = item.attempts[item.earlier :]
+    if not tries or tries[-1].ended_at is None or item.ready_at is None:
+        return None
+    return Concern(
+        run=state.run,
+        kind="retrying",
+        since=tries[-1].ended_at,
+        phase=phase.key,
+        item=item.index,
+        cause=f"attempt {tries[-1].number} failed ({tries[-1].problem}); the next is due {_clock(item.ready_at)}",
+        next_step=f"phasebus run show {state.run}",
+    )
+
+
+def _waiting(state: RunState, phase: PhaseState) -> Concern:
+    approval = state.plan.graph[phase.key].phase.approval
+    assert phase.opened_at is not None and approval is not None, "only an opened gate waits"
+    until = f", until {_clock(phase.expires_at)}" if phase.expires_at is not None else ""
+    return Concern(
+        run=state.run,
+        kind="waiting",
+        since=phase.opened_at,
+        phase=phase.key,
+        cause=f"waits for an answer{until}" + (f": {approval.prompt}" if approval.prompt else ""),
+        # A key may be a negative number, which a command line takes for an option.
+        next_step=f"phasebus run approve {state.run} {'-- ' if phase.key.startswith('-') else ''}{phase.key}",
+    )
+
+
+def _failed(state: RunState) -> Concern:
+    assert state.ended_at is not None, "a failed run has ended"
+    failed = [phase for phase in state.phases.values() if phase.status == "failed"]
+    # Work that was given up left a dead letter, which shows what it was; a rejection or a deadline did not.
+    is_work = any(state.plan.graph[phase.key].phase.capability is not None for phase in failed)
+    return Concern(
+        run=state.run,
+        kind="failed",
+        since=state.ended_at,
+        phase=failed[0].key if len(failed) == 1 else None,
+        cause=str(state.problem),
+        next_step="phasebus dead ls" if is_work else f"phasebus run redrive {state.run}",
+    )
+
+
+def _age_s(since: datetime, now: datetime) -> float:
+    return (now - since).total_seconds()
+
+
+def _clock(at: datetime) -> str:
+    return f"{at:%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _in_words(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,200 @@
+"""Faults, injected for real: processes and servers killed and frozen in the middle of runs. Nothing may stay stuck."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from bus import Client, Happening, Phase, Plan, RunState, connect, ref
+from bus.events import PhaseAttemptFailed, PhaseCompleted, PhaseStarted, ResultRefused
+from bus.server import Server
+from tests.harness import (
+    BOUND_S,
+    agent_process,
+    agent_processes,
+    agents_there,
+    happenings,
+    pid_of,
+    supervised,
+    until,
+)
+
+SLEEPER = Path(__file__).with_name("sleeper.py")
+
+
+@pytest.fixture
+async def client(server: Server) -> AsyncIterator[Client]:
+    async with connect(server.url) as connected:
+        yield connected
+
+
+async def first_holder(client: Client, run: str) -> int:
+    """The process that took the first attempt of a task."""
+    async for happening in client.watch(run):
+        if isinstance(happening.event, PhaseStarted):
+            return await pid_of(client, happening.event.instance)
+    raise AssertionError("the run ended before anybody took it")
+
+
+def causes(events: Sequence[Happening]) -> list[str]:
+    return [each.event.cause for each in events if isinstance(each.event, PhaseAttemptFailed)]
+
+
+def assert_each_result_was_accepted_once(state: RunState, events: Sequence[Happening]) -> None:
+    accepted = [
+        (each.event.phase, each.event.item)
+        for each in events
+        if isinstance(each.event, PhaseCompleted) and each.event.attempt is not None
+    ]
+    assert len(accepted) == len(set(accepted)) == sum(len(phase.items) for phase in state.phases.values())
+
+
+async def test_a_killed_agents_work_is_taken_over_in_well_under_a_second(server: Server, client: Client) -> None:
+    async with supervised(server):
+        with agent_processes(server, SLEEPER, 2):
+            await agents_there(client, 2)
+            receipt = await client.send("sleep", {"s": 60})
+            os.kill(await first_holder(client, receipt.run), signal.SIGKILL)
+            state = await client.result(receipt.run, timeout_s=BOUND_S)
+            events = await happenings(client, receipt.run)
+    assert (state.status, client.output(state, "work"), causes(events)) == ("completed", 2, ["crashed"])
+    first, second = state.phases["work"].items[0].attempts
+    assert (second.started_at - first.started_at).total_seconds() < 5
+
+
+async def test_a_killed_agents_work_waits_for_the_next_one_if_there_is_no_other(server: Server, client: Client) -> None:
+    async with supervised(server):
+        with agent_processes(server, SLEEPER) as processes:
+            await agents_there(client, 1)
+            receipt = await client.send("sleep", {"s": 60})
+            os.kill(await first_holder(client, receipt.run), signal.SIGKILL)
+            await until(lambda: _is_ready(client, receipt.run))
+            processes.append(agent_process(server, SLEEPER))
+            assert (await client.result(receipt.run, timeout_s=BOUND_S)).status == "completed"
+
+
+async def test_a_frozen_agent_loses_its_work_and_its_late_result_is_refused(server: Server, client: Client) -> None:
+    async with supervised(server, lease_s=1.5):
+        with agent_processes(server, SLEEPER, 2):
+            await agents_there(client, 2)
+            receipt = await client.send("sleep", {"s": 1})
+            frozen = await first_holder(client, receipt.run)
+            os.kill(frozen, signal.SIGSTOP)
+            state = await client.result(receipt.run, timeout_s=BOUND_S)
+            os.kill(frozen, signal.SIGCONT)
+            await until(lambda: _refused(client, receipt.run))
+            events = await happenings(client, receipt.run)
+    assert (state.status, client.output(state, "work"), causes(events)) == ("completed", 2, ["frozen"])
+    assert (await _events(client, receipt.run))[-1] is ResultRefused
+
+
+async def test_a_blocked_event_loop_loses_its_work(server: Server, client: Client) -> None:
+    async with supervised(server, lease_s=1.5):
+        with agent_processes(server, SLEEPER, 2):
+            await agents_there(client, 2)
+            receipt = await client.send("sleep", {"block": 8})
+            state = await client.result(receipt.run, timeout_s=BOUND_S)
+            events = await happenings(client, receipt.run)
+    assert (state.status, causes(events)) == ("completed", ["frozen"])
+
+
+async def test_an_agent_that_only_lost_its_line_keeps_its_work(server: Server, client: Client) -> None:
+    async with supervised(server):
+        with agent_processes(server, SLEEPER, 2):
+            await agents_there(client, 2)
+            receipt = await client.send("sleep", {"s": 1})
+            await first_holder(client, receipt.run)
+            await server.kill()
+            await server.restart()
+            state = await client.result(receipt.run, timeout_s=BOUND_S)
+            events = await happenings(client, receipt.run)
+    assert (state.status, client.output(state, "work"), causes(events)) == ("completed", 1, [])
+
+
+async def test_a_run_goes_on_when_the_server_is_killed_in_the_middle_of_it(server: Server, client: Client) -> None:
+    plan = Plan(
+        "naps",
+        phases=[
+            Phase("first", "nap", input={"s": 0.1}),
+            Phase("each", "nap", each=ref("input"), input={"s": ref("item")}, width=4, after=["first"]),
+            Phase("last", "nap", input={"s": 0.1}, after=["each"]),
+        ],
+    )
+    async with supervised(server):
+        with agent_processes(server, SLEEPER, 2):
+            await agents_there(client, 2)
+            receipt = await client.start(plan, [0.2] * 24)
+            for _ in range(3):
+                await asyncio.sleep(0.4)
+                await server.kill()
+                await server.restart()
+            state = await client.result(receipt.run, timeout_s=BOUND_S)
+            events = await happenings(client, receipt.run)
+    assert state.status == "completed"
+    assert_each_result_was_accepted_once(state, events)
+
+
+async def test_work_that_is_lost_on_its_way_is_published_again(server: Server, client: Client) -> None:
+    async with supervised(server):
+        receipt = await client.send("nap", {"s": 0.0})
+        await client.connection.request("$JS.API.STREAM.DELETE.BUS_WORK", timeout_s=5)
+        with agent_processes(server, SLEEPER):
+            state = await client.result(receipt.run, timeout_s=BOUND_S)
+    assert state.status == "completed"
+
+
+async def test_a_second_supervisor_takes_over_when_the_first_is_gone(server: Server, client: Client) -> None:
+    with agent_processes(server, SLEEPER, 2):
+        await agents_there(client, 2)
+        async with supervised(server):
+            pass
+        async with supervised(server):
+            receipt = await client.send("sleep", {"s": 60})
+            os.kill(await first_holder(client, receipt.run), signal.SIGKILL)
+            assert (await client.result(receipt.run, timeout_s=BOUND_S)).status == "completed"
+
+
+async def test_what_happened_while_no_supervisor_lived_is_recovered_by_the_next_one(
+    server: Server, client: Client
+) -> None:
+    with agent_processes(server, SLEEPER) as processes:
+        await agents_there(client, 1)
+        receipt = await client.send("sleep", {"s": 60})
+        os.kill(await first_holder(client, receipt.run), signal.SIGKILL)
+        processes.append(agent_process(server, SLEEPER))
+        await agents_there(client, 1)
+        async with supervised(server, lease_s=1.5):
+            state = await client.result(receipt.run, timeout_s=BOUND_S)
+            events = await happenings(client, receipt.run)
+    assert (state.status, causes(events)) == ("completed", ["crashed"])
+
+
+async def test_a_process_that_work_kills_each_time_ends_as_a_dead_letter(server: Server, client: Client) -> None:
+    async with supervised(server):
+        with agent_processes(server, SLEEPER, 6):
+            await agents_there(client, 6)
+            plan = Plan("poison", phases=[Phase("work", "nap", input={"s": 60})])
+            receipt = await client.start(plan)
+            async for happening in client.watch(receipt.run):
+                if isinstance(happening.event, PhaseStarted):
+                    os.kill(await pid_of(client, happening.event.instance), signal.SIGKILL)
+            state = await client.runs.load(receipt.run)
+            letters = [letter async for _, letter in client.dead_letters()]
+    assert (state.status, len(state.phases["work"].items[0].attempts), len(letters)) == ("failed", 4, 1)
+
+
+async def _is_ready(client: Client, run: str) -> bool:
+    return (await client.runs.load(run)).phases["work"].status == "ready"
+
+
+async def _events(client: Client, run: str) -> list[type]:
+    return [type(event) async for commit in client.runs.commits(run) for event in commit.events]
+
+
+async def _refused(client: Client, run: str) -> bool:
+    return ResultRefused in await _events(client, run)
