@@ -25,6 +25,7 @@ from bus.references import Ref, ref
 from bus.retry import Retry, RetryLater, RetryPolicy
 from bus.run import RunState
 from bus.settings import Settings
+from bus.worker import serving
 
 __all__ = [
     "Agent",
@@ -57,4 +58,5 @@ __all__ = [
     "WorkFailed",
     "connect",
     "ref",
+    "serving",
 ]

@@ -83,7 +83,7 @@ class Agent:
 
     def run(self) -> None:
         """Serve until SIGTERM or SIGINT. Connects to `NATS_URL`."""
-        from bus.worker import run_agent  # noqa: PLC0415 - an agent can be declared and tested without a server
+        from bus.worker import run_agent  # noqa: PLC0415 - the worker is made of this module
 
         run_agent(self)
 

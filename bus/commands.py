@@ -27,14 +27,23 @@ class Take(msgspec.Struct, frozen=True):
     timeout_s: float
 
 
+class Offer(msgspec.Struct, frozen=True):
+    """The holder's hands will be free: it takes more work for the capability with the same commit, if there is any."""
+
+    capability: str
+    agent: str
+    timeout_s: float
+
+
 class Complete(msgspec.Struct, frozen=True):
-    """The holder hands in its result."""
+    """The holder hands in its result. With `offer` it goes on with one item that this very result makes ready."""
 
     phase: str
     item: int | None
     attempt: int
     instance: str
     output: msgspec.Raw
+    offer: Offer | None = None
 
 
 class Fail(msgspec.Struct, frozen=True):

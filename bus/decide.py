@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from typing import Literal
 
 from bus import retry
-from bus.commands import Answer, Begin, Cancel, Command, Complete, Expire, Fail, Progress, Redrive, Take
+from bus.commands import Answer, Begin, Cancel, Command, Complete, Expire, Fail, Offer, Progress, Redrive, Take
 from bus.draft import Draft
 from bus.errors import Refused
 from bus.events import (
@@ -82,15 +82,19 @@ def _take(draft: Draft, command: Take) -> None:
             f"attempt {command.attempt} of {_label(phase, item)} can't be taken: "
             f"attempt {item.attempt} is {item.status}"
         )
-    timeout_s = draft.state.plan.graph[phase.key].phase.timeout_s or command.timeout_s
+    _start(draft, phase.key, item, command.agent, command.instance, command.timeout_s)
+
+
+def _start(draft: Draft, key: str, item: Item, agent: str, instance: str, timeout_s: float) -> None:
+    bound_s = draft.state.plan.graph[key].phase.timeout_s or timeout_s
     draft.emit(
         PhaseStarted(
-            phase=phase.key,
+            phase=key,
             item=item.index,
-            attempt=command.attempt,
-            agent=command.agent,
-            instance=command.instance,
-            deadline_at=draft.now + timedelta(seconds=timeout_s),
+            attempt=item.attempt,
+            agent=agent,
+            instance=instance,
+            deadline_at=draft.now + timedelta(seconds=bound_s),
         )
     )
 
@@ -102,6 +106,18 @@ def _complete(draft: Draft, command: Complete) -> None:
     phase, item = held
     draft.emit(PhaseCompleted(phase=phase.key, item=item.index, attempt=command.attempt, output=command.output))
     draft.item_ended(phase.key, item)
+    if command.offer is not None:
+        _go_on(draft, command.offer, command.instance)
+
+
+def _go_on(draft: Draft, offer: Offer, instance: str) -> None:
+    """Start, in the same commit, one item that it made ready: an append and a way through the server less."""
+    for event in draft.events:
+        if isinstance(event, PhaseReady) and draft.state.plan.graph[event.phase].phase.capability == offer.capability:
+            item = draft.state.phases[event.phase].item(event.item)
+            assert item is not None, "what is ready has been opened"
+            _start(draft, event.phase, item, offer.agent, instance, offer.timeout_s)
+            return
 
 
 def _fail(draft: Draft, command: Fail) -> None:

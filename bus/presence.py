@@ -50,8 +50,10 @@ def read_beat(message: Message) -> Beat | None:
         return None
 
 
-async def announce(connection: Connection, subjects: Subjects, beat: Callable[[float], Beat], every_s: float) -> None:
-    """Answer who asks for this instance or its capabilities, and beat, until cancelled. Beats once at once."""
+async def announce(
+    connection: Connection, subjects: Subjects, beat: Callable[[float], Beat], every_s: float, ready: asyncio.Event
+) -> None:
+    """Answer who asks for this instance or its capabilities, and beat, until cancelled. Sets `ready` when it does."""
     loop = asyncio.get_running_loop()
     first = beat(0.0)
 
@@ -63,6 +65,7 @@ async def announce(connection: Connection, subjects: Subjects, beat: Callable[[f
         asked = [subjects.everyone, subjects.ping(first.instance), *map(subjects.who, first.capabilities)]
         for subject in asked:
             stack.callback(connection.subscribe(subject, answer).unsubscribe)
+        ready.set()
         due = loop.time()
         while True:
             connection.publish(subjects.beat(first.instance), msgspec.json.encode(beat(max(loop.time() - due, 0.0))))

@@ -1,0 +1,205 @@
+"""The attempts an instance holds: from a delivered order to a result in the log.
+
+Work is a hint, the log is the truth: who takes work first appends `phase.started` for exactly that attempt, and a
+result counts by an append that names it. The message is acknowledged in between, when the log has it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from uuid import uuid4
+
+import msgspec
+import structlog
+
+from bus import dead
+from bus.agent import Agent, Capability
+from bus.client import Client
+from bus.commands import Complete, Fail, Offer, Progress, Take
+from bus.context import Context
+from bus.envelope import decode, decode_data, envelope
+from bus.errors import BusError, MalformedMessage, Refused, TooLarge
+from bus.events import PhaseStarted, ResultRefused
+from bus.handling import perform
+from bus.inputs import Order
+from bus.inputs import order as order_of
+from bus.presence import Held
+from bus.problem import Problem
+from bus.pull import Delivery
+from bus.runs import Decided, utc_now
+
+logger = structlog.get_logger(__name__)
+
+_PROGRESS_EVERY_S = 0.5
+_NOT_NOW_S = 1.0
+_order = msgspec.json.Decoder(Order)
+
+
+class Attempts:
+    """What one instance of an agent has in hand. `draining` ends the taking of more."""
+
+    def __init__(self, client: Client, agent: Agent, instance: str) -> None:
+        self._client = client
+        self._agent = agent
+        self._instance = instance
+        self._held: dict[asyncio.Task[None], Held] = {}
+        self.draining = False
+
+    @property
+    def held(self) -> Sequence[Held]:
+        return list(self._held.values())
+
+    async def serve(self, capability: Capability, delivery: Delivery) -> None:
+        """One delivery, from the message to its result in the log. What goes wrong is recorded, not raised."""
+        try:
+            message = decode(delivery.message.data)
+            order = decode_data(message, _order, "an order for work")
+        except MalformedMessage as error:
+            await self._bury(capability, delivery, str(error))
+            return
+        with structlog.contextvars.bound_contextvars(
+            agent=self._agent.name,
+            instance=self._instance,
+            run=order.run,
+            correlation=order.correlation,
+            causation=message.id,
+        ):
+            started = await self._take(capability, order, delivery, message.id)
+            # Nobody else waits for this capability: what the result makes ready may stay with us.
+            offers = not delivery.pending
+            while started is not None:
+                part = order.phase if order.item is None else f"{order.phase}:{order.item}"
+                with structlog.contextvars.bound_contextvars(phase=part, attempt=order.attempt):
+                    decided = await self._attempt(capability, order, started, message.id, offers=offers)
+                started = _next_start(decided, self._instance)
+                if started is not None and decided is not None:
+                    order = order_of(decided.state, started.phase, started.item)
+
+    async def _take(
+        self, capability: Capability, order: Order, delivery: Delivery, causation: str
+    ) -> PhaseStarted | None:
+        """Append that this instance holds the attempt, then acknowledge: the log has it. None: it is not ours."""
+        command = Take(order.phase, order.item, order.attempt, self._agent.name, self._instance, capability.timeout_s)
+        try:
+            decided = await self._client.runs.submit(order.run, command, causation=causation)
+        except Refused as refused:
+            logger.debug("stale work", reason=refused.reason)
+            delivery.ack()
+            return None
+        except BusError as error:
+            logger.warning("not taken", error=str(error))
+            delivery.nak(_NOT_NOW_S)
+            return None
+        delivery.ack()
+        return _next_start(decided, self._instance)
+
+    async def _attempt(
+        self, capability: Capability, order: Order, started: PhaseStarted, causation: str, *, offers: bool
+    ) -> Decided | None:
+        """Call the handler and put what comes of it into the log."""
+        task = asyncio.current_task()
+        assert task is not None, "handlers run in tasks"
+        self._held[task] = Held(order.run, order.phase, order.item, order.attempt)
+        context = Context(
+            run=order.run,
+            plan=order.plan,
+            phase=order.phase,
+            item=order.item,
+            attempt=order.attempt,
+            agent=self._agent.name,
+            instance=self._instance,
+            correlation=order.correlation,
+            deadline_at=started.deadline_at,
+            report=_Progress(self._client, order, self._instance).report,
+        )
+        began = time.monotonic()
+        timeout_s = (started.deadline_at - utc_now()).total_seconds()
+        logger.info("started", capability=capability.name)
+        try:
+            result = await perform(capability, order.input, context, timeout_s=max(timeout_s, 0.0))
+            offer = Offer(capability.name, self._agent.name, capability.timeout_s)
+            decided = await self._conclude(order, result, causation, offer if offers and not self.draining else None)
+            duration_ms = round((time.monotonic() - began) * 1000, 1)
+            if isinstance(result, Problem):
+                logger.warning("failed", problem=result.code, error=str(result), duration_ms=duration_ms)
+            else:
+                logger.info("completed", duration_ms=duration_ms)
+        except asyncio.CancelledError:
+            problem = Problem("handed_back", f"{self._instance} was stopped", "transient")
+            await self._conclude(order, problem, causation)
+            raise
+        finally:
+            del self._held[task]
+        return decided
+
+    async def _conclude(
+        self, order: Order, result: bytes | Problem, causation: str, offer: Offer | None = None
+    ) -> Decided | None:
+        """Put the result into the log. If that can't be done in time, the supervisor finds the attempt forgotten."""
+        where = (order.phase, order.item, order.attempt, self._instance)
+        if isinstance(result, Problem):
+            cause = result.code if result.code in ("timed_out", "handed_back") else "error"
+            command: Complete | Fail = Fail(*where, result, cause)
+        else:
+            command = Complete(*where, msgspec.Raw(result), offer)
+        try:
+            decided = await self._client.runs.submit(order.run, command, causation=causation)
+        except TooLarge as error:
+            if isinstance(result, Problem):
+                logger.warning("problem not stored", error=str(error))
+                return None
+            too_large = Problem("bad_output", "the result is too large", "permanent", str(error))
+            return await self._conclude(order, too_large, causation)
+        except BusError as error:
+            logger.warning("result not stored", error=str(error))
+            return None
+        for event in decided.events:
+            if isinstance(event, ResultRefused):
+                logger.warning("result refused", reason=event.reason)
+        return decided
+
+    async def _bury(self, capability: Capability, delivery: Delivery, reason: str) -> None:
+        client = self._client
+        letter = dead.Unreadable(
+            capability.name, delivery.message.subject, delivery.message.data, reason, self._instance
+        )
+        record = envelope(dead.UNREADABLE, letter, id=uuid4().hex, source=client.source, time=utc_now())
+        try:
+            await client.log.append(client.subjects.dead(capability.name), record)
+        except BusError as error:
+            logger.warning("dead letter not stored", error=str(error))
+            delivery.nak(_NOT_NOW_S)
+            return
+        logger.warning("unreadable work", reason=reason)
+        # Only now: what is acknowledged is gone from the work queue.
+        delivery.ack()
+
+
+def _next_start(decided: Decided | None, instance: str) -> PhaseStarted | None:
+    """The attempt that a commit gave to this instance."""
+    happened = decided.events if decided is not None else ()
+    return next((each for each in happened if isinstance(each, PhaseStarted) and each.instance == instance), None)
+
+
+class _Progress:
+    """Stores what a handler says of its progress: the newest, and no more often than twice a second."""
+
+    def __init__(self, client: Client, order: Order, instance: str) -> None:
+        self._client = client
+        self._order = order
+        self._instance = instance
+        self._next = 0.0
+
+    async def report(self, fraction: float, note: str) -> None:
+        now = time.monotonic()
+        if now < self._next:
+            return
+        self._next = now + _PROGRESS_EVERY_S
+        order = self._order
+        command = Progress(order.phase, order.item, order.attempt, self._instance, fraction, note)
+        try:
+            await self._client.runs.submit(order.run, command)
+        except BusError as error:
+            logger.debug("progress not stored", error=str(error))
