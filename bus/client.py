@@ -20,6 +20,7 @@ from bus.envelope import decode, envelope
 from bus.errors import BusError, MalformedMessage, NoLiveAgent, NotFound, Refused, TimedOut
 from bus.events import Commit, Event, is_ending
 from bus.log import Log
+from bus.logs import configure_if_not
 from bus.natscontext import read_context
 from bus.plan import Phase, Plan
 from bus.presence import Beat, is_offered, roster
@@ -232,9 +233,11 @@ async def connect(
     """Connect to the bus: to `url`, to `NATS_URL`, to a NATS context, or to a server of its own in a temporary folder.
 
     `values` are settings by name, on top of the environment's. The streams are created, or checked. A lost line is
-    made again for ever. Raises SettingsError, Unavailable, Misconfigured.
+    made again for ever. A program that has not set up structlog gets JSON logs on stderr.
+    Raises SettingsError, Unavailable, Misconfigured.
     """
     settings = settings or Settings.load(url=url, **values)
+    configure_if_not(settings.log_level)
     subjects = Subjects(settings.namespace)
     async with AsyncExitStack() as stack:
         login, system_url, credentials = await _login(settings, stack)

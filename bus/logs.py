@@ -29,9 +29,15 @@ def configure(level: Level = "info", *, pretty: bool = False, stream: TextIO | N
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
         logger_factory=structlog.WriteLoggerFactory(stream or sys.stderr),
-        cache_logger_on_first_use=True,
     )
 
 
+def configure_if_not(level: Level) -> None:
+    """As `configure`, unless the program has set up structlog itself: unset, structlog prints to stdout."""
+    if not structlog.is_configured():
+        configure(level)
+
+
 def _to_json(_logger: object, _method: str, event: dict[str, Any]) -> str:
-    return msgspec.json.encode(event, enc_hook=repr).decode()
+    first = {name: event.pop(name) for name in ("timestamp", "level", "event") if name in event}
+    return msgspec.json.encode(first | event, enc_hook=repr).decode()
