@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from datetime import datetime
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, TypeVar, overload
 from uuid import uuid4
 
@@ -16,6 +17,7 @@ import msgspec
 from bus import dead
 from bus.commands import Answer, Begin, Cancel, Redrive
 from bus.connection import Connection
+from bus.durability import Durability, prove
 from bus.envelope import decode, envelope
 from bus.errors import BusError, MalformedMessage, NoLiveAgent, NotFound, Refused, TimedOut
 from bus.events import Commit, Event, is_ending
@@ -40,14 +42,14 @@ _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 
 
 class Receipt(msgspec.Struct, frozen=True):
-    """What was accepted: it is in the log at `position`, as durable as `durability` says.
+    """What was accepted: it is in the log at `position`, as durable as `durability` says (see `bus.durability`).
 
     `unserved` names the capabilities nobody offers at this moment: the work waits for them.
     """
 
     run: str
     position: int
-    durability: str
+    durability: Durability
     unserved: Sequence[str] = ()
 
 
@@ -75,7 +77,15 @@ class Client:
     """One process's door to a bus. Made by `connect`, closed with it."""
 
     def __init__(
-        self, settings: Settings, connection: Connection, log: Log, runs: Runs, *, source: str, system_url: str | None
+        self,
+        settings: Settings,
+        connection: Connection,
+        log: Log,
+        runs: Runs,
+        *,
+        source: str,
+        system_url: str | None,
+        durability: Durability,
     ) -> None:
         self.settings = settings
         self.connection = connection
@@ -84,6 +94,7 @@ class Client:
         self.runs = runs
         self.source = source
         self.system_url = system_url
+        self.durability = durability
 
     async def start(
         self, plan: Plan, input: object = None, *, run: str | None = None, fail_fast: bool = False
@@ -102,7 +113,7 @@ class Client:
         decided, missing = await asyncio.gather(
             self.runs.submit(name, begin), self._unserved([] if fail_fast else plan.capabilities)
         )
-        return Receipt(name, decided.state.position, self.settings.durability, missing)
+        return Receipt(name, decided.state.position, self.durability, missing)
 
     async def send(self, capability: str, value: object, *, timeout_s: float = 86_400.0) -> Receipt:
         """Hand work to whoever has `capability`; it is durable when this returns, and given up after `timeout_s`."""
@@ -240,7 +251,10 @@ async def connect(
     configure_if_not(settings.log_level)
     subjects = Subjects(settings.namespace)
     async with AsyncExitStack() as stack:
-        login, system_url, credentials = await _login(settings, stack)
+        login, system_url, credentials, is_ours = await _login(settings, stack)
+        durability: Durability = (
+            settings.durability if is_ours else await prove(system_url, settings.durability, settings.request_timeout_s)
+        )
         connection = await stack.enter_async_context(
             Connection.open(login, name=name, credentials=credentials, connect_timeout_s=settings.request_timeout_s)
         )
@@ -255,18 +269,20 @@ async def connect(
             Runs(log, connection, tasks, source=source),
             source=source,
             system_url=system_url,
+            durability=durability,
         )
 
 
-async def _login(settings: Settings, stack: AsyncExitStack) -> tuple[str, str | None, Any]:
+async def _login(settings: Settings, stack: AsyncExitStack) -> tuple[str, str | None, Path | None, bool]:
+    """Url, system account's url, credentials; and whether it is a server that this process has set up itself."""
     system_url = settings.system_url.get_secret_value() if settings.system_url else None
     if settings.url is not None:
-        return settings.url.get_secret_value(), system_url, settings.credentials
+        return settings.url.get_secret_value(), system_url, settings.credentials, False
     if settings.context is not None:
         context = read_context(settings.context)
-        return context.login_url, system_url, settings.credentials or context.credentials
+        return context.login_url, system_url, settings.credentials or context.credentials, False
     server = await stack.enter_async_context(embedded(durability=settings.durability))
-    return server.url, server.system_url, None
+    return server.url, server.system_url, None, True
 
 
 @asynccontextmanager
