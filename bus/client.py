@@ -24,7 +24,7 @@ from bus.events import Commit, Event, is_ending
 from bus.log import Log
 from bus.logs import configure_if_not
 from bus.natscontext import read_context
-from bus.plan import Phase, Plan
+from bus.plan import TASK, Phase, Plan
 from bus.presence import Beat, is_offered, roster
 from bus.problem import Problem
 from bus.references import ref
@@ -35,7 +35,6 @@ from bus.settings import Settings
 from bus.subjects import Subjects
 
 T = TypeVar("T")
-TASK = "task"
 LETTER_REDRIVEN = "ops.letter_redriven.v1"
 _TASK_PHASE = "work"
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"

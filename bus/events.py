@@ -229,7 +229,7 @@ _body = msgspec.json.Decoder(_Body)
 _raw_body = msgspec.json.Decoder(_RawBody)
 _tag = msgspec.json.Decoder(_Tag)
 _event: msgspec.json.Decoder[Known] = msgspec.json.Decoder(Known)
-_tags = {member.__struct_config__.tag for member in Known.__args__}
+TYPES = {str(member.__struct_config__.tag) for member in Known.__args__}
 
 
 def is_ending(event: Event) -> bool:
@@ -275,6 +275,6 @@ def _events(message: Envelope) -> Sequence[Event]:
 def _read(raw: msgspec.Raw) -> Event:
     try:
         tag = _tag.decode(raw).type
-        return _event.decode(raw) if tag in _tags else UnknownEvent(tag, raw.copy())
+        return _event.decode(raw) if tag in TYPES else UnknownEvent(tag, raw.copy())
     except (msgspec.MsgspecError, RecursionError) as error:
         raise MalformedMessage(f"not an event of a run: {error}") from error

@@ -20,6 +20,8 @@ from bus.retry import RetryPolicy
 
 Key = str | int
 DAY_S = 86_400.0
+TASK = "task"
+"""The name of the plan behind work outside a run."""
 
 
 class Approval(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, forbid_unknown_fields=True):

@@ -221,7 +221,10 @@ class Folding:
                 _put(phase, _with(item, status="in_progress", attempts=(*item.attempts, attempt)))
             case PhaseProgressed():
                 phase = self._phase(state, event.phase, at)
-                _touch(phase, _item(phase, event.item), fraction=event.fraction, note=event.note)
+                item = _item(phase, event.item)
+                # What a handler says may fall back; what is shown does not.
+                furthest = max(event.fraction, item.attempts[-1].fraction)
+                _touch(phase, item, fraction=furthest, note=event.note)
             case PhaseCompleted():
                 self._completed(state, event, at)
             case PhaseAttemptFailed():
@@ -303,7 +306,9 @@ class Folding:
         for key in event.phases:
             before = state.phases[key]
             items = [
-                item if item.status in SUCCEEDED else _with(item, status="pending", earlier=len(item.attempts))
+                item
+                if item.status in SUCCEEDED
+                else _with(item, status="pending", problem=None, ended_at=None, earlier=len(item.attempts))
                 for item in before.items
             ]
             left = sum(1 for item in items if item.status not in SUCCEEDED)

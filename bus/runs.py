@@ -21,7 +21,7 @@ from bus.commands import Command
 from bus.connection import Connection
 from bus.decide import decide
 from bus.envelope import Envelope, encode, envelope
-from bus.errors import BusError, NotFound, Refused, TooLarge, VersionConflict
+from bus.errors import BusError, MalformedMessage, NotFound, Refused, TooLarge, VersionConflict
 from bus.events import Commit, Event, PhaseReady
 from bus.inputs import order
 from bus.log import Log, Record
@@ -33,6 +33,8 @@ logger = structlog.get_logger(__name__)
 ORDER = "phase.work.v1"
 _CACHED_RUNS = 1_000
 _BATCH = 200
+# How bytes that anybody could publish fail to be a commit: undecodable, or about phases that are not there.
+_NOT_FOLLOWING = (MalformedMessage, AssertionError, LookupError)
 
 
 class Decided(msgspec.Struct, frozen=True):
@@ -105,7 +107,8 @@ class Runs:
 
     async def as_of(self, run: str, position: int) -> RunState:
         """The run as it was at a position of the log. Raises NotFound if it had not started then."""
-        state = fold([commit async for commit in self.commits(run, upto=position)])
+        subject = self._log.subjects.run(run)
+        state = _fold(run, [record async for record in self._log.read(subject, upto=position)], None)
         if state is None:
             raise NotFound(f"there was no run {run!r} at position {position}")
         return state
@@ -113,13 +116,15 @@ class Runs:
     async def commits(self, run: str, *, after: int = 0, upto: int | None = None) -> AsyncGenerator[Commit, None]:
         """A run's commits in order."""
         async for record in self._log.read(self._log.subjects.run(run), after=after, upto=upto):
-            yield events.commit(record.envelope(), record.position)
+            for commit in _readable(run, record):
+                yield commit
 
     async def follow(self, run: str, *, after: int = 0) -> AsyncGenerator[Commit, None]:
         """A run's commits, those to come included; never ends by itself."""
         async with aclosing(self._log.follow(self._log.subjects.run(run), after=after)) as records:
             async for record in records:
-                yield events.commit(record.envelope(), record.position)
+                for commit in _readable(run, record):
+                    yield commit
 
     def dispatch(self, state: RunState, ready: Iterable[tuple[str, int | None]]) -> None:
         """Publish the work of items that can be taken. Harmless if it is already waiting: the server keeps one."""
@@ -195,8 +200,10 @@ class Runs:
             try:
                 position = await self._append(after, commit, batch[0].causation, state)
             except VersionConflict as conflict:
-                state = fold(_commits(conflict.tail), state)
-                is_fresh = True
+                newer = _fold(run, conflict.tail, state)
+                if newer is None or newer.position == (state.position if state is not None else 0):
+                    raise MalformedMessage(f"what stands on the subject of run {run!r} is no run") from conflict
+                state, is_fresh = newer, True
                 continue
             lane.state = msgspec.structs.replace(after, position=position)
             self.dispatch(lane.state, _still_ready(lane.state, happened))
@@ -228,7 +235,7 @@ class Runs:
     async def _refresh(self, run: str, state: RunState | None) -> RunState | None:
         after = state.position if state is not None else 0
         records = [record async for record in self._log.read(self._log.subjects.run(run), after=after)]
-        return fold(_commits(records), state) if records else state
+        return _fold(run, records, state)
 
     def _envelope(
         self,
@@ -274,8 +281,37 @@ def _decide(
     return decided, refused
 
 
-def _commits(records: Iterable[Record]) -> list[Commit]:
-    return [events.commit(record.envelope(), record.position) for record in records]
+def _fold(run: str, records: Sequence[Record], state: RunState | None) -> RunState | None:
+    """The run after these records. What is not a commit of it, or does not follow, is set aside, and said."""
+    try:
+        return fold([_commit_in(run, record) for record in records], state) if records else state
+    except _NOT_FOLLOWING:
+        pass
+    for record in records:
+        try:
+            state = fold([_commit_in(run, record)], state)
+        except _NOT_FOLLOWING as error:
+            logger.exception("record set aside", run=run, position=record.position, error=str(error))
+            if state is not None:
+                # It counts as seen: the next commit is expected to stand after it.
+                state = msgspec.structs.replace(state, position=record.position)
+    return state
+
+
+def _readable(run: str, record: Record) -> list[Commit]:
+    """The commit in a record, or none, and that is said."""
+    try:
+        return [_commit_in(run, record)]
+    except MalformedMessage as error:
+        logger.warning("record set aside", run=run, position=record.position, error=str(error))
+        return []
+
+
+def _commit_in(run: str, record: Record) -> Commit:
+    commit = events.commit(record.envelope(), record.position)
+    if commit.run != run:
+        raise MalformedMessage(f"position {record.position} holds a commit of {commit.run!r} on the subject of {run!r}")
+    return commit
 
 
 def _still_ready(state: RunState, happened: Iterable[Event]) -> list[tuple[str, int | None]]:

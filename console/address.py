@@ -1,4 +1,4 @@
-"""Where the bus is: what the command was told, the environment, a bus started in this folder, or a stopped one's log."""
+"""Where the bus is: as told, by the environment, started in this folder or above it, or stopped and to be read."""
 
 from __future__ import annotations
 
@@ -78,28 +78,14 @@ def find_started(folder: Path | None = None) -> Started | None:
     """The bus that runs in this folder or the nearest one above it. What is left of an ended one is passed over."""
     here = (folder or Path.cwd()).resolve()
     for each in (here, *here.parents):
-        started = _read(each / FILE)
+        started = read(each / FILE)
         if started is not None:
             return started
     return None
 
 
-@contextmanager
-def announced(started: Started) -> Iterator[None]:
-    """The address file, for the owner's eyes only, while the block runs."""
-    FILE.parent.mkdir(mode=0o700, exist_ok=True)
-    unfinished = FILE.with_suffix(f".{started.pid}")
-    with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-        file.write(msgspec.json.encode(started))
-    place = FILE.resolve()
-    unfinished.replace(place)
-    try:
-        yield
-    finally:
-        place.unlink(missing_ok=True)
-
-
-def _read(path: Path) -> Started | None:
+def read(path: Path) -> Started | None:
+    """The bus whose address is in a file, if it still runs. Why a file is ignored is said on stderr."""
     try:
         with path.open("rb") as file:
             is_ours = os.fstat(file.fileno()).st_uid == os.getuid()
@@ -117,6 +103,21 @@ def _read(path: Path) -> Started | None:
         click.echo(f"ignored {path}: process {started.pid}, which wrote it, has ended", err=True)
         return None
     return started
+
+
+@contextmanager
+def announced(started: Started) -> Iterator[None]:
+    """The address file, for the owner's eyes only, while the block runs."""
+    FILE.parent.mkdir(mode=0o700, exist_ok=True)
+    unfinished = FILE.with_suffix(f".{started.pid}")
+    with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        file.write(msgspec.json.encode(started))
+    place = FILE.resolve()
+    unfinished.replace(place)
+    try:
+        yield
+    finally:
+        place.unlink(missing_ok=True)
 
 
 def _is_alive(pid: int) -> bool:

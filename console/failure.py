@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 
@@ -12,7 +11,6 @@ from console.text import escaped
 
 OK, FAILED, USAGE, NOT_FOUND, UNREACHABLE, TIMED_OUT, REFUSED = range(7)
 INTERRUPTED = 130
-BROKEN_PIPE = 141
 
 _NAMES = {
     FAILED: "failed",
@@ -46,8 +44,10 @@ def report(failure: Failure, *, as_json: bool) -> None:
     what = escaped(str(failure))
     click.echo(f"error: {what}" if failure.code != INTERRUPTED else what, err=True)
     if failure.next_step:
-        click.echo(f"  next: {failure.next_step}", err=True)
+        click.echo(f"  next: {escaped(failure.next_step)}", err=True)
     if as_json:
+        import json
+
         said = {"title": str(failure), "detail": failure.next_step, "code": _NAMES[failure.code]}
         sys.stdout.write(json.dumps(said) + "\n")
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import click
 
-from console.failure import BROKEN_PIPE, INTERRUPTED, OK, Failure, failure_of, report
+from console.failure import FAILED, INTERRUPTED, OK, Failure, failure_of, report
 from console.lazy import LazyGroup
 
 _COMMANDS = {
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # Whoever read this has had enough. Without it Python would say so once more when it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return BROKEN_PIPE
+        return FAILED
     except (KeyboardInterrupt, click.Abort):
         report(Failure(INTERRUPTED, "interrupted"), as_json="--json" in given)
         return INTERRUPTED

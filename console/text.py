@@ -31,7 +31,7 @@ def duration(seconds: float) -> str:
     """A length of time in its two largest units: 12 ms, 3.4 s, 2 min 5 s, 3 h 10 min, 4 d 2 h."""
     if seconds < 1:
         return f"{max(seconds, 0) * 1000:.0f} ms"
-    if seconds < 60:
+    if round(seconds, 1) < 60:
         return f"{seconds:.1f} s"
     whole = round(seconds)
     for name, size, smaller, part in (("d", 86_400, "h", 3_600), ("h", 3_600, "min", 60), ("min", 60, "s", 1)):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from functools import cached_property
 from random import Random
 from statistics import NormalDist
 
@@ -19,11 +20,12 @@ _SHORTEST_S = 0.001
 _PRIOR_SPREAD = 0.5
 """What one past duration, which shows no spread at all, is given: two in three are within a factor of 1.65."""
 
+_DRAWS = 200
 _NORMAL = NormalDist()
 _DEVIATES = tuple(_NORMAL.inv_cdf((step + 0.5) / 256) for step in range(256))
 
 
-class Durations(msgspec.Struct, frozen=True, kw_only=True):
+class Durations(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """Past durations of one kind of work, at least one.
 
     `logs` are their natural logarithms (of seconds), `center` the mean of these. `spread` is the standard deviation
@@ -64,11 +66,13 @@ class Durations(msgspec.Struct, frozen=True, kw_only=True):
     def count(self) -> int:
         return len(self.logs)
 
-    def draw(self, random: Random, count: int) -> list[float]:
-        """Durations of the next `count`, in seconds: past ones resampled, each blurred by `noise`."""
-        logs, blurs = random.choices(self.logs, k=count), random.choices(_DEVIATES, k=count)
-        noise = self.noise
-        return [math.exp(log + noise * blur) for log, blur in zip(logs, blurs, strict=True)]
+    @cached_property
+    def draws(self) -> list[float]:
+        """200 durations that the next one may have, in seconds and in order: past ones resampled, each blurred by
+        `noise`. Always the same."""
+        random = Random(self.count)  # noqa: S311 - a sample, not a secret
+        logs, blurs = random.choices(self.logs, k=_DRAWS), deviates(random, _DRAWS)
+        return sorted(math.exp(log + self.noise * blur) for log, blur in zip(logs, blurs, strict=True))
 
     def upper_s(self, share: float) -> float:
         """The seconds that this share of what comes next (0.5 to 1) will not exceed, wider the fewer there are.

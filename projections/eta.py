@@ -26,6 +26,7 @@ _SAMPLES = 200
 _SCHEDULES = 40
 _SCHEDULED_ITEMS = 32
 _ENOUGH = 3
+_FEW = 10
 _PACE_SPREAD = 0.2
 """How much whole runs differ in speed, as far as one knows before a run has begun (standard deviation of the log)."""
 
@@ -41,11 +42,10 @@ class Eta(msgspec.Struct, frozen=True):
 class _Ground(msgspec.Struct, frozen=True):
     """What a phase's forecast stands on: durations of one unit, the number of units, how many are under way at a time.
 
-    `pool` are draws in order, `factors` what this run's pace makes of them, one per sample.
+    `factors` are what this run's pace makes of them, one per sample.
     """
 
     durations: Durations
-    pool: list[float]
     factors: list[float]
     items: int
     lanes: int
@@ -85,7 +85,7 @@ def _grounds(state: RunState, history: History, random: Random) -> dict[str, _Gr
     steady = [1.0] * _SAMPLES
     paced = _paces(state, history, random)
     own = _own(state)
-    pooled = [span for spans in own.values() for span in spans]
+    pooled = _enough([span for spans in own.values() for span in spans])
     grounds: dict[str, _Ground] = {}
     for key, phase in state.phases.items():
         node = state.plan.graph[key]
@@ -93,12 +93,11 @@ def _grounds(state: RunState, history: History, random: Random) -> dict[str, _Gr
             continue
         past = history.of(state.plan, key)
         items = len(phase.items) or (1 if node.each is None else past.items if past is not None else None)
-        durations = past.item if past is not None else _enough(own[key]) or _enough(pooled)
+        durations = past.item if past is not None else _enough(own[key]) or pooled
         if durations is None or items is None:
             return None
         grounds[key] = _Ground(
             durations=durations,
-            pool=sorted(durations.draw(random, _SAMPLES)),
             factors=paced if past is not None else steady,
             items=items,
             lanes=_lanes(phase, min(node.phase.width or items, items), past),
@@ -152,8 +151,8 @@ def _left(phase: PhaseState, ground: _Ground, now: datetime, random: Random) -> 
     """Seconds until the phase is done once it can begin, per sample."""
     if ground.items != 1:
         return random.choices(_schedules(phase, ground, now, random), k=_SAMPLES)
-    if not phase.items:
-        return list(map(mul, random.choices(ground.pool, k=_SAMPLES), ground.factors))
+    if phase.opened_at is None:
+        return list(map(mul, random.choices(ground.durations.draws, k=_SAMPLES), ground.factors))
     return _item_left(phase, phase.items[0], ground, ground.factors, now, random)
 
 
@@ -166,14 +165,14 @@ def _schedules(phase: PhaseState, ground: _Ground, now: datetime, random: Random
     under_way = [item for item in phase.items if item.status == "in_progress"]
     waiting = ground.items - sum(1 for item in phase.items if item.status in TERMINAL) - len(under_way)
     lanes = max(min(ground.lanes, waiting + len(under_way)), 1)
-    counted_s = max(waiting - _SCHEDULED_ITEMS, 0) * fmean(ground.pool) / lanes
+    counted_s = max(waiting - _SCHEDULED_ITEMS, 0) * fmean(ground.durations.draws) / lanes
     columns = [_item_left(phase, item, ground, factors, now, random) for item in under_way]
     idle = [[0.0] * len(factors)] * (lanes - len(under_way))
     schedules: list[float] = []
     for factor, free_in in zip(factors, zip(*columns, *idle, strict=True), strict=True):
         # Sorted it is a heap, whose first is the lane that is free first.
         heap = sorted(free_in)
-        for duration in random.choices(ground.pool, k=min(waiting, _SCHEDULED_ITEMS)):
+        for duration in random.choices(ground.durations.draws, k=min(waiting, _SCHEDULED_ITEMS)):
             heapreplace(heap, heap[0] + duration * factor)
         schedules.append(max(heap) + counted_s * factor)
     return schedules
@@ -186,21 +185,25 @@ def _item_left(
     if item.status in TERMINAL:
         return [0.0] * len(factors)
     elapsed_s = max((now - begun_at(phase, item)).total_seconds(), 0.0)
-    left = [_residual_s(ground, elapsed_s / factor, random) * factor for factor in factors]
+    left = [_residual_s(ground.durations, elapsed_s / factor, random) * factor for factor in factors]
     if item.holder is None or not item.holder.fraction:
         return left
-    # The further the handler says it is, the more its own word counts against the past.
-    said = item.holder.fraction
-    own_s = max((now - item.holder.started_at).total_seconds(), 0.0) * (1 - said) / said
-    return [(1 - said) * left_s + said * own_s for left_s in left]
+    # Its own word (what it took so far, by the rule of three) and the past, the former weighed by how far it says it
+    # is: f x held x (1 - f) / f + (1 - f) x left.
+    held_s = max((now - item.holder.started_at).total_seconds(), 0.0)
+    return [(1 - item.holder.fraction) * (held_s + left_s) for left_s in left]
 
 
-def _residual_s(ground: _Ground, elapsed_s: float, random: Random) -> float:
+def _residual_s(durations: Durations, elapsed_s: float, random: Random) -> float:
     """A draw of what is left of a duration that is over `elapsed_s` already."""
-    pool = ground.pool
-    below = bisect(pool, elapsed_s)
-    if below <= 0.95 * len(pool):
-        return pool[below + int(random.random() * (len(pool) - below))] - elapsed_s
-    # Off the end of experience. There a lognormal's tail falls like an exponential one of this mean.
-    beyond = max((math.log(elapsed_s) - ground.durations.center) / ground.durations.spread, 1.0)
-    return random.expovariate(beyond / (elapsed_s * ground.durations.spread))
+    draws = durations.draws
+    below = bisect(draws, elapsed_s)
+    longer = len(draws) - below
+    if longer >= _FEW:
+        return draws[below + int(random.random() * longer)] - elapsed_s
+    # Off the end of experience. There a lognormal's tail falls like an exponential one; and further off the past says
+    # less and less, up to "as long again".
+    usual = durations.spread
+    surprise = max(math.log(elapsed_s) - durations.center, usual)
+    spread = usual + max(surprise - 3 * usual, 0.0)
+    return random.expovariate(1 / (elapsed_s * min(spread**2 / surprise, 1.0)))

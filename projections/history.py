@@ -89,9 +89,11 @@ def item_s(phase: PhaseState, item: Item) -> float:
 
 def begun_at(phase: PhaseState, item: Item) -> datetime:
     """When the clock of `item_s` started."""
-    assert phase.opened_at is not None, "a phase with items has been opened"
     tries = item.attempts[item.earlier :]
-    return tries[0].started_at if item.index is not None and tries else phase.opened_at
+    if item.index is not None and tries:
+        return tries[0].started_at
+    assert phase.opened_at is not None, "the phase has been opened in this pass"
+    return phase.opened_at
 
 
 def _past(phases: list[PhaseState]) -> PhaseHistory:

@@ -9,11 +9,9 @@ import msgspec
 
 from bus.errors import NotFound
 from bus.events import Commit, RunStarted
+from bus.plan import TASK
 from bus.run import SUCCEEDED, Folding, RunState, RunStatus, fold
 from projections.projection import Projection
-
-TASK_PLAN = "task"
-"""The plan's name of a task: work outside a run, which the log keeps as a run of one phase."""
 
 # What folding raises at a commit that can't follow the ones before it: only forged or foreign ones do that.
 _DOES_NOT_FOLLOW = (AssertionError, LookupError, ValueError, TypeError, AttributeError)
@@ -122,7 +120,7 @@ RUNS: Projection[AllRuns] = Projection(name="runs", version=1, initial=AllRuns, 
 
 def is_task(state: RunState) -> bool:
     """Whether this is work outside a run, not a run somebody planned."""
-    return state.plan.name == TASK_PLAN
+    return state.plan.name == TASK
 
 
 def row(state: RunState, now: datetime) -> RunRow:

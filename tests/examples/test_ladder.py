@@ -15,7 +15,8 @@ LADDER = sorted(EXAMPLES.glob("[0-9]*.py"))
 
 @pytest.mark.parametrize("example", LADDER, ids=lambda path: path.stem)
 def test_an_example_prints_what_it_promises(example: Path) -> None:
-    promised = [line.removeprefix("# prints: ") for line in example.read_text().splitlines() if line.startswith("# prints: ")]
+    lines = example.read_text().splitlines()
+    promised = [line.removeprefix("# prints: ") for line in lines if line.startswith("# prints: ")]
     environment = {name: value for name, value in os.environ.items() if name != "NATS_URL"}
     done = subprocess.run(
         [sys.executable, str(example)], capture_output=True, text=True, timeout=60, env=environment, check=False

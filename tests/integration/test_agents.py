@@ -339,6 +339,25 @@ async def test_a_stopping_worker_finishes_what_it_has_begun(server: Server, clie
     assert await client.agents() == []
 
 
+async def test_foreign_bytes_on_a_runs_subject_do_not_stop_the_run(server: Server, client: Client) -> None:
+    receipt = await client.start(SQUARES, {"upto": 4})
+    subject = client.subjects.run(receipt.run)
+    other = await client.start(SQUARES, {"upto": 1})
+    foreign = await client.log.last(client.subjects.run(other.run))
+    assert foreign is not None
+    for body in (b"\xff", b"{}", foreign.body):
+        await client.connection.request(subject, body, timeout_s=5)
+    async with connect(server.url) as fresh, serving(server, numbers()):
+        state = await fresh.result(receipt.run, timeout_s=BOUND_S)
+    assert (state.status, fresh.output(state, "sum")) == ("completed", 14)
+
+
+async def test_a_subject_that_holds_no_run_is_refused_and_not_retried_for_ever(client: Client) -> None:
+    await client.connection.request(client.subjects.run("squatted"), b"{}", timeout_s=5)
+    with pytest.raises(bus.MalformedMessage, match="squatted"):
+        await client.start(SQUARES, {"upto": 1}, run="squatted")
+
+
 async def test_a_run_id_can_be_used_once(client: Client) -> None:
     await client.start(SQUARES, {"upto": 1}, run="mine")
     with pytest.raises(Refused, match="already"):

@@ -97,7 +97,7 @@ async def outstanding(connection: Connection) -> object:
 async def until(true: Callable[[], Awaitable[bool]]) -> None:
     """For what only the server knows, which does not tell when it changes."""
     async with asyncio.timeout(5):
-        while not await true():  # noqa: ASYNC110
+        while not await true():
             await asyncio.sleep(0.01)
 
 

@@ -38,7 +38,7 @@ def varz(server: Server) -> dict[str, object]:
 async def until_gone(pid: int) -> None:
     """A process that is not our child can't be waited for; ask until it is gone."""
     async with asyncio.timeout(5):
-        while module._is_alive(pid):  # noqa: ASYNC110
+        while module._is_alive(pid):
             await asyncio.sleep(0.005)
 
 

@@ -116,7 +116,6 @@ def test_an_envelope_without_a_required_attribute_is_malformed(missing: str) -> 
         ("attempt", "1"),
         ("attempt", 1.5),
         ("attempt", True),
-        ("attempt", 10**400),
     ],
 )
 def test_a_wrong_type_is_malformed_and_named(attribute: str, value: object) -> None:

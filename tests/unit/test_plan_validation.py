@@ -21,14 +21,13 @@ def work(key: str | int = "a", capability: str | None = "do", **changes: Any) ->
 
 
 REFUSALS: list[tuple[Callable[[], Plan], str]] = [
-    (lambda: plan(), "plan 'release' has no phases"),
+    (plan, "plan 'release' has no phases"),
     (lambda: plan(work(), name="Release 1"), "plan 'Release 1' is not a name"),
     (lambda: plan(work(), version=""), "plan 'release' has an empty version"),
     (lambda: plan(work(), timeout_s=0), "plan 'release': timeout_s is 0, it must be over 0"),
     (lambda: plan(work(), timeout_s=-1.0), "plan 'release': timeout_s is -1.0, it must be over 0"),
     (lambda: plan(work(), timeout_s=float("nan")), "plan 'release': timeout_s is nan, it must be over 0"),
     (lambda: plan(work("a.b")), "plan 'release': phase key 'a.b' is not a name or a number"),
-    (lambda: plan(work(1.5)), "plan 'release': phase key 1.5 is not a name or a number"),  # type: ignore[arg-type]
     (lambda: plan(work("")), "plan 'release': phase key '' is not a name or a number"),
     (lambda: plan(work("input")), "plan 'release': a phase can't be called 'input', references use that word"),
     (lambda: plan(work("item")), "plan 'release': a phase can't be called 'item', references use that word"),
@@ -78,7 +77,7 @@ def test_a_cycle_is_refused_and_spelled_out() -> None:
 
 def test_a_reference_to_an_approval_is_refused() -> None:
     """A gate has no output, so the reference would lead nowhere on the day somebody approves."""
-    with pytest.raises(PlanError, match="phase 'a'.*'gate'"):
+    with pytest.raises(PlanError, match=r"phase 'a'.*'gate'"):
         plan(Phase("gate", approval=Approval()), work(input={"by": ref("gate.by")}))
 
 
@@ -99,6 +98,7 @@ WRONG_TYPES: list[Callable[[], Plan]] = [
     lambda: plan(work(), version=1),
     lambda: plan(work(), timeout_s="60"),
     lambda: plan(work(), phases=None),
+    lambda: plan(work(1.5)),  # type: ignore[arg-type]
     lambda: plan(work(capability=5)),  # type: ignore[arg-type]
     lambda: plan(work(timeout_s="60")),
     lambda: plan(work(timeout_s=True)),

@@ -104,7 +104,7 @@ def test_everything_of_a_namespace_carries_its_name() -> None:
 def test_pings_and_beats_are_not_in_the_log() -> None:
     names = Subjects()
     logged = [subject.removesuffix(">") for subject in names.logged()]
-    spoken = [names.ping("i"), names.beat("i"), names.cancel("i"), names.who("c"), names.everyone, names.live]
+    spoken = [names.ping("i"), names.beat("i"), names.who("c"), names.everyone, names.live]
     assert not [subject for subject in spoken for prefix in logged if subject.startswith(prefix)]
     assert names.run("r").startswith(tuple(logged))
 
@@ -117,7 +117,7 @@ def test_the_run_is_read_back_from_its_subject() -> None:
 @pytest.mark.parametrize("text", ["", "a.b", "*", ">", "a b", "$JS"])
 def test_no_subject_is_made_of_a_hostile_name(text: str) -> None:
     names = Subjects()
-    makers = (names.run, names.ping, names.beat, names.cancel)
+    makers = (names.run, names.ping, names.beat, names.ops)
     for make in makers:
         with pytest.raises(InvalidName):
             make(text)

@@ -1,0 +1,89 @@
+"""`phasebus run approve, reject, cancel, redrive`: what operators decide, with their name on it, in the log."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from console.session import on_bus, operator
+
+if TYPE_CHECKING:
+    from bus.client import Client
+    from bus.run import RunState
+    from console.printer import Printer
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _by(command: F) -> F:
+    return click.option("--by", default=operator, metavar="WHO", help="Who decides; user@host unless told.")(command)
+
+
+@click.command()
+@click.argument("run")
+@click.argument("phase")
+@_by
+@click.option("--comment", default="", help="Kept with the decision.")
+@on_bus
+async def approve(client: Client, printer: Printer, run: str, phase: str, by: str, comment: str) -> None:
+    """Open a gate that waits."""
+    from console.lookup import find_run, refusals
+
+    name = (await find_run(client, run)).run
+    with refusals(name):
+        _say(printer, f"approved {phase}", await client.approve(name, phase, by=by, comment=comment))
+
+
+@click.command()
+@click.argument("run")
+@click.argument("phase")
+@_by
+@click.option("--comment", default="", help="Kept with the decision.")
+@on_bus
+async def reject(client: Client, printer: Printer, run: str, phase: str, by: str, comment: str) -> None:
+    """Close a gate that waits: its phase fails."""
+    from console.lookup import find_run, refusals
+
+    name = (await find_run(client, run)).run
+    with refusals(name):
+        _say(printer, f"rejected {phase}", await client.reject(name, phase, by=by, comment=comment))
+
+
+@click.command()
+@click.argument("run")
+@_by
+@click.option("--reason", default="", help="Kept with the decision.")
+@on_bus
+async def cancel(client: Client, printer: Printer, run: str, by: str, reason: str) -> None:
+    """Stop a run. Results of what is under way are refused."""
+    from console.lookup import find_run, refusals
+
+    name = (await find_run(client, run)).run
+    with refusals(name):
+        _say(printer, "cancelled", await client.cancel(name, by=by, reason=reason))
+
+
+@click.command()
+@click.argument("run")
+@click.argument("phases", nargs=-1, metavar="[PHASE]...")
+@_by
+@on_bus
+async def redrive(client: Client, printer: Printer, run: str, phases: tuple[str, ...], by: str) -> None:
+    """Go on with a failed run: what succeeded is kept.
+
+    Without phases, all that did not succeed; with some, those and what was skipped because of them.
+    """
+    from console.lookup import find_run, refusals
+
+    name = (await find_run(client, run)).run
+    with refusals(name):
+        _say(printer, "redriven", await client.redrive(name, by=by, phases=phases))
+
+
+def _say(printer: Printer, what: str, state: RunState) -> None:
+    if printer.as_json:
+        printer.record({"run": state.run, "status": state.status, "passes": state.passes, "position": state.position})
+    else:
+        printer.line(f"{what}: run {state.run} is {state.status}")

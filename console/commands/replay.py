@@ -1,0 +1,101 @@
+"""`phasebus replay`: a run told again from the log alone, event by event, with the state after each."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from console.session import on_bus
+
+if TYPE_CHECKING:
+    from bus.client import Client
+    from bus.events import Event
+    from bus.run import RunState
+    from console.printer import Printer
+
+
+@click.command()
+@click.argument("run")
+@click.option("--from", "first", type=click.IntRange(1), default=1, metavar="POSITION", help="Where to begin to tell.")
+@click.option("--to", "last", type=click.IntRange(1), metavar="POSITION", help="Where to end.")
+@on_bus
+async def replay(client: Client, printer: Printer, run: str, first: int, last: int | None) -> None:
+    """Tell a run again, event by event, from the log alone.
+
+    Each event with its position in the log, its time from the start, and what the run is after it. Agents are not
+    needed, and nothing is done again.
+    """
+    from msgspec.structs import replace
+
+    from bus.events import type_of
+    from bus.run import Folding
+    from console.lookup import find_run
+    from console.story import said
+
+    name = (await find_run(client, run)).run
+    folding = Folding(None)
+    async for commit in client.runs.commits(name, upto=last):
+        for index, event in enumerate(commit.events):
+            before = _statuses(folding.state)
+            if folding.state is None:
+                folding.add(replace(commit, events=[event]))
+            else:
+                folding.apply([event], commit.at)
+            state = folding.state
+            assert state is not None, "the first event starts the run"
+            if commit.position < first:
+                continue
+            offset_s = (commit.at - state.started_at).total_seconds()
+            if printer.as_json:
+                place = {
+                    "run": name,
+                    "position": commit.position,
+                    "index": index,
+                    "at": commit.at,
+                    "offset_s": offset_s,
+                }
+                printer.record(place | {"type": type_of(event), "event": event, "state": _record(state)})
+            else:
+                what = type_of(event).rpartition(".v")[0]
+                spot = f"{commit.position}.{index}"
+                printer.line(f"{spot:>8}  +{offset_s:.3f} s  {what:<20}  {said(event)}".rstrip())
+                printer.line(f"          = {_after(state, before, event)}")
+
+
+def _statuses(state: RunState | None) -> dict[str, str]:
+    return {key: phase.status for key, phase in state.phases.items()} if state is not None else {}
+
+
+def _after(state: RunState, before: dict[str, str], event: Event) -> str:
+    """The run in a few words, with the phases that are not what they were, and that of which an item moved."""
+    from console.timeline import done
+
+    about = getattr(event, "phase", None) if getattr(event, "item", None) is not None else None
+    changed = [
+        f"{key} {phase.status} {done(phase)}".rstrip()
+        for key, phase in state.phases.items()
+        if before and (phase.status != before[key] or key == about)
+    ]
+    return ", ".join([f"{state.status} {_done(state)}/{len(state.phases)}", *changed])
+
+
+def _done(state: RunState) -> int:
+    from bus.run import SUCCEEDED
+
+    return sum(1 for phase in state.phases.values() if phase.status in SUCCEEDED)
+
+
+def _record(state: RunState) -> dict[str, Any]:
+    """The state at a glance; all of it is in `run show --at`."""
+    phases = {
+        key: {"status": phase.status, "items": len(phase.items), "open_items": phase.open_items}
+        for key, phase in state.phases.items()
+    }
+    return {
+        "status": state.status,
+        "passes": state.passes,
+        "phases_done": _done(state),
+        "phases_total": len(state.phases),
+        "phases": phases,
+    }

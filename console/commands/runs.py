@@ -1,0 +1,114 @@
+"""`phasebus run ls` and `run show`: runs as a list, and one of them whole, now or at any position of the log."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from console.session import on_bus
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from bus.client import Client
+    from bus.run import RunState
+    from console.printer import Printer
+    from projections.runs import RunRow
+
+_SAID_CHARACTERS = 60
+_INPUT_CHARACTERS = 200
+
+
+@click.command()
+@click.option("--status", type=click.Choice(["in_progress", "completed", "failed", "cancelled"]))
+@click.option("--plan", metavar="NAME", help="Only runs of this plan.")
+@click.option("--tasks", is_flag=True, help="Also work outside a run, which was asked for or sent.")
+@click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="The newest so many.")
+@on_bus
+async def ls(client: Client, printer: Printer, status: str | None, plan: str | None, tasks: bool, limit: int) -> None:
+    """List the runs, newest first."""
+    from bus.runs import utc_now
+    from projections.catchup import build
+    from projections.runs import RUNS, rows
+
+    now = utc_now()
+    found = [
+        row
+        for row in rows((await build(client, RUNS)).by_id, now, tasks=tasks)
+        if status in (None, row.status) and plan in (None, row.plan)
+    ]
+    if printer.as_json:
+        for row in found[:limit]:
+            printer.record(row)
+        return
+    if found:
+        printer.table(["RUN", "STATUS", "DONE", "STARTED", "TOOK", "NOW"], [_cells(row, now) for row in found[:limit]])
+    else:
+        printer.hint("no such runs: start one with `phasebus run start PLAN.toml`")
+    if len(found) > limit:
+        printer.hint(f"{len(found) - limit} more: --limit {len(found)}")
+
+
+@click.command()
+@click.argument("run")
+@click.option("--at", type=click.IntRange(1), metavar="POSITION", help="As it was at this position of the log.")
+@on_bus
+async def show(client: Client, printer: Printer, run: str, at: int | None) -> None:
+    """Show a run as it is, or as it was at a position of the log."""
+    from bus.runs import utc_now
+    from console.lookup import find_run
+    from console.timeline import timeline
+
+    state = await find_run(client, run)
+    now = utc_now()
+    if at is not None:
+        state = await client.runs.as_of(state.run, at)
+        now = await _time_of(client, state)
+    if printer.as_json:
+        printer.record(state)
+        return
+    for line in _facts(state, now):
+        printer.line(line)
+    printer.line()
+    printer.line(timeline(state, now))
+
+
+async def _time_of(client: Client, state: RunState) -> datetime:
+    """When the newest commit in the state was made: the present of that state."""
+    record = await client.log.at(state.position)
+    assert record is not None, "a state's position is that of a commit"
+    return record.envelope().time
+
+
+def _cells(row: RunRow, now: datetime) -> list[str]:
+    from console.text import ago, duration, shortened
+
+    done = f"{row.phases_done}/{row.phases_total}"
+    said = row.problem or ", ".join(row.current)
+    return [
+        row.run,
+        row.status,
+        done,
+        ago(row.started_at, now),
+        duration(row.elapsed_s),
+        shortened(said, _SAID_CHARACTERS),
+    ]
+
+
+def _facts(state: RunState, now: datetime) -> list[str]:
+    """What the timeline does not tell."""
+    from console.printer import to_json
+    from console.text import ago, escaped, shortened
+
+    facts = [
+        ("plan", f"{state.plan.name} {state.plan.version}"),
+        ("input", shortened(to_json(state.input), _INPUT_CHARACTERS)),
+        ("started", ago(state.started_at, now)),
+        ("position", f"{state.position}, {state.events} events"),
+    ]
+    if state.passes > 1:
+        facts.append(("pass", str(state.passes)))
+    if state.problem is not None:
+        facts.append(("problem", str(state.problem)))
+    return [f"{name:<9} {escaped(value)}" for name, value in facts]

@@ -1,0 +1,101 @@
+"""`phasebus run start` and `run follow`: begin a run, and watch it to its end."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from console.failure import FAILED, OK, USAGE, Failure
+from console.session import on_bus
+
+if TYPE_CHECKING:
+    import msgspec
+
+    from bus.client import Client
+    from bus.plan import Plan
+    from console.printer import Printer
+
+
+def _plan(_context: click.Context, _parameter: click.Parameter, value: str) -> Plan:
+    from bus.plan import Plan
+    from bus.planfile import read_plan
+    from console.target import load
+
+    return read_plan(Path(value)) if value.endswith(".toml") else load(value, Plan)
+
+
+def _input(_context: click.Context, _parameter: click.Parameter, value: str) -> msgspec.Raw:
+    import msgspec
+
+    try:
+        text = sys.stdin.read() if value == "-" else Path(value[1:]).read_text() if value.startswith("@") else value
+        msgspec.json.decode(text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise Failure(USAGE, f"the input can't be read: {error}") from None
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise Failure(USAGE, f"the input is not JSON: {error}", """for example: --input '{"path": "src"}'""") from None
+    return msgspec.Raw(text.encode())
+
+
+@click.command()
+@click.argument("plan", callback=_plan, metavar="PLAN.toml | FILE.py:NAME | package.module:NAME")
+@click.option(
+    "--input", "value", callback=_input, default="{}", metavar="JSON | @FILE | -", help="What the run is about."
+)
+@click.option("--id", "run", metavar="ID", help="Its id; made from the plan's name unless told.")
+@click.option("--follow", "is_followed", is_flag=True, help="Watch it to its end; exit code 1 unless it completes.")
+@click.option("--fail-fast", is_flag=True, help="Refuse (exit code 6) if nobody offers a capability now.")
+@on_bus
+async def start(
+    client: Client,
+    printer: Printer,
+    plan: Plan,
+    value: msgspec.Raw,
+    run: str | None,
+    is_followed: bool,
+    fail_fast: bool,
+) -> int:
+    """Start a run of a plan; prints its id."""
+    receipt = await client.start(plan, value, run=run, fail_fast=fail_fast)
+    if printer.as_json:
+        printer.record(receipt)
+    else:
+        printer.line(receipt.run)
+    for capability in receipt.unserved:
+        printer.hint(f"no live agent for {capability}: the run waits for one")
+    return await _followed(client, printer, receipt.run) if is_followed else OK
+
+
+@click.command()
+@click.argument("run")
+@on_bus
+async def follow(client: Client, printer: Printer, run: str) -> int:
+    """Watch a run until it ends; exit code 1 unless it completes."""
+    from console.lookup import find_run
+
+    state = await find_run(client, run)
+    return await _followed(client, printer, state.run)
+
+
+async def _followed(client: Client, printer: Printer, run: str) -> int:
+    import asyncio
+    from contextlib import aclosing
+
+    from bus.events import type_of
+    from console import live
+
+    try:
+        if not printer.as_json:
+            state = await live.follow(client, run)
+            return OK if state.status == "completed" else FAILED
+        async with aclosing(client.watch(run)) as happenings:
+            async for each in happenings:
+                place = {"run": run, "position": each.position, "index": each.index, "at": each.at}
+                printer.record(place | {"type": type_of(each.event), "event": each.event})
+    except asyncio.CancelledError:
+        printer.hint(f"the run goes on: phasebus run follow {run}")
+        raise
+    return OK if (await client.runs.load(run)).status == "completed" else FAILED

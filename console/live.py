@@ -1,0 +1,279 @@
+"""A run as it goes on: on a terminal a tree of its phases, drawn again in place; piped, one line per change."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import sys
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from contextlib import aclosing, asynccontextmanager
+from datetime import datetime
+from typing import Protocol, TextIO
+
+from bus.client import Client
+from bus.errors import BusError
+from bus.run import PhaseState, RunState, evolve
+from bus.runs import utc_now
+from console.text import duration, escaped
+from console.timeline import Glyphs, done, glyphs, label, outcome, took
+from projections.catchup import build
+from projections.eta import Eta
+from projections.history import History, learn
+from projections.progress import Progress, progress
+from projections.runs import RUNS
+
+_REDRAW_S = 0.2
+_HISTORY_S = 2.0
+_STEPS = 20
+_CLEAR = "\x1b[J"
+_COLOURS = {"completed": 32, "approved": 32, "failed": 31, "waiting": 33, "in_progress": 36}
+
+
+async def follow(client: Client, run: str, *, after: int = 0) -> RunState:
+    """Show a run from a position on until it has ended; returns how it ended.
+
+    What had happened by now is shown as one change. A lost line is waited for. Raises NotFound, Unavailable.
+    """
+    before = await client.runs.as_of(run, after) if after else None
+    async with shown(sys.stdout, await known_history(client), before) as screen, aclosing(states(client, run)) as seen:
+        async for state in seen:
+            screen.show(state, utc_now())
+    return state
+
+
+async def states(client: Client, run: str) -> AsyncGenerator[RunState, None]:
+    """The run as it is, then after every commit until it has ended. Raises NotFound."""
+    state = await client.runs.load(run)
+    yield state
+    async with aclosing(client.watch(run, after=state.position)) as happenings:
+        async for happening in happenings:
+            if happening.index == 0:
+                state = evolve(state, happening.commit)
+                yield state
+
+
+async def known_history(client: Client) -> History:
+    """What past runs teach; nothing if it takes over two seconds to learn, for nobody should wait for a forecast."""
+    try:
+        async with asyncio.timeout(_HISTORY_S):
+            runs = await build(client, RUNS)
+    except (TimeoutError, BusError):
+        return History()
+    return learn(runs.by_id.values())
+
+
+class Screen(Protocol):
+    """Where a run is shown."""
+
+    def show(self, state: RunState, now: datetime) -> None:
+        """This is the run now."""
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+
+    def ask(self, question: str) -> None:
+        """A line that waits for what is typed behind it; nothing is drawn before the next `say`."""
+
+
+@asynccontextmanager
+async def shown(
+    stream: TextIO, history: History, before: RunState | None = None, environment: Mapping[str, str] = os.environ
+) -> AsyncIterator[Screen]:
+    """A screen that suits the stream, while the block runs. `before` is what its reader has seen already."""
+    if not stream.isatty() or environment.get("TERM") == "dumb":
+        yield Lines(stream, history, before)
+        return
+    tree = Tree(stream, history, has_colour="NO_COLOR" not in environment)
+    ticking = asyncio.create_task(_tick(tree))
+    try:
+        yield tree
+    finally:
+        ticking.cancel()
+        tree.draw()
+
+
+async def _tick(tree: Tree) -> None:
+    while True:
+        await asyncio.sleep(_REDRAW_S)
+        tree.draw()
+
+
+class Lines:
+    """For a pipe or a file: what has changed, a line each."""
+
+    def __init__(self, stream: TextIO, history: History, before: RunState | None = None) -> None:
+        self._stream = stream
+        self._history = history
+        self._before = before
+
+    def show(self, state: RunState, now: datetime) -> None:
+        before, self._before = self._before, state
+        found = list(changes(before, state))
+        if found:
+            far = progress(state, self._history, now)
+            head = f"{duration(far.elapsed_s):>8} {far.fraction:>5.0%}  "
+            found[-1] += _left(far.eta)
+            self.say("\n".join(head + text for text in found))
+
+    def say(self, text: str) -> None:
+        self._stream.write(f"{text}\n")
+        self._stream.flush()
+
+    def ask(self, question: str) -> None:
+        self._stream.write(f"{question} ")
+        self._stream.flush()
+
+
+class Tree:
+    """For a terminal: every phase on a line of its own, drawn again in place."""
+
+    def __init__(self, stream: TextIO, history: History, *, has_colour: bool) -> None:
+        self._stream = stream
+        self._history = history
+        self._drawn = glyphs(stream.encoding)
+        self._has_colour = has_colour
+        self._state: RunState | None = None
+        self._lines = 0
+        self._is_still = False
+
+    def show(self, state: RunState, now: datetime) -> None:
+        # Drawn at the next tick: a hundred commits a second are one picture.
+        self._state = state
+        if not state.is_open:
+            self.draw()
+
+    def say(self, text: str) -> None:
+        self._write(f"{self._home()}{text}\n")
+        self._lines = 0
+        self._is_still = False
+        self.draw()
+
+    def ask(self, question: str) -> None:
+        self.draw()
+        self._write(f"{question} ")
+        self._lines = 0
+        self._is_still = True
+
+    def draw(self) -> None:
+        """As it is now."""
+        if self._state is None or self._is_still:
+            return
+        now = utc_now()
+        columns, rows = shutil.get_terminal_size()
+        lines = tree(self._state, progress(self._state, self._history, now), now, self._drawn)
+        # What scrolls off the top can't be drawn again.
+        lines = [line[: columns - 1] for line in lines[: max(rows - 1, 1)]]
+        text = "\n".join(self._coloured(line) for line in lines)
+        self._write(f"{self._home()}{text}\n")
+        self._lines = len(lines)
+
+    def _home(self) -> str:
+        """To where the tree begins, with everything from there on gone."""
+        return (f"\x1b[{self._lines}F" if self._lines else "\r") + _CLEAR
+
+    def _coloured(self, line: str) -> str:
+        if not self._has_colour:
+            return line
+        for status, colour in _COLOURS.items():
+            mark = f" {self._drawn.marks[status]} "
+            if line.startswith(mark):
+                return f"\x1b[{colour}m{mark}\x1b[0m{line[len(mark) :]}"
+        return line
+
+    def _write(self, text: str) -> None:
+        self._stream.write(text)
+        self._stream.flush()
+
+
+def tree(state: RunState, far: Progress, now: datetime, drawn: Glyphs) -> list[str]:
+    """The run as lines: how far it is, then a phase each."""
+    lines = [f"{state.run}  {far.fraction:.0%}  {duration(far.elapsed_s)}{_left(far.eta)}"]
+    width = max(map(len, state.phases))
+    for phase in state.phases.values():
+        line = f" {drawn.marks[phase.status]} {phase.key:<{width}}  {done(phase):>7}  {took(phase, now):>9}"
+        lines.append(f"{line}  {_remark(state, phase)}".rstrip())
+    return lines
+
+
+def changes(before: RunState | None, after: RunState) -> Iterator[str]:
+    """What a reader who knows `before` has to be told: phases, attempts that broke off, and of many items the count."""
+    if before is None:
+        yield f"{after.run} started: {', '.join(after.phases)}"
+    for key, phase in after.phases.items():
+        earlier = before.phases[key] if before is not None else PhaseState(key=key)
+        if earlier is not phase:
+            yield from _phase_changes(after, earlier, phase)
+    if not after.is_open and (before is None or before.is_open):
+        reason = f": {escaped(str(after.problem))}" if after.problem else ""
+        yield f"{after.run} {after.status}{reason}"
+
+
+def _phase_changes(state: RunState, before: PhaseState, after: PhaseState) -> Iterator[str]:
+    yield from _attempts(before, after)
+    # Of many items not each one is worth a line.
+    if done(after) and done(after) != done(before) and after.status == "in_progress":
+        succeeded, total = map(int, done(after).split("/"))
+        earlier = int(done(before).partition("/")[0] or 0)
+        if succeeded * _STEPS // total != earlier * _STEPS // total:
+            yield f"{after.key} {done(after)}"
+    if after.status == before.status:
+        return
+    if after.status == "in_progress":
+        if before.status in ("pending", "ready") and not any(len(item.attempts) > 1 for item in after.items):
+            yield f"{after.key} started" + (f", {len(after.items)} items" if done(after) else f" by {_taker(after)}")
+    elif after.status == "waiting":
+        yield f"{after.key} waits for an answer: {_answer(state, after)}"
+    elif after.ended_at is not None:
+        lasted = took(after, after.ended_at)
+        by = f" by {escaped(after.answered_by)}" if after.answered_by else ""
+        why = escaped(str(after.problem or after.reason or ""))
+        yield f"{after.key} {after.status}{by}" + (f", {lasted}" if lasted else "") + (f": {why}" if why else "")
+
+
+def _attempts(before: PhaseState, after: PhaseState) -> Iterator[str]:
+    """Attempts that broke off, and those that took their place."""
+    for item in after.items:
+        known = before.item(item.index)
+        if known is item or not item.attempts:
+            continue
+        ended = sum(1 for attempt in known.attempts if attempt.ended_at) if known else 0
+        begun = len(known.attempts) if known else 0
+        name = label(after.key, item.index)
+        for number, attempt in enumerate(item.attempts):
+            if number >= begun and attempt.number > 1:
+                yield f"{name} attempt {attempt.number} started by {attempt.instance}"
+            # The end of a plain phase is told with its reason.
+            is_told = item.index is None and item.status == "failed" and attempt is item.attempts[-1]
+            if number >= ended and attempt.problem is not None and not is_told:
+                why = escaped(str(attempt.problem))
+                yield f"{name} attempt {attempt.number} of {attempt.instance} {outcome(attempt)}: {why}"
+
+
+def _remark(state: RunState, phase: PhaseState) -> str:
+    if phase.status == "waiting":
+        return _answer(state, phase)
+    if phase.status == "in_progress":
+        held = [item.holder for item in phase.items if item.holder is not None]
+        again = max((attempt.number for attempt in held), default=1)
+        said = f"{len(held)} under way" if done(phase) else escaped(held[0].note if held else "")
+        return ", ".join(part for part in (said, f"attempt {again}" if again > 1 else "") if part)
+    return escaped(str(phase.problem or phase.reason or ""))
+
+
+def _answer(state: RunState, phase: PhaseState) -> str:
+    return f"phasebus run approve {state.run} {phase.key}"
+
+
+def _taker(phase: PhaseState) -> str:
+    return phase.items[0].attempts[-1].instance
+
+
+def _left(eta: Eta | None) -> str:
+    """The interval that 8 of 10 runs like this one end in."""
+    if eta is None:
+        return ""
+    low, high = round(eta.p10_s), round(eta.p90_s)
+    if high < 60:
+        return f", {low} to {high} s left" if low < high else f", {high} s left"
+    return f", {duration(low)} to {duration(high)} left"

@@ -1,0 +1,32 @@
+"""A run by the beginning of its id, and what to type when it refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from bus.client import Client
+from bus.errors import InvalidName, NotFound, Refused
+from bus.run import RunState
+from console.failure import REFUSED, Failure
+from projections.catchup import build
+from projections.runs import RUNS, find
+
+
+async def find_run(client: Client, text: str) -> RunState:
+    """The run with that id, or the only one whose id begins like that. Raises NotFound, also if several do."""
+    try:
+        return await client.runs.load(text)
+    except (NotFound, InvalidName):
+        # Only now: to know all ids is to read the whole log.
+        runs = await build(client, RUNS)
+        return find(runs.by_id, text)
+
+
+@contextmanager
+def refusals(run: str) -> Iterator[None]:
+    """What the run refuses is explained by what it looks like."""
+    try:
+        yield
+    except Refused as refused:
+        raise Failure(REFUSED, refused.reason, f"phasebus run show {run}") from None

@@ -1,0 +1,99 @@
+"""What an event says, in a few words on one line."""
+
+from __future__ import annotations
+
+from bus.events import (
+    Event,
+    PhaseApproved,
+    PhaseAttemptFailed,
+    PhaseCancelled,
+    PhaseCompleted,
+    PhaseExpanded,
+    PhaseFailed,
+    PhaseProgressed,
+    PhaseReady,
+    PhaseSkipped,
+    PhaseStarted,
+    PhaseWaiting,
+    ResultRefused,
+    RunCancelled,
+    RunCompleted,
+    RunFailed,
+    RunRedriven,
+    RunStarted,
+    UnknownEvent,
+)
+from console.printer import to_json
+from console.text import shortened
+
+_CHARACTERS = 100
+
+
+def said(event: Event) -> str:
+    """What the event says. Payloads are shortened and escaped."""
+    return shortened(_said(event), _CHARACTERS)
+
+
+def _said(event: Event) -> str:
+    match event:
+        case RunStarted():
+            return f"plan {event.plan.name} {event.plan.version}, input {to_json(event.input)}"
+        case RunCompleted():
+            return ""
+        case RunFailed():
+            return str(event.problem)
+        case RunCancelled():
+            return f"by {event.by}{_because(event.reason)}"
+        case RunRedriven():
+            return f"by {event.by}: {', '.join(event.phases)}"
+        case PhaseExpanded():
+            return f"{event.phase}: {event.items} items"
+        case PhaseReady():
+            due = f", due {event.due_at:%H:%M:%S}" if event.due_at is not None else ""
+            return f"{_attempt(event)}{due}"
+        case PhaseStarted():
+            return f"{_attempt(event)} on {event.instance}"
+        case PhaseProgressed():
+            return f"{_attempt(event)}: {event.fraction:.0%}{_because(event.note)}"
+        case PhaseCompleted():
+            return (
+                f"{_place(event)}: all items"
+                if event.attempt is None
+                else f"{_attempt(event)}: {to_json(event.output)}"
+            )
+        case PhaseAttemptFailed():
+            return f"{_attempt(event)} {event.cause}: {event.problem}"
+        case PhaseFailed():
+            return f"{_place(event)}: {event.problem}"
+        case PhaseWaiting():
+            return f"{event.phase}, until {event.expires_at:%Y-%m-%d %H:%M:%S}{_because(event.prompt)}"
+        case PhaseApproved():
+            return f"{event.phase} by {event.by}{_because(event.comment)}"
+        case PhaseSkipped() | PhaseCancelled():
+            return f"{event.phase}{_because(event.reason)}"
+        case ResultRefused():
+            return f"{_attempt(event)} of {event.instance} {event.outcome}: {event.reason}"
+        case UnknownEvent():
+            return f"of a newer version: {to_json(event.raw)}"
+
+
+def _place(
+    event: PhaseReady
+    | PhaseStarted
+    | PhaseProgressed
+    | PhaseCompleted
+    | PhaseAttemptFailed
+    | PhaseFailed
+    | ResultRefused,
+) -> str:
+    return event.phase if event.item is None else f"{event.phase}:{event.item}"
+
+
+def _attempt(
+    event: PhaseReady | PhaseStarted | PhaseProgressed | PhaseCompleted | PhaseAttemptFailed | ResultRefused,
+) -> str:
+    return f"{_place(event)} #{event.attempt}"
+
+
+def _because(reason: str) -> str:
+    return f": {reason}" if reason else ""

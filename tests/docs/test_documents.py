@@ -1,0 +1,109 @@
+"""What the documents show is executed: agents serve, scripts run, plans load, commands exist."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+
+from bus.planfile import read_plan
+from bus.server import Server
+from bus.settings import Settings
+from console.main import main
+from tests.harness import supervised
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = [ROOT / "README.md", ROOT / "docs" / "guide.md"]
+_BLOCK = re.compile(r"```(?:python|toml)\n# (\S+)\n(.*?)```", re.DOTALL)
+_COMMAND = re.compile(r"phasebus((?: [a-z]+)+)")
+
+
+def blocks(document: Path) -> dict[str, str]:
+    """The files a document shows, by the name in their first line."""
+    return {name: f"# {name}\n{body}" for name, body in _BLOCK.findall(document.read_text())}
+
+
+def commands(text: str) -> Iterator[list[str]]:
+    """Every command that is shown as code."""
+    for code in re.findall(r"`(phasebus [^`]*)`|^ +\$ (phasebus .*)$", text, re.MULTILINE):
+        for found in _COMMAND.findall(" ".join(code)):
+            yield found.split()
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.stem)
+async def test_what_a_document_shows_works(document: Path, server: Server, tmp_path: Path) -> None:
+    files = blocks(document)
+    assert files, f"{document.name} shows no code"
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+        if name.endswith(".toml"):
+            read_plan(tmp_path / name)
+    environment = {**os.environ, "NATS_URL": server.url}
+    agents = [name for name, text in files.items() if "agent = Agent(" in text]
+    serving = [
+        subprocess.Popen(
+            [Path(sys.executable).with_name("phasebus"), "agent", "run", "--no-supervisor", f"{name}:agent"],
+            cwd=tmp_path,
+            env=environment,
+            stderr=subprocess.DEVNULL,
+        )
+        for name in agents
+    ]
+    try:
+        async with supervised(server):
+            for name in files:
+                if name.endswith(".py") and name not in agents:
+                    await _succeeds(tmp_path, name, environment, len(agents))
+    finally:
+        for process in serving:
+            process.terminate()
+        for process in serving:
+            process.wait()
+
+
+def test_every_command_shown_exists() -> None:
+    shown = [line for path in [*DOCUMENTS, ROOT / "docs" / "reference.md"] for line in commands(path.read_text())]
+    assert len(shown) > 20
+    for words in shown:
+        command: click.Command = main
+        for word in words:
+            if not isinstance(command, click.Group):
+                break
+            found = command.get_command(click.Context(command), word)
+            assert found is not None, f"phasebus {' '.join(words)}: there is no {word!r}"
+            command = found
+
+
+def test_the_reference_names_every_setting() -> None:
+    reference = (ROOT / "docs" / "reference.md").read_text()
+    for field in Settings.model_fields:
+        name = {"url": "NATS_URL", "context": "NATS_CONTEXT"}.get(field, f"PHASEBUS_{field.upper()}")
+        assert f"`{name}`" in reference
+
+
+def test_the_reference_names_every_event() -> None:
+    from bus import events
+
+    reference = (ROOT / "docs" / "reference.md").read_text()
+    missing = [tag for tag in sorted(events.TYPES) if f"`{tag}`" not in reference]
+    assert not missing
+
+
+async def _succeeds(folder: Path, name: str, environment: dict[str, str], agents: int) -> None:
+    from bus import connect
+    from tests.harness import agents_there
+
+    async with connect(environment["NATS_URL"]) as client:
+        await agents_there(client, agents)
+    script = await asyncio.create_subprocess_exec(
+        sys.executable, name, cwd=folder, env=environment, stderr=asyncio.subprocess.PIPE
+    )
+    _, errors = await asyncio.wait_for(script.communicate(), 60)
+    assert script.returncode == 0, f"{name}: {errors.decode()}"

@@ -1,0 +1,227 @@
+"""One message of each kind, with fixed ids and times. `python -m tests.golden.samples` writes their bytes anew.
+
+Run it only after the decision: other processes, other versions and old logs hold the bytes as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+
+from bus.dead import LETTER, UNREADABLE, DeadLetter, Try, Unreadable
+from bus.envelope import encode, envelope
+from bus.events import (
+    COMMIT,
+    Event,
+    PhaseApproved,
+    PhaseAttemptFailed,
+    PhaseCancelled,
+    PhaseCompleted,
+    PhaseExpanded,
+    PhaseFailed,
+    PhaseProgressed,
+    PhaseReady,
+    PhaseSkipped,
+    PhaseStarted,
+    PhaseWaiting,
+    ResultRefused,
+    RunCancelled,
+    RunCompleted,
+    RunFailed,
+    RunRedriven,
+    RunStarted,
+    body,
+    type_of,
+)
+from bus.inputs import Order
+from bus.plan import Approval, Phase, Plan
+from bus.presence import Beat, Held
+from bus.problem import Problem
+from bus.references import ref
+from bus.retry import RetryPolicy
+from bus.runs import ORDER
+from bus.worker import AGENT_DEREGISTERED, AGENT_REGISTERED
+
+FOLDER = Path(__file__).parent
+AT = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
+LATER = datetime(2026, 1, 2, 4, 0, tzinfo=UTC)
+RUN = "release-7f3k"
+
+PLAN = Plan(
+    "release",
+    version="3",
+    phases=[
+        Phase("collect", "git.collect", input={"path": ref("input.path"), "depth": [1, 2.5, None, True]}),
+        Phase(-8, "code.analyse", each=ref("collect.files"), width=8, timeout_s=120.0, queue_timeout_s=600.0),
+        Phase("write", "text.write", after=[-8], retry=RetryPolicy(transient=5, dependency_s=2.5, max_s=60.0)),
+        Phase("review", after=["write"], approval=Approval(expires_s=3600.0, on_expiry="approve", prompt="good? ✓")),
+    ],
+    timeout_s=7200.0,
+)
+PROBLEM = Problem(
+    "handler_error",
+    "ConnectionResetError",
+    "transient",
+    detail="peer \u00e9",
+    causes=("ConnectionResetError: peer \u00e9", "OSError: 104"),
+    trace="Traceback (most recent call last):\n  ...",
+    retry_after_s=2.5,
+)
+BARE = Problem("rejected", "no such sku")
+
+# Of each type the fullest event, and the barest where that differs.
+EVENTS: dict[str, Sequence[Event]] = {
+    type_of(events[0]): events
+    for events in (
+        [RunStarted(plan=PLAN, input=msgspec.Raw(b'{"path":"src"}'), deadline_at=LATER)],
+        [RunCompleted()],
+        [RunFailed(problem=PROBLEM), RunFailed(problem=BARE)],
+        [RunCancelled(by="ann", reason="wrong branch"), RunCancelled(by="ann")],
+        [RunRedriven(by="ann", phases=("write", "review"), deadline_at=LATER)],
+        [PhaseExpanded(phase="-8", items=2)],
+        [PhaseReady(phase="-8", item=0, attempt=2, due_at=LATER), PhaseReady(phase="collect", attempt=1)],
+        [
+            PhaseStarted(phase="-8", item=0, attempt=2, agent="coder", instance="coder-1", deadline_at=LATER),
+            PhaseStarted(phase="collect", attempt=1, agent="git", instance="git-1", deadline_at=LATER),
+        ],
+        [
+            PhaseProgressed(phase="-8", item=0, attempt=2, fraction=0.25, note="a quarter"),
+            PhaseProgressed(phase="collect", attempt=1, fraction=1.0),
+        ],
+        [
+            PhaseCompleted(phase="-8", item=0, attempt=2, output=msgspec.Raw(b'{"lines": 3}')),
+            PhaseCompleted(phase="collect", attempt=1, output=msgspec.Raw(b"null")),
+            PhaseCompleted(phase="-8"),
+        ],
+        [
+            PhaseAttemptFailed(
+                phase="-8",
+                item=0,
+                attempt=1,
+                problem=PROBLEM,
+                instance="coder-1",
+                cause="crashed",
+                evidence="its connection closed",
+            ),
+            PhaseAttemptFailed(phase="collect", attempt=1, problem=BARE),
+        ],
+        [PhaseFailed(phase="-8", item=0, problem=PROBLEM), PhaseFailed(phase="collect", problem=BARE)],
+        [
+            PhaseWaiting(phase="review", expires_at=LATER, prompt="good? ✓"),
+            PhaseWaiting(phase="review", expires_at=LATER),
+        ],
+        [PhaseApproved(phase="review", by="ann", comment="fine"), PhaseApproved(phase="review", by="ann")],
+        [PhaseSkipped(phase="write", reason="-8 failed")],
+        [PhaseCancelled(phase="write", reason="by ann"), PhaseCancelled(phase="write")],
+        [
+            ResultRefused(
+                phase="-8",
+                item=0,
+                attempt=1,
+                instance="coder-1",
+                outcome="completed",
+                reason="attempt 2 is in_progress",
+            ),
+            ResultRefused(
+                phase="collect", attempt=1, instance="git-1", outcome="failed", reason="attempt 1 is completed"
+            ),
+        ],
+    )
+}
+
+WORK = Order(
+    run=RUN,
+    plan="release",
+    phase="-8",
+    item=0,
+    capability="code.analyse",
+    attempt=2,
+    input={"file": "a.py"},
+    correlation="order-7",
+    position=41,
+    timeout_s=120.0,
+)
+DIED = DeadLetter(
+    capability="code.analyse",
+    run=RUN,
+    plan="release",
+    phase="-8",
+    item=0,
+    problem=PROBLEM,
+    payload=msgspec.Raw(b'{"file":"a.py"}'),
+    attempts=[
+        Try(1, "coder", "coder-1", AT, LATER, "crashed", PROBLEM),
+        Try(2, "coder", "coder-2", AT),
+    ],
+)
+UNDECODED = Unreadable("code.analyse", f"bus.work.code:analyse.{RUN}.-8:0.2", b"\x00\xff not JSON", "why", "coder-1")
+BEAT = Beat(
+    agent="coder",
+    version="1.2.0",
+    instance="coder-1",
+    host="host",
+    pid=4711,
+    capabilities={"code.analyse": 8},
+    held=[Held(RUN, "-8", 0, 2), Held(RUN, "collect", None, 1)],
+    lag_s=0.25,
+)
+
+
+def commit(events: Sequence[Event]) -> bytes:
+    return encode(
+        envelope(
+            COMMIT,
+            body(events),
+            id="4b1d8f0a6c2e4d7b9f3a5e1c8d0b2f46",
+            source="agent/coder/coder-1",
+            time=AT,
+            correlationid="order-7",
+            causationid="0f9e8d7c6b5a49382716f5e4d3c2b1a0",
+            runid=RUN,
+        )
+    )
+
+
+def about_work(kind: str, data: object, attempt: int | None = None) -> bytes:
+    return encode(
+        envelope(
+            kind,
+            data,
+            id="9c3e5a7b1d2f4e6088aabbccddeeff00",
+            source="agent/coder/coder-1",
+            time=AT,
+            correlationid="order-7",
+            causationid="4b1d8f0a6c2e4d7b9f3a5e1c8d0b2f46",
+            runid=RUN,
+            phase="-8",
+            attempt=attempt,
+        )
+    )
+
+
+def about_agent(kind: str, data: object) -> bytes:
+    return encode(envelope(kind, data, id="5d6e7f8091a2b3c4d5e6f70819203a4b", source="agent/coder/coder-1", time=AT))
+
+
+MESSAGES: dict[str, bytes] = {
+    "commit": commit([event for events in EVENTS.values() for event in events]),
+    **{name: commit(events) for name, events in EVENTS.items()},
+    ORDER: about_work(ORDER, WORK, attempt=2),
+    LETTER: about_work(LETTER, DIED),
+    UNREADABLE: about_agent(UNREADABLE, UNDECODED),
+    AGENT_REGISTERED: about_agent(AGENT_REGISTERED, BEAT),
+    AGENT_DEREGISTERED: about_agent(AGENT_DEREGISTERED, BEAT),
+    "beat": msgspec.json.encode(BEAT),
+}
+
+
+def golden(name: str) -> Path:
+    return FOLDER / f"{name}.json"
+
+
+if __name__ == "__main__":
+    for name, message in MESSAGES.items():
+        golden(name).write_bytes(message)

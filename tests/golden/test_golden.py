@@ -1,0 +1,78 @@
+"""The bytes on the wire, pinned."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import msgspec
+import pytest
+
+from bus import dead, events
+from bus.dead import LETTER, UNREADABLE
+from bus.envelope import decode, decode_data
+from bus.events import COMMIT, Event, Known
+from bus.inputs import Order
+from bus.presence import Beat
+from bus.runs import ORDER
+from bus.worker import AGENT_DEREGISTERED, AGENT_REGISTERED
+from tests.golden.samples import AT, BEAT, DIED, EVENTS, FOLDER, MESSAGES, RUN, UNDECODED, WORK, golden
+
+DECISION = (
+    "the bytes of {name} have changed. Other processes, other versions and old logs hold the old ones, so this is an "
+    "interop decision: can old logs still be read, does the type need a new version? If it is wanted, write it into "
+    "the changelog and run `python -m tests.golden.samples`."
+)
+EVERYTHING = [event for group in EVENTS.values() for event in group]
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+def test_the_bytes_of_a_message_never_change_by_accident(name: str) -> None:
+    assert MESSAGES[name] == golden(name).read_bytes(), DECISION.format(name=name)
+
+
+def test_every_golden_file_belongs_to_a_message() -> None:
+    assert {path.stem for path in FOLDER.glob("*.json")} == set(MESSAGES)
+
+
+def test_every_type_of_event_has_a_golden_file() -> None:
+    assert set(EVENTS) == {kind.__struct_config__.tag for kind in Known.__args__}
+    assert all(events.type_of(event) == name for name, group in EVENTS.items() for event in group)
+
+
+@pytest.mark.parametrize(("name", "expected"), [("commit", EVERYTHING), *EVENTS.items()], ids=["commit", *EVENTS])
+def test_golden_events_are_read_back_equal(name: str, expected: Sequence[Event]) -> None:
+    message = decode(golden(name).read_bytes())
+    commit = events.commit(message, 7)
+    assert list(commit.events) == list(expected)
+    assert (commit.run, commit.at, commit.source, message.type) == (RUN, AT, "agent/coder/coder-1", COMMIT)
+    assert (commit.correlation, commit.causation) == ("order-7", "0f9e8d7c6b5a49382716f5e4d3c2b1a0")
+
+
+def test_a_golden_order_is_read_back_equal() -> None:
+    message = decode(golden(ORDER).read_bytes())
+    assert decode_data(message, msgspec.json.Decoder(Order), "an order") == WORK
+    assert (message.type, message.runid, message.phase, message.attempt) == (ORDER, RUN, "-8", 2)
+
+
+@pytest.mark.parametrize(("name", "expected"), [(LETTER, DIED), (UNREADABLE, UNDECODED)])
+def test_a_golden_dead_letter_is_read_back_equal(name: str, expected: object) -> None:
+    assert dead.read(decode(golden(name).read_bytes())) == expected
+
+
+@pytest.mark.parametrize("name", [AGENT_REGISTERED, AGENT_DEREGISTERED])
+def test_a_golden_registration_is_read_back_equal(name: str) -> None:
+    assert decode_data(decode(golden(name).read_bytes()), msgspec.json.Decoder(Beat), "a beat") == BEAT
+
+
+def test_a_golden_beat_is_read_back_equal() -> None:
+    assert msgspec.json.decode(golden("beat").read_bytes(), type=Beat) == BEAT
+
+
+@pytest.mark.parametrize("name", [name for name in MESSAGES if name != "beat"])
+def test_every_golden_message_is_a_cloudevent_and_compact_json(name: str) -> None:
+    written = golden(name).read_bytes()
+    document = json.loads(written)
+    assert {"specversion", "id", "source", "type", "time", "datacontenttype", "data"} <= document.keys()
+    assert document["time"] == "2026-01-02T03:04:05.678901Z"
+    assert b"\n" not in written

@@ -1,0 +1,390 @@
+"""Any command, at any time, on any plan: what must hold after each of them.
+
+The machine knows the rules only from outside: it looks at states and events, never at how they were decided.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+import msgspec
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from bus import dead, inputs
+from bus.commands import Answer, Begin, Cancel, Command, Complete, Expire, Fail, Progress, Redrive, Take
+from bus.decide import decide
+from bus.errors import Refused
+from bus.events import (
+    Cause,
+    Commit,
+    Event,
+    PhaseAttemptFailed,
+    PhaseCompleted,
+    PhaseFailed,
+    PhaseReady,
+    PhaseStarted,
+    ResultRefused,
+    RunRedriven,
+    body,
+)
+from bus.plan import Approval, Phase, Plan
+from bus.problem import Problem
+from bus.references import ref
+from bus.retry import RetryPolicy
+from bus.run import SUCCEEDED, TERMINAL, Folding, Item, PhaseState, RunState, evolve, fold
+from bus.timers import Kind, armed
+from tests.driver import BEGAN_AT, RUN, through_the_log
+
+Timed = tuple[str, int | None, Kind]
+
+KEYS: list[str | int] = ["a", "b", -8, "c", 4, "d"]
+# Most data fits what the plans below refer to; the rest leads nowhere, or to something that is not a list.
+FITTING = [b'{"list":[1,2,3]}', b'{"list":[{"n":1},{"n":2}]}', b'{"list":[{"n":1},7]}', b'{"list":[]}']
+OUTPUTS = [*FITTING * 2, b"null", b'"text"', b"[]", b'{"list":{"n":0}}']
+INSTANCES = ["one", "two", ""]
+CAUSES: list[Cause] = ["error", "timed_out", "crashed", "frozen", "forgotten", "handed_back", "unclaimed"]
+POLICIES = [RetryPolicy(), RetryPolicy(transient=1, dependency=0, unknown=0, lost=0), RetryPolicy(lost=1, max_s=0.0)]
+
+problems = st.one_of(
+    st.sampled_from(
+        [
+            Problem("handler_error", "down", "transient"),
+            Problem("handler_error", "bug", "unknown"),
+            Problem("rejected", "no", "permanent"),
+            Problem("lost", "gone", "unknown"),
+            Problem("timed_out", "late", "transient"),
+            Problem("handed_back", "stopped", "transient"),
+        ]
+    ),
+    st.builds(
+        lambda wait: Problem("retry_asked", "later", "transient", retry_after_s=wait),
+        st.floats(allow_nan=False, allow_infinity=False),
+    ),
+)
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> Plan:
+    """A small plan: every phase may wait for, and refer to, those before it."""
+    phases: list[Phase] = []
+    with_output: list[str] = []
+    given: object
+    for key in KEYS[: draw(st.integers(1, len(KEYS)))]:
+        earlier = [phase.key for phase in phases]
+        after = draw(st.lists(st.sampled_from(earlier), max_size=2, unique=True)) if earlier else []
+        source = f"{draw(st.sampled_from(['input', *with_output]))}.list"
+        kind = draw(st.sampled_from(["plain", "plain", "each", "each", "gate"]))
+        if kind == "gate":
+            on_expiry: Any = draw(st.sampled_from(["reject", "approve"]))
+            phases.append(Phase(key, after=after, approval=Approval(expires_s=60.0, on_expiry=on_expiry)))
+            continue
+        retry, queue_s = draw(st.sampled_from(POLICIES)), draw(st.sampled_from([30.0, 3600.0]))
+        if kind == "plain":
+            given = draw(st.sampled_from([None, None, {"x": ref(source)}]))
+            phase = Phase(key, "do", input=given, after=after, retry=retry, queue_timeout_s=queue_s)
+        else:
+            given = draw(st.sampled_from([None, None, {"x": ref("item")}, {"x": [ref("item.n")]}, {"x": ref(source)}]))
+            width = draw(st.sampled_from([None, 1, 2]))
+            phase = Phase(
+                key, "do", given, each=ref(source), width=width, after=after, retry=retry, queue_timeout_s=queue_s
+            )
+        phases.append(phase)
+        with_output.append(str(key))
+    return Plan("plan", phases=phases, timeout_s=draw(st.sampled_from([50.0, 86_400.0, 86_400.0])))
+
+
+keys = st.sampled_from([*map(str, KEYS), "nowhere"])
+items = st.sampled_from([None, None, 0, 1, 2, 3, -1])
+attempts = st.integers(0, 5)
+instances = st.sampled_from(INSTANCES)
+raws = st.sampled_from(OUTPUTS).map(msgspec.Raw)
+outcomes = st.one_of(raws, raws, problems, st.none())
+commands: st.SearchStrategy[Command] = st.one_of(
+    st.builds(Take, keys, items, attempts, st.just("agent"), instances, st.sampled_from([1.0, 60.0])),
+    st.builds(Complete, keys, items, attempts, instances, raws),
+    st.builds(Fail, keys, items, attempts, instances, problems, st.sampled_from(CAUSES)),
+    st.builds(Progress, keys, items, attempts, instances, st.floats(), st.just("note")),
+    st.builds(Answer, keys, st.booleans(), st.just("ann"), expired=st.booleans()),
+    st.builds(Redrive, st.just("ann"), st.lists(keys, max_size=2).map(tuple)),
+    st.builds(Begin, plans(), raws),
+    st.just(Cancel("ann")),
+    st.just(Expire()),
+)
+
+
+def snapshot(state: RunState | None) -> bytes:
+    """The whole of a state as bytes, so that nothing in it can change unseen."""
+    return msgspec.json.encode(state, enc_hook=lambda output: output.raw)
+
+
+def is_open(phase: PhaseState | Item) -> bool:
+    return phase.status not in TERMINAL
+
+
+class RunMachine(RuleBasedStateMachine):
+    state: RunState
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = BEGAN_AT
+        self.commits: list[Commit] = []
+        self.sent: list[Command] = []
+        self.attempts: dict[tuple[str, int | None], int] = {}
+        self.accepted: Counter[tuple[int, str, int | None]] = Counter()
+
+    # What happens
+
+    @initialize(plan=plans(), given=st.sampled_from([*FITTING * 3, b"null"]))
+    def begin(self, plan: Plan, given: bytes) -> None:
+        happened = decide(None, Begin(plan, msgspec.Raw(given)), run=RUN, now=self.now)
+        commit = through_the_log(Commit(RUN, "1", self.now, 1, happened))
+        self.state = evolve(None, Commit(RUN, "1", self.now, 1, happened[:1]))
+        self.watch(happened[1:])
+        self.state = evolve(None, commit)
+        self.commits.append(commit)
+
+    @precondition(lambda self: self.state.is_open)
+    @rule(steps=st.lists(st.tuples(st.integers(0, 99), instances, outcomes), min_size=1, max_size=8))
+    def go_on(self, steps: list[tuple[int, str, msgspec.Raw | Problem | None]]) -> None:
+        """Things go as they should: open work is taken or ends, and gates are answered."""
+        for number, instance, outcome in steps:
+            choices = list(self.open_places())
+            if not choices:
+                return
+            key, item = choices[number % len(choices)]
+            assert self.fire(self.next_command(key, item, instance, outcome))
+
+    def open_places(self) -> Iterator[tuple[str, Item | None]]:
+        for key, phase in self.state.phases.items():
+            if phase.status == "waiting":
+                yield key, None
+            yield from ((key, item) for item in phase.items if item.status in {"ready", "in_progress"})
+
+    def next_command(
+        self, key: str, item: Item | None, instance: str, outcome: msgspec.Raw | Problem | None
+    ) -> Command:
+        if item is None:
+            return Answer(key, not isinstance(outcome, Problem), "ann")
+        if item.holder is None:
+            return Take(key, item.index, item.attempt, "agent", instance, 60.0)
+        where = (key, item.index, item.attempt, item.holder.instance)
+        match outcome:
+            case None:
+                return Progress(*where, 0.5, "half way")
+            case Problem():
+                return Fail(*where, outcome)
+            case output:
+                return Complete(*where, output)
+
+    @rule(data=st.data(), command=commands, near=st.booleans())
+    def anything(self, data: st.DataObject, command: Command, near: bool) -> None:
+        """Things go any way at all: any command, about any place or one that is nearly right."""
+        places = list(self.open_places())
+        if near and places and isinstance(command, Take | Complete | Fail | Progress):
+            key, item = data.draw(st.sampled_from(places))
+            if item is not None:
+                attempt = item.attempt + data.draw(st.sampled_from([-1, 0, 0, 1]))
+                command = msgspec.structs.replace(command, phase=key, item=item.index, attempt=attempt)
+        self.fire(command)
+
+    @precondition(lambda self: self.sent)
+    @rule(data=st.data())
+    def something_once_more(self, data: st.DataObject) -> None:
+        self.fire(data.draw(st.sampled_from(self.sent)))
+
+    @precondition(lambda self: not self.state.is_open and self.state.status != "completed")
+    @rule(data=st.data(), some=st.booleans())
+    def redrive(self, data: st.DataObject, some: bool) -> None:
+        left = [key for key, status in self.statuses().items() if status not in SUCCEEDED]
+        chosen = data.draw(st.lists(st.sampled_from(left), unique=True)) if some else []
+        assert self.fire(Redrive("ann", tuple(chosen)))
+
+    @rule(seconds=st.sampled_from([0.001, 1.0, 61.0, 4000.0]))
+    def wait(self, seconds: float) -> None:
+        self.now += timedelta(seconds=seconds)
+
+    def fire(self, command: Command) -> bool:
+        """Decide, store, read back and fold. Whether something happened."""
+        self.sent.append(command)
+        before = snapshot(self.state)
+        try:
+            happened = decide(self.state, command, run=RUN, now=self.now)
+        except Refused as refused:
+            assert refused.reason
+            assert snapshot(self.state) == before
+            return False
+        assert happened, "what is not refused leads to something"
+        commit = Commit(RUN, str(len(self.commits)), self.now, len(self.commits) + 1, happened)
+        read = through_the_log(commit)
+        assert msgspec.json.encode(body(read.events)) == msgspec.json.encode(body(happened))
+        self.watch(happened)
+        after = evolve(self.state, read)
+        assert snapshot(self.state) == before, "a fold leaves the state it is given as it is"
+        letters = dead.letters(after, happened)
+        assert len(letters) == sum(1 for event in happened if self.is_given_up_work(event))
+        assert all(dead.is_open(letter, after) for letter in letters)
+        if any(isinstance(event, ResultRefused) for event in happened):
+            assert len(happened) == 1
+            counted = msgspec.structs.replace(after, events=self.state.events, position=self.state.position)
+            assert snapshot(counted) == before
+        self.commits.append(read)
+        self.state = after
+        return True
+
+    def watch(self, happened: Sequence[Event]) -> None:
+        """Look at every event alone: what it may change, and what it may not."""
+        folding = Folding(self.state)
+        assert folding.state is not None
+        for event in happened:
+            before = {key: (phase.status, list(phase.items)) for key, phase in folding.state.phases.items()}
+            folding.apply([event], self.now)
+            self.watch_attempts(event, folding.state.passes)
+            if isinstance(event, RunRedriven):
+                continue
+            for key, (status, were) in before.items():
+                phase = folding.state.phases[key]
+                assert status not in TERMINAL or phase.status == status, f"{key} was {status}, is {phase.status}"
+                for was, now in zip(were, phase.items, strict=False):
+                    assert was.status not in TERMINAL or was == now, f"{key}: an item that had ended has changed"
+
+    def watch_attempts(self, event: Event, passes: int) -> None:
+        match event:
+            case PhaseReady(phase=phase, item=item, attempt=attempt):
+                assert attempt == self.attempts.get((phase, item), 0) + 1, "attempts count from 1, one by one"
+                self.attempts[phase, item] = attempt
+            case (
+                PhaseStarted(phase=phase, item=item, attempt=attempt)
+                | PhaseAttemptFailed(phase=phase, item=item, attempt=attempt)
+            ):
+                assert attempt == self.attempts[phase, item]
+            case PhaseCompleted(phase=phase, item=item, attempt=int(attempt)):
+                assert attempt == self.attempts[phase, item]
+                self.accepted[passes, phase, item] += 1
+                assert self.accepted[passes, phase, item] == 1, "one result of a piece of work counts"
+
+    def is_given_up_work(self, event: Event) -> bool:
+        return (
+            isinstance(event, PhaseFailed)
+            and self.state.plan.graph[event.phase].phase.approval is None
+            and event.problem.code != "items_failed"
+        )
+
+    def statuses(self) -> dict[str, str]:
+        return {key: phase.status for key, phase in self.state.phases.items()}
+
+    # What holds
+
+    @invariant()
+    def counters_equal_a_recount(self) -> None:
+        assert self.state.open_phases == sum(map(is_open, self.state.phases.values()))
+        for phase in self.state.phases.values():
+            assert phase.open_items == sum(map(is_open, phase.items)), phase.key
+        assert self.state.events == sum(len(commit.events) for commit in self.commits)
+        assert self.state.position == len(self.commits)
+
+    @invariant()
+    def a_run_is_what_its_phases_are(self) -> None:
+        statuses = set(self.statuses().values())
+        assert self.state.is_open == bool(statuses - TERMINAL)
+        assert (self.state.status == "completed") == (statuses <= SUCCEEDED)
+        assert (self.state.status == "failed") == (self.state.problem is not None)
+        assert self.state.is_open == (self.state.ended_at is None)
+
+    @invariant()
+    def an_attempt_is_open_only_while_it_is_held(self) -> None:
+        held = [attempt for _, _, attempt in self.state.held()]
+        under_way = [
+            attempt
+            for phase in self.state.phases.values()
+            for item in phase.items
+            for attempt in item.attempts
+            if attempt.ended_at is None
+        ]
+        assert under_way == held
+
+    @invariant()
+    def a_run_is_never_stuck(self) -> None:
+        timers: set[Timed] = {(timer.phase, timer.item, timer.kind) for timer in armed(self.state)}
+        if not self.state.is_open:
+            assert not timers
+            return
+        assert ("", None, "run") in timers
+        assert set(self.statuses().values()) & {"ready", "in_progress", "waiting"}
+        for key, phase in self.state.phases.items():
+            match phase.status:
+                case "pending":
+                    needs = self.state.plan.graph[key].needs
+                    assert any(is_open(self.state.phases[need]) for need in needs), f"{key} waits for nothing"
+                case "waiting":
+                    assert (key, None, "expiry") in timers
+                case "ready" | "in_progress":
+                    self.every_item_can_end(phase, timers)
+
+    def every_item_can_end(self, phase: PhaseState, timers: set[Timed]) -> None:
+        width = self.state.plan.graph[phase.key].phase.width or len(phase.items)
+        counts = Counter(item.status for item in phase.items)
+        under_way = counts["ready"] + counts["in_progress"]
+        assert 0 < under_way <= width
+        assert under_way == width or not counts["pending"], "an item waits although there is room"
+        for item in phase.items:
+            where = (phase.key, item.index)
+            if item.status == "ready":
+                assert inputs.order(self.state, *where).attempt == item.attempt
+                assert (*where, "unclaimed") in timers
+            elif item.status == "in_progress":
+                assert item.holder is not None
+                assert item.holder.number == item.attempt
+                assert (*where, "deadline") in timers
+
+    # What follows
+
+    @rule(data=st.data())
+    def any_split_folds_to_the_same(self, data: st.DataObject) -> None:
+        at = data.draw(st.integers(0, len(self.commits)))
+        first = fold(self.commits[:at])
+        before = snapshot(first)
+        assert fold(self.commits[at:], first) == self.state
+        assert snapshot(first) == before
+        assert fold(self.commits) == self.state
+
+    def teardown(self) -> None:
+        if self.commits:
+            self.to_the_end("if everybody does what is left to do", self.next_step)
+            self.to_the_end("if nobody does anything and the timers act", self.next_timer)
+
+    def to_the_end(self, sentence: str, step: Callable[[RunState, datetime], tuple[Command, datetime]]) -> None:
+        state, now = self.state, self.now
+        for _ in range(500):
+            if not state.is_open:
+                return
+            command, now = step(state, now)
+            happened = decide(state, command, run=RUN, now=now)
+            state = evolve(state, Commit(RUN, "", now, state.position + 1, happened))
+        raise AssertionError(f"a run ends {sentence}")
+
+    def next_step(self, state: RunState, now: datetime) -> tuple[Command, datetime]:
+        for phase in state.phases.values():
+            if phase.status == "waiting":
+                return Answer(phase.key, True, "ann"), now
+            for item in phase.items:
+                if item.holder is not None:
+                    return Complete(phase.key, item.index, item.attempt, item.holder.instance, msgspec.Raw(b"[]")), now
+                if item.status == "ready":
+                    return Take(phase.key, item.index, item.attempt, "agent", "one", 60.0), now
+        raise AssertionError("an open run has a next step")
+
+    def next_timer(self, state: RunState, now: datetime) -> tuple[Command, datetime]:
+        for timer in sorted(armed(state)):
+            command = timer.command(state)
+            if command is not None:
+                return command, max(now, timer.at)
+        raise AssertionError("an open run has a timer")
+
+
+TestRunMachine = RunMachine.TestCase
+TestRunMachine.settings = settings(deadline=None, max_examples=80, stateful_step_count=30)
