@@ -13,6 +13,7 @@ from typing import Any, TypeVar, overload
 from uuid import uuid4
 
 import msgspec
+import structlog
 
 from bus import dead
 from bus.commands import Answer, Begin, Cancel, Redrive
@@ -33,6 +34,8 @@ from bus.runs import Runs, utc_now
 from bus.server import embedded
 from bus.settings import Settings
 from bus.subjects import Subjects
+
+logger = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 LETTER_REDRIVEN = "ops.letter_redriven.v1"
@@ -202,7 +205,12 @@ class Client:
     async def dead_letters(self) -> AsyncIterator[tuple[int, dead.DeadLetter | dead.Unreadable]]:
         """Every dead letter ever, with its number (its position in the log), oldest first."""
         async for record in self.log.read(self.subjects.dead_letters):
-            yield record.position, dead.read(record.envelope())
+            try:
+                letter = dead.read(record.envelope())
+            except MalformedMessage as error:
+                logger.warning("record set aside", subject=record.subject, position=record.position, error=str(error))
+                continue
+            yield record.position, letter
 
     async def dead_letter(self, number: int) -> dead.DeadLetter | dead.Unreadable:
         """One dead letter. Raises NotFound."""

@@ -32,7 +32,7 @@ class NoLiveAgent(BusError):
     """No running agent offers `capability`. Start one, or let the work wait for it."""
 
     def __init__(self, capability: str) -> None:
-        super().__init__(f"no live agent for {capability!r}: start one with that capability, for example `phasebus up`")
+        super().__init__(f"no live agent for {capability!r}: start one, `phasebus agent run FILE.py:agent`")
         self.capability = capability
 
 

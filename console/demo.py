@@ -61,6 +61,7 @@ def demo(target: str | None, path: Path | None, interactive: bool, no_kill: bool
 
 
 async def _stage(stop: asyncio.Event, package: str, folder: Path, *, began_s: float, kills: bool, asks: bool) -> int:
+    import shlex
     import time
 
     from bus.client import connect
@@ -95,7 +96,7 @@ async def _stage(stop: asyncio.Event, package: str, folder: Path, *, began_s: fl
     for recovery in rehearsal.recoveries:
         click.echo(f"kill -9 of {recovery.instance}: {told(recovery)}")
     click.echo(f"{state.events} events in {len(commits)} commits; told again, from the log alone, by")
-    click.echo(f"  phasebus replay {state.run} --store {folder}")
+    click.echo(f"  phasebus replay {state.run} --store {shlex.quote(str(folder))}")
     click.echo(f"{state.status.replace('_', ' ')}, {duration(time.monotonic() - began_s)} after the command was typed")
     if not is_over:
         raise Failure(FAILED, f"not done after {bound_s:g} s: {'; '.join(_open(state))}")

@@ -28,7 +28,7 @@ _COMMANDS = {
 
 _EPILOG = """\b
 Exit codes: 0 ok, 1 the thing failed, 2 usage, 3 not found, 4 no bus,
-5 timed out, 6 refused, 130 interrupted. Every command has --json.
+5 timed out, 6 refused, 130 interrupted. With --json, results are JSON lines.
 """
 
 

@@ -25,6 +25,7 @@ from bus.run import SUCCEEDED, Attempt, Item, PhaseState, RunState
 from bus.runs import utc_now
 from console.live import Screen, states
 from console.processes import Process, Processes
+from console.session import operator
 from console.text import duration, escaped
 from console.timeline import label
 
@@ -162,7 +163,7 @@ class Rehearsal:
         decide = client.approve
         by, comment = "demo", "the demo approves by itself"
         if self._asks:
-            by, comment = "terminal", ""
+            by, comment = operator(), ""
             if not await _agrees(screen):
                 decide = client.reject
         # Somebody may have answered from another terminal.

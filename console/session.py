@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, TypeVar
 
 import click
 
@@ -13,9 +13,8 @@ if TYPE_CHECKING:
     from bus.client import Client
     from console.printer import Printer
 
-P = ParamSpec("P")
 F = TypeVar("F", bound=Callable[..., Any])
-Main = Callable[Concatenate["Client", "Printer", P], Awaitable[int | None]]
+Main = Callable[Concatenate["Client", "Printer", ...], Awaitable[int | None]]
 
 
 def json_option(command: F) -> F:
@@ -35,7 +34,7 @@ def address_options(command: F) -> F:
     return command
 
 
-def on_bus(main: Main[P]) -> Callable[..., int | None]:
+def on_bus(main: Main) -> Callable[..., int | None]:
     """Make a command of `main`: it gets a connected client, a printer and its own parameters; returns the exit code."""
 
     @functools.wraps(main)
@@ -54,7 +53,7 @@ def on_bus(main: Main[P]) -> Callable[..., int | None]:
 
         async def connected() -> int | None:
             async with address.reached(place) as settings, connect(name="phasebus", **settings) as client:
-                return await main(client, Printer(as_json=as_json), **parameters)  # type: ignore[call-arg]
+                return await main(client, Printer(as_json=as_json), **parameters)
 
         return asyncio.run(connected())
 

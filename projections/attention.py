@@ -108,7 +108,7 @@ def _of_item(
         phase=phase.key,
         item=item.index,
         cause=f"no live agent offers {capability!r}",
-        next_step="phasebus up",
+        next_step="phasebus agent run FILE.py:agent",
     )
 
 

@@ -150,7 +150,8 @@ def _attempt(attempt: Try) -> Iterator[str]:
 
 def _problem(problem: Problem) -> Iterator[str]:
     yield f"{problem} ({problem.code}, {problem.error_class})"
-    for cause in problem.causes:
+    # The first cause is the error itself.
+    for cause in problem.causes[1:]:
         yield f"  because {cause}"
     for line in problem.trace.splitlines():
         yield f"  | {line}"

@@ -58,21 +58,23 @@ class Started:
             assert self.process.poll() is None and time.monotonic() < deadline, self.text
             time.sleep(0.02)
 
-    def left(self, within_s: float = 0.0) -> list[str]:
-        """The command lines of processes of this demo that live, once none does or that much time has passed."""
+    def left(self, within_s: float = 0.0) -> list[tuple[int, str]]:
+        """What still lives when nothing does any more or that much time has passed."""
         deadline = time.monotonic() + within_s
-        while (found := list(self._living())) and time.monotonic() < deadline:
+        while (found := list(self.living())) and time.monotonic() < deadline:
             time.sleep(0.05)
         return found
 
-    def _living(self) -> Iterator[str]:
+    def living(self) -> Iterator[tuple[int, str]]:
+        """Pid and command line of every process that this demo started."""
         signs = (f"{MARKER}={self.marker}".encode(), str(self.store).encode())
         for process in Path("/proc").glob("[0-9]*"):
             try:
                 # Tested code runs without our environment, but the command that runs it names the store.
-                known = (process / "environ").read_bytes() + (process / "cmdline").read_bytes()
+                command = (process / "cmdline").read_bytes()
+                known = (process / "environ").read_bytes() + command
                 if any(sign in known for sign in signs) and int(process.name) != self.process.pid:
-                    yield known.rpartition(b"\0\0")[2].replace(b"\0", b" ").decode(errors="replace")
+                    yield int(process.name), command.replace(b"\0", b" ").decode(errors="replace")
             except OSError:
                 continue
 
@@ -132,6 +134,20 @@ def test_nothing_outlives_a_demo_that_is_ended(package: Path, tmp_path: Path, nu
 
     assert demo.wait() == (-number if number == signal.SIGKILL else 130), demo.text
     assert demo.left(within_s=10.0 if number == signal.SIGKILL else 0.0) == []
+
+
+@LINUX
+def test_an_agent_that_dies_by_itself_ends_the_demo_with_its_last_words(package: Path, tmp_path: Path) -> None:
+    demo = Started(tmp_path, str(package))
+    demo.wait_for("first phase done")
+    [scanner] = [pid for pid, command in demo.living() if "scanner.py" in command]
+
+    os.kill(scanner, signal.SIGKILL)
+
+    assert demo.wait() == 1
+    assert demo.left() == []
+    assert re.search(r"error: scanner-1 ended by itself; \S+scanner-1.log ends with:", demo.text)
+    assert '"event":"serving"' in demo.text
 
 
 def test_a_package_named_twice_is_a_usage_error(tmp_path: Path) -> None:

@@ -94,32 +94,35 @@ def test_a_bound_that_no_clock_can_reach_is_refused(bound_s: float) -> None:
             make()
 
 
-WRONG_TYPES: list[Callable[[], Plan]] = [
-    lambda: plan(work(), version=1),
-    lambda: plan(work(), timeout_s="60"),
-    lambda: plan(work(), phases=None),
-    lambda: plan(work(1.5)),  # type: ignore[arg-type]
-    lambda: plan(work(capability=5)),  # type: ignore[arg-type]
-    lambda: plan(work(timeout_s="60")),
-    lambda: plan(work(timeout_s=True)),
-    lambda: plan(work(queue_timeout_s=None)),
-    lambda: plan(work(each="input", width=2.5)),
-    lambda: plan(work(each=["input"])),
-    lambda: plan(work(after=None)),
-    lambda: plan(work(retry=Retry(2.5))),
-    lambda: plan(work(retry={"transient": 5})),
-    lambda: plan(work(input=object())),
-    lambda: plan(Phase("a", approval=True)),  # type: ignore[arg-type]
-    lambda: plan(Phase("a", approval=Approval(on_expiry="aprove"))),  # type: ignore[arg-type]
-    lambda: plan(Phase("a", approval=Approval(prompt=None))),  # type: ignore[arg-type]
-]
+WRONG_TYPES: dict[str, Callable[[], Plan]] = {
+    "a version that is a number": lambda: plan(work(), version=1),
+    "a run's bound that is text": lambda: plan(work(), timeout_s="60"),
+    "no list of phases": lambda: plan(work(), phases=None),
+    "a key with a fraction": lambda: plan(work(1.5)),  # type: ignore[arg-type]
+    "a capability that is a number": lambda: plan(work(capability=5)),  # type: ignore[arg-type]
+    "a bound that is text": lambda: plan(work(timeout_s="60")),
+    "a bound that is a truth value": lambda: plan(work(timeout_s=True)),
+    "no queue bound": lambda: plan(work(queue_timeout_s=None)),
+    "a width with a fraction": lambda: plan(work(each="input", width=2.5)),
+    "an each that is a list": lambda: plan(work(each=["input"])),
+    "an after that is nothing": lambda: plan(work(after=None)),
+    "a delay for a retry policy": lambda: plan(work(retry=Retry(2.5))),
+    "a table for a retry policy": lambda: plan(work(retry={"transient": 5})),
+    "an input that is not JSON": lambda: plan(work(input=object())),
+    "an input with a lone surrogate": lambda: plan(work(input="\ud800")),
+    "an approval that is a truth value": lambda: plan(Phase("a", approval=True)),  # type: ignore[arg-type]
+    "an answer with a slip of the pen": lambda: plan(
+        Phase("a", approval=Approval(on_expiry="aprove"))  # type: ignore[arg-type]
+    ),
+    "a prompt that is nothing": lambda: plan(Phase("a", approval=Approval(prompt=None))),  # type: ignore[arg-type]
+}
 
 
-@pytest.mark.parametrize("number", range(len(WRONG_TYPES)))
-def test_a_value_of_a_wrong_type_is_refused_before_it_is_stored(number: int) -> None:
+@pytest.mark.parametrize("what", WRONG_TYPES)
+def test_a_value_of_a_wrong_type_is_refused_before_it_is_stored(what: str) -> None:
     """Otherwise it reaches the log, where nobody can read it back: the whole run would be lost."""
     with pytest.raises(PlanError):
-        WRONG_TYPES[number]()
+        WRONG_TYPES[what]()
 
 
 @pytest.mark.parametrize("depth", [2_000, 100_000])

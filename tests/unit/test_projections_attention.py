@@ -57,7 +57,7 @@ def test_work_nobody_can_take_is_starved_after_a_few_seconds() -> None:
     concern = only(look(driver, NOBODY, at_s=6))
     assert (concern.kind, concern.phase, concern.since) == ("starved", "a", START)
     assert concern.cause == "no live agent offers 'work'"
-    assert concern.next_step == "phasebus up"
+    assert concern.next_step == "phasebus agent run FILE.py:agent"
 
 
 def test_nothing_is_concluded_when_nobody_knows_who_is_there() -> None:

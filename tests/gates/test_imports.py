@@ -1,0 +1,64 @@
+"""The import contracts: nothing points back, and the rules know nothing of servers, event loops, clocks and logs."""
+
+from __future__ import annotations
+
+import grimp
+import pytest
+
+RULES = [
+    "bus.commands",
+    "bus.dead",
+    "bus.decide",
+    "bus.draft",
+    "bus.envelope",
+    "bus.events",
+    "bus.inputs",
+    "bus.plan",
+    "bus.problem",
+    "bus.references",
+    "bus.retry",
+    "bus.run",
+    "bus.subjects",
+    "bus.timers",
+]
+FOLDS = [
+    "projections.attention",
+    "projections.durations",
+    "projections.eta",
+    "projections.history",
+    "projections.progress",
+    "projections.projection",
+    "projections.runs",
+]
+IMPURE = [
+    "nats",
+    "asyncio",
+    "time",
+    "logging",
+    "structlog",
+    "socket",
+    "subprocess",
+    "bus.connection",
+    "bus.log",
+    "bus.client",
+]
+
+
+@pytest.fixture(scope="module")
+def graph() -> grimp.ImportGraph:
+    packages = ("console", "agents", "projections", "bus")
+    # What is imported for type checkers only does not run.
+    return grimp.build_graph(
+        *packages, include_external_packages=True, exclude_type_checking_imports=True, cache_dir=None
+    )
+
+
+def test_nothing_points_back(graph: grimp.ImportGraph) -> None:
+    assert not graph.find_illegal_dependencies_for_layers(("console", "agents", "projections", "bus"))
+
+
+@pytest.mark.parametrize("module", RULES + FOLDS)
+def test_the_rules_and_the_folds_are_pure(graph: grimp.ImportGraph, module: str) -> None:
+    assert module in graph.modules
+    reached = {impure: graph.find_shortest_chain(module, impure) for impure in IMPURE if impure in graph.modules}
+    assert not {impure: chain for impure, chain in reached.items() if chain}
