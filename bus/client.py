@@ -179,8 +179,13 @@ class Client:
             async for commit in commits:
                 for index, event in enumerate(commit.events):
                     yield Happening(run, commit.position, index, commit.at, event, commit)
-                    if is_ending(event):
-                        return
+                if any(is_ending(event) for event in commit.events) and await self._has_ended(run, commit):
+                    return
+
+    async def _has_ended(self, run: str, ending: Commit) -> bool:
+        """Whether this ending is the last: a redriven run goes on after one."""
+        state = await self.runs.load(run)
+        return not state.is_open and state.ended_at is not None and state.ended_at <= ending.at
 
     async def approve(self, run: str, phase: str, *, by: str, comment: str = "") -> RunState:
         """Open a gate. Raises Refused if it does not wait."""

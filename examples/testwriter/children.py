@@ -27,7 +27,8 @@ async def run(script: str, *arguments: str, limit_s: float) -> Finished:
     with tempfile.TemporaryDirectory(prefix="testwriter-", ignore_cleanup_errors=True) as folder:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-B", str(Path(__file__).with_name(script)), *arguments),
-            stdin=asyncio.subprocess.DEVNULL,
+            # Held open by this process alone: when it is gone, the child sees the end of it and ends too.
+            stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,
             cwd=folder,

@@ -10,6 +10,7 @@ import resource
 import select
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -56,6 +57,21 @@ def take_over_stdout() -> int:
     for descriptor in (1, 2):
         os.dup2(nowhere, descriptor)
     return results
+
+
+def end_with_owner() -> None:
+    """Stdin is a pipe that only the owner holds: when it ends, however the owner did, so does this whole group."""
+
+    owner = os.dup(0)
+    # Tested code that reads its input finds nothing, instead of waiting for the owner.
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+
+    def watch() -> None:
+        os.read(owner, 1)
+        os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def limit(*, memory_bytes: int, seconds: float) -> None:

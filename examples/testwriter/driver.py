@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType, ModuleType
 from typing import NoReturn
 
-from confinement import Refused, Reply, attempt, guard, limit, take_over_stdout, warm_up
+from confinement import Refused, Reply, attempt, end_with_owner, guard, limit, take_over_stdout, warm_up
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.errors import HypothesisException
 
@@ -25,6 +25,7 @@ MOMENT_S = 0.5  # what a test gets beyond its limit to say where it hangs
 
 
 def main(file: str, root: str, limit_s: str, test_s: str, memory_bytes: str) -> None:
+    end_with_owner()
     results = take_over_stdout()
     sys.path[0] = root
     limit(memory_bytes=int(memory_bytes), seconds=float(limit_s))

@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 
 import black
 import hypothesis
-from confinement import Reply, attempt, guard, limit, take_over_stdout, warm_up
+from confinement import Reply, attempt, end_with_owner, guard, limit, take_over_stdout, warm_up
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.errors import HypothesisException
 from hypothesis.extra import ghostwriter
@@ -51,6 +51,7 @@ MISFITS = (ValueError, TypeError, AttributeError)
 
 
 def main(name: str, root: str, workdir: str, limit_s: str, memory_bytes: str) -> None:
+    end_with_owner()
     results = take_over_stdout()
     sys.path[0] = root
     limit(memory_bytes=int(memory_bytes), seconds=float(limit_s))

@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import select
+import subprocess
 import sys
 import threading
 import time
@@ -359,3 +360,47 @@ def model_server(answer: str | None) -> Iterator[tuple[str, list[Any]]]:
         yield f"http://127.0.0.1:{server.server_port}/v1", requests
         server.shutdown()
         thread.join()
+
+
+def test_what_an_agent_started_ends_with_it_even_after_kill_9(tmp_path: Path) -> None:
+    (tmp_path / "endless.py").write_text("def test_endless():\n    while True:\n        pass\n")
+    owner = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import asyncio, children\n"
+            f"asyncio.run(children.run('driver.py', {str(tmp_path / 'endless.py')!r}, {str(tmp_path)!r}, "
+            "'60', '60', str(1 << 30), limit_s=60))",
+        ],
+        cwd=FOLDER,
+    )
+    started = _group_of(owner.pid)
+    assert started
+    owner.kill()
+    owner.wait()
+    deadline = time.monotonic() + 5
+    while any(_is_alive(pid) for pid in started):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def _group_of(owner: int) -> list[int]:
+    """The processes it has started, once the endless test runs in a fork of the driver."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        children = _children(owner)
+        grandchildren = [each for child in children for each in _children(child)]
+        if grandchildren:
+            return [*children, *grandchildren]
+        time.sleep(0.02)
+    return []
+
+
+def _children(pid: int) -> list[int]:
+    listed = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+    return [int(line.split()[0]) for line in listed.splitlines() if int(line.split()[1]) == pid]
+
+
+def _is_alive(pid: int) -> bool:
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
+    return bool(state.strip()) and not state.startswith("Z")

@@ -206,6 +206,9 @@ async def test_a_redriven_dead_letter_is_done_and_can_not_be_redriven_again(serv
         assert (state.status, client.output(state, "work"), state.passes) == ("completed", 2, 2)
         with pytest.raises(Refused, match="redriven"):
             await client.redrive_letter(number, by="test")
+        # Watching it from its beginning goes on past the first ending.
+        kinds = [type_of(each.event) for each in await happenings(client, receipt.run)]
+        assert kinds[-1] == "run.completed.v1" and "run.failed.v1" in kinds
 
 
 async def test_a_gate_waits_for_a_person(server: Server, client: Client) -> None:
