@@ -34,7 +34,7 @@ ON_FILES = (
     *("os.chown", "os.utime", "os.setxattr", "os.removexattr", "tempfile.", "sqlite3.connect"),
 )
 # How this module itself ends and makes forks, in the process that was guarded.
-OF_THE_OWNER = ("os.fork", "os.kill")
+OF_THE_OWNER = ("os.fork", "os.kill", "os.killpg")
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
