@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import typing
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
@@ -15,6 +16,7 @@ from bus.errors import SettingsError
 
 Handler = Callable[..., Any]
 H = TypeVar("H", bound=Handler)
+_LONGEST_S = 10 * 365 * 86_400.0
 
 
 class Reject(Exception):
@@ -62,8 +64,10 @@ class Agent:
         subjects.capability(name)
         if name in self._capabilities:
             raise SettingsError(f"agent {self.name!r} has capability {name!r} twice")
-        if not timeout_s > 0 or concurrency < 1:
-            raise SettingsError(f"capability {name!r}: timeout_s must be over 0 and concurrency 1 or more")
+        if not 0 < timeout_s <= _LONGEST_S or concurrency < 1:
+            raise SettingsError(
+                f"capability {name!r}: timeout_s must be over 0, at most 10 years, concurrency 1 or more"
+            )
 
         def register(handler: H) -> H:
             takes, gives, wants_context = _signature(name, handler)
@@ -90,19 +94,34 @@ class Agent:
 
 def _signature(name: str, handler: Handler) -> tuple[Any, Any, bool]:
     parameters = list(inspect.signature(handler).parameters.values())
-    if not 1 <= len(parameters) <= 2:
+    if inspect.isasyncgenfunction(handler) or inspect.isgeneratorfunction(handler):
+        raise SettingsError(f"the handler of {name!r} yields; it has to return its answer")
+    if not 1 <= len(parameters) <= 2 or any(each.kind is each.KEYWORD_ONLY for each in parameters):
         raise SettingsError(f"the handler of {name!r} takes (input) or (input, context), not {len(parameters)} values")
     try:
-        hints = typing.get_type_hints(handler)
-    except NameError as error:
+        hints = typing.get_type_hints(_annotated(handler))
+    except Exception as error:  # an annotation is an expression: it may raise anything
         raise SettingsError(f"the handler of {name!r} has an annotation that can't be resolved: {error}") from error
     takes, gives = (_anything(hints.get(side, Any)) for side in (parameters[0].name, "return"))
     for side in (takes, gives):
         try:
-            msgspec.json.schema(side)
+            msgspec.json.schema(side, schema_hook=_schema)
         except TypeError as error:
             raise SettingsError(f"the handler of {name!r} uses a type that is not JSON: {error}") from error
     return takes, gives, len(parameters) == 2
+
+
+def _annotated(handler: Handler) -> Any:
+    """Where the annotations are: behind a partial, or in the `__call__` of an object."""
+    while isinstance(handler, partial):
+        handler = handler.func
+    return handler if inspect.isroutine(handler) else type(handler).__call__
+
+
+def _schema(hint: type) -> dict[str, Any]:
+    if hint is object:
+        return {"title": "anything"}
+    raise NotImplementedError(hint)
 
 
 def _anything(hint: Any) -> Any:

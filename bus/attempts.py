@@ -184,7 +184,7 @@ def _next_start(decided: Decided | None, instance: str) -> PhaseStarted | None:
 
 
 class _Progress:
-    """Stores what a handler says of its progress: the newest, and no more often than twice a second."""
+    """Stores what a handler says of its progress, no more often than twice a second."""
 
     def __init__(self, client: Client, order: Order, instance: str) -> None:
         self._client = client
@@ -198,7 +198,9 @@ class _Progress:
             return
         self._next = now + _PROGRESS_EVERY_S
         order = self._order
-        command = Progress(order.phase, order.item, order.attempt, self._instance, fraction, note)
+        # Lone surrogates can't be stored, and progress never fails a handler.
+        said = note.encode("utf-8", "replace").decode()
+        command = Progress(order.phase, order.item, order.attempt, self._instance, fraction, said)
         try:
             await self._client.runs.submit(order.run, command)
         except BusError as error:

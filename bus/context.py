@@ -44,8 +44,8 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
         return bound
 
     async def progress(self, fraction: float, note: str = "") -> None:
-        """Say how far the attempt is, 0 to 1. Cheap: at most a few a second are stored, always the latest one.
+        """Say how far the attempt is, 0 to 1. Cheap: what comes within half a second of the last one is left out.
 
-        It never fails the handler: what can't be stored is left out.
+        It never fails the handler: what can't be stored is left out, too.
         """
         await self.report(fraction, note)

@@ -43,6 +43,7 @@ class DeadLetter(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     phase: str
     problem: Problem
     item: int | None = None
+    attempt: int = 0
     payload: msgspec.Raw = msgspec.Raw(b"null")
     attempts: Sequence[Try] = ()
 
@@ -79,7 +80,7 @@ def is_open(letter: DeadLetter, state: RunState) -> bool:
     item = phase.item(letter.item) if phase is not None else None
     if phase is None or item is None:
         return phase is not None and phase.status == "failed"
-    return item.status == "failed" and len(item.attempts) == len(letter.attempts)
+    return item.status == "failed" and item.attempt == letter.attempt
 
 
 def _is_work(state: RunState, event: PhaseFailed) -> bool:
@@ -101,6 +102,7 @@ def _letter_of(state: RunState, event: PhaseFailed) -> DeadLetter:
         phase=event.phase,
         item=event.item,
         problem=event.problem,
+        attempt=0 if item is None else item.attempt,
         payload=payload,
         attempts=[Try(a.number, a.agent, a.instance, a.started_at, a.ended_at, a.cause, a.problem) for a in tries],
     )

@@ -62,6 +62,8 @@ def decide(state: RunState | None, command: Command, *, run: str, now: datetime)
             _stop(draft, RunCancelled(by=command.by, reason=command.reason), command.reason or f"by {command.by}")
         case Expire():
             _must_be_open(state)
+            if now < state.deadline_at:
+                raise Refused(f"run {run} has until {state.deadline_at:%Y-%m-%d %H:%M:%S}")
             late = Problem("expired", f"the run passed its deadline {state.deadline_at:%Y-%m-%d %H:%M:%S}", "permanent")
             _stop(draft, RunFailed(problem=late), "the run passed its deadline")
     return draft.events
@@ -160,7 +162,7 @@ def _progress(draft: Draft, command: Progress) -> None:
             phase=phase.key,
             item=item.index,
             attempt=command.attempt,
-            fraction=min(max(command.fraction, 0.0), 1.0),
+            fraction=min(max(0.0, command.fraction), 1.0),
             note=command.note,
         )
     )
@@ -172,6 +174,8 @@ def _answer(draft: Draft, command: Answer) -> None:
         raise Refused(f"run {draft.state.run} has no phase {command.phase!r}")
     if phase.status != "waiting":
         raise Refused(f"phase {phase.key} does not wait for an answer: it is {phase.status}")
+    if command.expired and phase.expires_at is not None and draft.now < phase.expires_at:
+        raise Refused(f"phase {phase.key} waits until {phase.expires_at:%Y-%m-%d %H:%M:%S}")
     if command.approve:
         draft.emit(PhaseApproved(phase=phase.key, by=command.by, comment=command.comment))
     elif command.expired:
@@ -188,6 +192,8 @@ def _redrive(draft: Draft, command: Redrive) -> None:
     if state.is_open:
         raise Refused(f"run {state.run} is still in progress; redrive it when it has ended")
     left = [key for key, phase in state.phases.items() if phase.status not in SUCCEEDED]
+    if not left:
+        raise Refused(f"run {state.run} has completed; there is nothing to redrive")
     for key in command.phases:
         if key not in left:
             raise Refused(f"run {state.run} has no failed phase {key!r}")

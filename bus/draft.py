@@ -48,10 +48,9 @@ class Draft:
         """An item has ended: let the next one of a bounded `each` go, or end the phase, and see what follows."""
         phase = self.state.phases[key]
         if item.index is not None:
-            if phase.open_items:
-                self._release(phase)
+            self._advance(phase.key)
+            if self.state.phases[key].status not in TERMINAL:
                 return
-            self._close(phase)
         self.phase_ended(key)
 
     def phase_ended(self, key: str) -> None:
@@ -94,19 +93,32 @@ class Draft:
         except Unresolved as error:
             self.emit(PhaseFailed(phase=key, problem=Problem("unresolved", str(error), "configuration")))
             return
-        phase = self.state.phases[key]
-        if phase.open_items:
-            self._release(phase)
-        else:
-            self._close(phase)
+        self._advance(key)
 
-    def _release(self, phase: PhaseState) -> None:
-        """Make pending items ready while there is room in the phase's width."""
+    def _advance(self, key: str) -> None:
+        """Make pending items ready while there is room in the phase's width; end the phase after its last item."""
+        phase = self.state.phases[key]
         width = self.state.plan.graph[phase.key].phase.width or len(phase.items)
         under_way = sum(1 for item in phase.items if item.status in {"ready", "in_progress"})
-        room = max(width - under_way, 0)
-        pending = [item for item in phase.items if item.status == "pending"][:room] if room else []
-        self.emit(*(PhaseReady(phase=phase.key, item=item.index, attempt=item.attempt + 1) for item in pending))
+        room = width - under_way
+        events: list[Event] = []
+        for item in phase.items:
+            if room <= 0:
+                break
+            if item.status != "pending":
+                continue
+            try:
+                input_of(self.state, key, item.index)
+            except Unresolved as error:
+                problem = Problem("unresolved", str(error), "configuration")
+                events.append(PhaseFailed(phase=key, item=item.index, problem=problem))
+            else:
+                events.append(PhaseReady(phase=key, item=item.index, attempt=item.attempt + 1))
+                room -= 1
+        self.emit(*events)
+        phase = self.state.phases[key]
+        if not phase.open_items:
+            self._close(phase)
 
     def _close(self, phase: PhaseState) -> None:
         failed = [item for item in phase.items if item.status == "failed"]
@@ -121,10 +133,15 @@ class Draft:
         state = self.state
         if state.open_phases or not state.is_open:
             return
-        failed = [phase for phase in state.phases.values() if phase.status == "failed"]
-        if not failed:
+        if all(phase.status in SUCCEEDED for phase in state.phases.values()):
             self.emit(RunCompleted())
             return
-        detail = "; ".join(f"{phase.key}: {phase.problem}" for phase in failed)
-        title = f"{len(failed)} of {len(state.phases)} phases failed"
+        failed = [phase for phase in state.phases.values() if phase.status == "failed"]
+        stopped = [phase for phase in state.phases.values() if phase.status == "cancelled"]
+        detail = "; ".join(
+            [f"{phase.key}: {phase.problem}" for phase in failed] + [f"{p.key}: cancelled" for p in stopped]
+        )
+        title = (
+            f"{len(failed) or len(stopped)} of {len(state.phases)} phases {'failed' if failed else 'were cancelled'}"
+        )
         self.emit(RunFailed(problem=Problem("phases_failed", title, "permanent", detail)))

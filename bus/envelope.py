@@ -7,7 +7,7 @@ a payload they do not look at. Extension attributes follow the standard's style:
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 
@@ -24,7 +24,7 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     id: str
     source: str
     type: str
-    time: datetime
+    time: Annotated[datetime, msgspec.Meta(tz=True)]
     datacontenttype: Literal["application/json"]
     data: msgspec.Raw
     subject: str | None = None
@@ -36,6 +36,9 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     attempt: int | None = None
     agent: str | None = None
 
+
+# Deep nesting ends in RecursionError, bytes that are not UTF-8 in UnicodeDecodeError; both are just bad bytes here.
+UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, OverflowError)
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Envelope)
@@ -94,6 +97,5 @@ def decode_data(message: Envelope, decoder: msgspec.json.Decoder[T], what: str) 
 def _strictly(decoder: msgspec.json.Decoder[T], body: bytes | msgspec.Raw, what: str) -> T:
     try:
         return decoder.decode(body)
-    # Deep nesting ends in RecursionError, a lone surrogate in UnicodeDecodeError; both are just bad bytes here.
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, OverflowError) as error:
+    except UNDECODABLE as error:
         raise MalformedMessage(f"not {what}: {error}") from error

@@ -12,7 +12,7 @@ from typing import Literal
 
 import msgspec
 
-from bus.envelope import Envelope, decode_data
+from bus.envelope import UNDECODABLE, Envelope, decode_data
 from bus.errors import MalformedMessage
 from bus.plan import Plan
 from bus.problem import Problem
@@ -57,7 +57,7 @@ class RunRedriven(_Event, frozen=True, tag="run.redriven.v1"):
     """A finished run goes on: a new pass over `phases`, whatever was skipped because of them included."""
 
     by: str
-    phases: Sequence[str]
+    phases: tuple[str, ...]
     deadline_at: datetime
 
 
@@ -266,7 +266,7 @@ def commit(message: Envelope, position: int) -> Commit:
 def _events(message: Envelope) -> Sequence[Event]:
     try:
         return _body.decode(message.data).events
-    except msgspec.MsgspecError:
+    except UNDECODABLE:
         # A newer version may have written types this one does not know: keep those, insist on the others.
         raws = decode_data(message, _raw_body, "the events of a commit").events
         return [_read(raw) for raw in raws]
@@ -276,5 +276,5 @@ def _read(raw: msgspec.Raw) -> Event:
     try:
         tag = _tag.decode(raw).type
         return _event.decode(raw) if tag in TYPES else UnknownEvent(tag, raw.copy())
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except UNDECODABLE as error:
         raise MalformedMessage(f"not an event of a run: {error}") from error

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
+import threading
 import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from contextvars import copy_context
 from typing import Any
 
 import msgspec
@@ -33,8 +38,8 @@ async def perform(capability: Capability, value: object, context: Context, *, ti
     """
     try:
         given = msgspec.convert(value, capability.takes)
-    except msgspec.ValidationError as error:
-        return Problem("undecodable", f"the input does not fit {capability.name!r}", "permanent", detail=str(error))
+    except Exception as error:  # noqa: BLE001 - a type's own check may raise anything
+        return Problem("undecodable", f"the input does not fit {capability.name!r}", "permanent", detail=_text(error))
     task = asyncio.create_task(_call(capability, given, context))
     try:
         done, _ = await asyncio.wait({task}, timeout=timeout_s)
@@ -46,19 +51,19 @@ async def perform(capability: Capability, value: object, context: Context, *, ti
         return Problem("timed_out", f"no result within {timeout_s:g} s", "transient")
     if task.cancelled():
         return Problem("handler_error", "the handler cancelled itself", "unknown")
-    raised = task.exception()
-    if raised is not None:
-        return problem_of(raised)
-    return _encoded(capability, task.result())
+    outcome = task.result()
+    if isinstance(outcome, _Raised):
+        return problem_of(outcome.error)
+    return _encoded(capability, outcome)
 
 
 def problem_of(error: BaseException) -> Problem:
     """An exception of a handler as a Problem, with its chain of causes."""
     match error:
         case Reject():
-            return Problem("rejected", str(error) or "rejected", "permanent")
+            return Problem("rejected", _text(error)[:_DETAIL_CHARACTERS] or "rejected", "permanent")
         case RetryLater():
-            return Problem("retry_asked", str(error), "transient", retry_after_s=error.delay_s)
+            return Problem("retry_asked", _text(error)[:_DETAIL_CHARACTERS], "transient", retry_after_s=error.delay_s)
     kind: ErrorClass = next((kind for known, kind in _CLASSES if isinstance(error, known)), "unknown")
     trace = "".join(traceback.format_exception(error))
     return Problem(
@@ -71,12 +76,45 @@ def problem_of(error: BaseException) -> Problem:
     )
 
 
+class _Raised(msgspec.Struct):
+    """What a handler raised, as a value: StopIteration can't cross a future, SystemExit would end the process."""
+
+    error: BaseException
+
+
 async def _call(capability: Capability, given: object, context: Context) -> Any:
-    if capability.is_async:
-        answer = capability.call(given, context)
-        assert asyncio.iscoroutine(answer), "an async handler returns a coroutine"
-        return await answer
-    return await asyncio.to_thread(capability.call, given, context)
+    try:
+        if capability.is_async:
+            return await capability.call(given, context)
+        answer = await _in_thread(lambda: capability.call(given, context))
+        # A plain decorator around an `async def` hides that it is one.
+        return await answer if inspect.isawaitable(answer) else answer
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - it is reported as the attempt's problem
+        return _Raised(error)
+
+
+async def _in_thread(call: Callable[[], Any]) -> Any:
+    """The answer of `call`, made in a thread of its own.
+
+    Not in a pool: a call that never ends would take a place in it, and keep the process from ending.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[Any] = loop.create_future()
+
+    def settle(outcome: Any) -> None:
+        if not done.done():
+            done.set_result(outcome)
+
+    def work() -> None:
+        try:
+            outcome = call()
+        except BaseException as error:  # noqa: BLE001 - it is reported as the attempt's problem
+            outcome = _Raised(error)
+        with suppress(RuntimeError):  # the loop has ended: nobody waits for this any more
+            loop.call_soon_threadsafe(settle, outcome)
+
+    threading.Thread(target=copy_context().run, args=(work,), daemon=True).start()
+    return await done
 
 
 async def _let_go(task: asyncio.Task[Any]) -> None:
@@ -91,9 +129,9 @@ def _encoded(capability: Capability, answer: object) -> bytes | Problem:
     try:
         body = msgspec.json.encode(answer)
         msgspec.json.decode(body, type=capability.gives)
-    except (TypeError, ValueError, RecursionError, msgspec.MsgspecError) as error:
+    except Exception as error:  # noqa: BLE001 - a type's own check may raise anything
         title = f"the answer of {capability.name!r} is not what it promises"
-        return Problem("bad_output", title, "permanent", detail=str(error))
+        return Problem("bad_output", title, "permanent", detail=_text(error))
     return body
 
 

@@ -39,11 +39,13 @@ def read_context(name: str) -> NatsContext:
     """The context called `name`. Raises SettingsError if there is no such file, or it can't be read."""
     home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
     path = home / "nats" / "context" / f"{name}.json"
-    if "/" in name or not path.is_file():
-        raise SettingsError(f"there is no NATS context {name!r}: expected the file {path}")
     try:
+        if "/" in name or not path.is_file():
+            raise SettingsError(f"there is no NATS context {name!r}: expected the file {path}")
         return msgspec.json.decode(path.read_bytes(), type=NatsContext)
-    except (msgspec.MsgspecError, OSError) as error:
+    except OSError as error:
+        raise SettingsError(f"there is no NATS context {name!r}: {error}") from error
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise SettingsError(f"NATS context {path}: {error}") from error
 
 

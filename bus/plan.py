@@ -20,6 +20,7 @@ from bus.retry import RetryPolicy
 
 Key = str | int
 DAY_S = 86_400.0
+_LONGEST_S = 10 * 365 * DAY_S
 TASK = "task"
 """The name of the plan behind work outside a run."""
 
@@ -54,7 +55,14 @@ class Phase(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fiel
 
     def __post_init__(self) -> None:
         # In builtins from here on: what is compared, stored and resolved is the JSON form.
-        msgspec.structs.force_setattr(self, "input", msgspec.to_builtins(self.input))
+        try:
+            given = msgspec.json.decode(msgspec.json.encode(self.input))
+            # Text is a sequence too, of letters; it is left as it is, and refused for its type.
+            after = self.after if isinstance(self.after, str) else tuple(self.after)
+        except (TypeError, ValueError, RecursionError, OverflowError) as error:
+            raise PlanError(f"phase {self.key!r}: input or after can't be written as JSON: {error}") from None
+        msgspec.structs.force_setattr(self, "input", given)
+        msgspec.structs.force_setattr(self, "after", after)
 
     @property
     def name(self) -> str:
@@ -73,7 +81,14 @@ class Plan(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_field
     timeout_s: float = 30 * DAY_S
 
     def __post_init__(self) -> None:
-        assert self.graph is not None
+        try:
+            msgspec.structs.force_setattr(self, "phases", tuple(self.phases))
+            assert self.graph is not None
+            _check_types(self)
+        except (TypeError, AttributeError) as error:
+            raise PlanError(f"plan {self.name!r}: a value has the wrong type: {error}") from None
+        except RecursionError as error:
+            raise PlanError(f"plan {self.name!r}: an input is nested too deep") from error
 
     @cached_property
     def graph(self) -> Graph:
@@ -116,6 +131,24 @@ def _graph(plan: Plan) -> Graph:
     return {key: Node(key, phase, _each(phase), tuple(needs[key]), tuple(feeds[key])) for key, phase in phases.items()}
 
 
+def _check_types(plan: Plan) -> None:
+    """A value of a wrong type would be stored, and could not be read back: the whole run would be lost."""
+    try:
+        msgspec.convert({"name": plan.name, "version": plan.version, "timeout_s": plan.timeout_s}, _Header)
+        read = msgspec.json.decode(msgspec.json.encode(plan.phases), type=tuple[Phase, ...])
+    except (TypeError, ValueError) as error:
+        raise PlanError(f"plan {plan.name!r}: {error}") from None
+    for phase, again in zip(plan.phases, read, strict=True):
+        if phase != again:
+            raise PlanError(f"plan {plan.name!r}, phase {phase.name!r}: {phase} would be read back as {again}")
+
+
+class _Header(msgspec.Struct):
+    name: str
+    version: str
+    timeout_s: float
+
+
 def _check_name(plan: Plan) -> None:
     try:
         subjects.name(plan.name, "plan")
@@ -123,8 +156,8 @@ def _check_name(plan: Plan) -> None:
         raise PlanError(str(error)) from None
     if not plan.version:
         raise PlanError(f"plan {plan.name!r} has an empty version")
-    if not plan.timeout_s > 0:
-        raise PlanError(f"plan {plan.name!r}: timeout_s is {plan.timeout_s}, it must be over 0")
+    if not 0 < plan.timeout_s <= _LONGEST_S:
+        raise PlanError(f"plan {plan.name!r}: timeout_s is {plan.timeout_s}, it must be over 0 and at most 10 years")
 
 
 def _by_key(plan: Plan) -> dict[str, Phase]:
@@ -160,8 +193,8 @@ def _check_phase(plan: Plan, key: str, phase: Phase) -> None:
     if phase.approval is not None:
         bounds["approval.expires_s"] = phase.approval.expires_s
     for field, bound in bounds.items():
-        if bound is not None and not 0 < bound < float("inf"):
-            raise PlanError(f"{where}: {field} is {bound}, it must be over 0")
+        if bound is not None and not 0 < bound <= _LONGEST_S:
+            raise PlanError(f"{where}: {field} is {bound}, it must be over 0 and at most 10 years")
 
 
 def _needs(plan: Plan, phase: Phase, phases: dict[str, Phase]) -> dict[str, None]:
@@ -174,6 +207,8 @@ def _needs(plan: Plan, phase: Phase, phases: dict[str, Phase]) -> dict[str, None
         needs[key] = None
     each = _each(phase)
     for reference in [*([each] if each else []), *references(phase.input)]:
+        if reference.root in phases and phases[reference.root].approval is not None:
+            raise PlanError(f"{where}: reference {reference.ref!r} leads to {reference.root!r}, a gate without output")
         if reference.root in phases:
             needs[reference.root] = None
         elif reference.root == ITEM and (phase.each is None or reference is each):

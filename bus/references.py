@@ -69,10 +69,16 @@ def follow(reference: Ref, root: Callable[[str], Any]) -> Any:
     value = root(reference.root)
     for step in reference.steps:
         try:
-            value = value[int(step)] if isinstance(value, list) else value[step]
+            value = value[_index(step)] if isinstance(value, list) else value[step]
         except (KeyError, IndexError, ValueError, TypeError):
             raise Unresolved(f"{reference.ref!r} leads nowhere: {_shape(value)} has no {step!r}") from None
     return value
+
+
+def _index(step: str) -> int:
+    if not (step.isascii() and step.isdigit()):
+        raise ValueError(step)
+    return int(step)
 
 
 def as_ref(template: object) -> Ref | None:

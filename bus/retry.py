@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable
 from typing import overload
 
@@ -12,6 +13,7 @@ from bus.errors import BusError
 from bus.problem import Problem
 
 _LONGEST_DELAY_S = 3600.0
+_LONGEST_POLICY_S = 7 * 86_400.0
 
 
 class RetryPolicy(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, forbid_unknown_fields=True):
@@ -36,12 +38,16 @@ class RetryPolicy(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True,
         for field, value in msgspec.structs.asdict(self).items():
             if not 0 <= value < float("inf"):
                 raise ValueError(f"retry.{field} is {value}, it must be 0 or more")
+        if self.max_s > _LONGEST_POLICY_S:
+            raise ValueError(f"retry.max_s is {self.max_s}, it must be at most 1 week")
 
 
 class RetryLater(BusError):
     """Raised by a handler: not now. Counts as a transient failure, tried again after `delay_s`."""
 
     def __init__(self, delay_s: float, reason: str = "") -> None:
+        if not 0 <= delay_s < float("inf"):
+            raise ValueError(f"a delay of {delay_s} s can't be waited")
         super().__init__(reason or f"again in {delay_s} s")
         self.delay_s = delay_s
 
@@ -85,7 +91,7 @@ def delay_s(policy: RetryPolicy, problem: Problem, earlier: Iterable[Problem], *
     tries = sum(1 for other in earlier if _kind(other) == kind)
     if tries >= allowed:
         return None
-    if problem.retry_after_s is not None:
+    if problem.retry_after_s is not None and not math.isnan(problem.retry_after_s):
         return min(max(problem.retry_after_s, 0.0), _LONGEST_DELAY_S)
     if kind == "lost" and tries == 0:
         return 0.0
@@ -94,6 +100,8 @@ def delay_s(policy: RetryPolicy, problem: Problem, earlier: Iterable[Problem], *
 
 
 def _kind(problem: Problem) -> str:
+    if problem.code == "handed_back":
+        return problem.code
     return "lost" if problem.code in {"lost", "timed_out"} else problem.error_class
 
 

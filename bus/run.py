@@ -249,10 +249,8 @@ class Folding:
             case PhaseCancelled():
                 phase = self._phase(state, event.phase, at)
                 phase.reason = event.reason
-                phase.items = [
-                    item if item.status in TERMINAL else _with(item, status="cancelled", ended_at=at)
-                    for item in phase.items
-                ]
+                phase.items = [item if item.status in TERMINAL else _cancelled(item, at) for item in phase.items]
+                phase.open_items = 0
                 _close(state, phase, "cancelled", at)
             case _:
                 # A start was read by `_born`, a refused result changes nothing, an unknown type is a newer version's.
@@ -335,6 +333,13 @@ def _born(commit: Commit) -> RunState:
 
 def _with(item: Item, **changes: Any) -> Item:
     return replace(item, **changes)
+
+
+def _cancelled(item: Item, at: datetime) -> Item:
+    attempts = item.attempts
+    if item.holder is not None:
+        attempts = (*attempts[:-1], replace(item.holder, ended_at=at))
+    return _with(item, status="cancelled", ended_at=at, attempts=attempts)
 
 
 def _item(phase: PhaseState, index: int | None) -> Item:

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
 from bus import subjects
-from bus.errors import SettingsError
+from bus.errors import InvalidName, SettingsError
 
 _PREFIX = "PHASEBUS_"
 _VARIABLES = {"url": "NATS_URL", "context": "NATS_CONTEXT"}
@@ -42,7 +42,16 @@ class Settings(BaseModel):
     @field_validator("namespace")
     @classmethod
     def _namespace(cls, value: str) -> str:
-        return subjects.name(value, "namespace")
+        try:
+            return subjects.name(value, "namespace")
+        except InvalidName:
+            raise ValueError("it is not a name: use 1 to 63 of a-z, 0-9, _ and -") from None
+
+    @model_validator(mode="after")
+    def _beats_within_a_lease(self) -> Settings:
+        if self.beat_s >= self.lease_s:
+            raise ValueError("beat_s must be shorter than lease_s")
+        return self
 
     @classmethod
     def load(cls, environment: Mapping[str, str] = os.environ, **values: Any) -> Settings:

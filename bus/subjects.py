@@ -93,6 +93,8 @@ class Subjects:
         return f"{self.namespace}.ops.{name(area, 'area')}"
 
     def work(self, work: Work) -> str:
+        name(work.run, "run")
+        phase_key(work.phase)
         token = work.phase if work.item is None else f"{work.phase}:{work.item}"
         return f"{self.namespace}.work.{capability_token(work.capability)}.{work.run}.{token}.{work.attempt}"
 
@@ -107,7 +109,7 @@ class Subjects:
             _, _, capability_part, run, phase, attempt = tokens
             key, _, item = phase.partition(":")
             work = Work(capability_part.replace(":", "."), name(run, "run"), phase_key(key), _index(item), int(attempt))
-            same = self.work(work) == subject
+            same = self.work(work) == subject and work.attempt >= 1 and (work.item or 0) >= 0
         except (InvalidName, ValueError) as error:
             raise MalformedMessage(f"{subject!r} is not a work subject: {error}") from error
         if not same:

@@ -393,3 +393,21 @@ async def _is_under_way(client: Client, run: str) -> bool:
 
 async def _has_event(client: Client, run: str, kind: str) -> bool:
     return kind in [type_of(event) async for commit in client.runs.commits(run) for event in commit.events]
+
+
+async def test_a_sync_handler_that_never_ends_holds_neither_the_phase_nor_the_process(
+    server: Server, client: Client
+) -> None:
+    agent, release = Agent("stubborn"), threading.Event()
+
+    @agent.capability("stubborn.work")
+    def work(_: object, context: Context) -> int:
+        if context.attempt == 1:
+            release.wait()
+        return context.attempt
+
+    plan = Plan("timed", phases=[Phase("work", "stubborn.work", timeout_s=0.2)])
+    async with serving(server, agent):
+        state = await client.result((await client.start(plan)).run, timeout_s=BOUND_S)
+        assert client.output(state, "work") == 2
+    release.set()

@@ -212,3 +212,26 @@ def test_a_document_with_a_mistake_is_no_plan(document: dict[str, object]) -> No
 
 def test_each_may_be_written_as_text() -> None:
     assert plan(work("a"), work("b", each="a.files")).graph["b"].each == Ref("a.files")
+
+
+def test_the_defaults_are_what_stored_plans_rely_on() -> None:
+    # A default is not written into a plan: changing one changes runs that are under way, so it is an interop decision.
+    phase = msgspec.structs.asdict(Phase("a", "x"))
+    assert {name: phase[name] for name in ("queue_timeout_s", "timeout_s", "width", "after")} == {
+        "queue_timeout_s": 86_400.0,
+        "timeout_s": None,
+        "width": None,
+        "after": (),
+    }
+    assert msgspec.structs.asdict(phase["retry"]) == {
+        "transient": 4,
+        "dependency": 3,
+        "unknown": 1,
+        "lost": 3,
+        "transient_s": 0.5,
+        "dependency_s": 5.0,
+        "unknown_s": 1.0,
+        "lost_s": 0.5,
+        "max_s": 300.0,
+    }
+    assert (Plan("p", phases=[Phase("a", "x")]).timeout_s, Approval().expires_s) == (2_592_000.0, 604_800.0)
