@@ -86,7 +86,7 @@ class Agent:
         return register
 
     def run(self) -> None:
-        """Serve until SIGTERM or SIGINT. Connects to `NATS_URL`."""
+        """Serve until SIGTERM or SIGINT, on the bus that `connect` finds; without one the process ends and says so."""
         from bus.worker import run_agent  # noqa: PLC0415 - the worker is made of this module
 
         run_agent(self)

@@ -71,9 +71,12 @@ class Log:
         self._settings = settings
         self.subjects = subjects
 
-    async def set_up(self) -> None:
-        """Create the streams, or check that they are what the bus promises. Raises Misconfigured."""
-        await set_up(self._connection, self.subjects, self._settings)
+    async def set_up(self, *, create: bool = True) -> None:
+        """Check that the streams are what the bus promises, and create what is not there unless told otherwise.
+
+        Raises Misconfigured, naming the first wrong setting; NotFound if something is not there, and stays so.
+        """
+        await set_up(self._connection, self.subjects, self._settings, create=create)
 
     async def append(self, subject: str, message: Envelope, *, expected: int | None = None) -> int:
         """Store one message; returns its position.

@@ -23,11 +23,14 @@ from pathlib import Path
 from secrets import token_urlsafe
 from typing import IO, Literal
 
+import msgspec
+
 from bus.errors import Unavailable
 
 Durability = Literal["synced", "fast"]
 
 _SYNC_INTERVAL = {"synced": "always", "fast": "1s"}
+_LOGINS = "logins.json"
 _START_S = 15.0
 _STOP_S = 5.0
 _POLL_S = 0.002
@@ -93,8 +96,14 @@ async def embedded(
             shutil.rmtree(folder, ignore_errors=True)
 
 
+class _Logins(msgspec.Struct, frozen=True):
+    bus: str
+    system: str
+    port: int = -1
+
+
 class Server:
-    """One nats-server and its folder. The passwords are new with each `Server`, and kept over a restart."""
+    """One nats-server and its folder. Passwords and port are kept there: who was connected finds it again."""
 
     def __init__(self, store: Path, port: int | None, durability: Durability) -> None:
         self.store = store.resolve()
@@ -102,20 +111,20 @@ class Server:
         self.port = port or -1
         self._http_port = -1
         self._durability = durability
-        self._password = token_urlsafe(24)
-        self._system_password = token_urlsafe(24)
+        self._logins = _Logins(token_urlsafe(24), token_urlsafe(24))
+        self._is_port_remembered = False
         self._shell: subprocess.Popen[bytes] | None = None
         self._lock: IO[str] | None = None
 
     @property
     def url(self) -> str:
         """Where to connect, with the login of the account that has JetStream."""
-        return f"nats://bus:{self._password}@127.0.0.1:{self.port}"
+        return f"nats://bus:{self._logins.bus}@127.0.0.1:{self.port}"
 
     @property
     def system_url(self) -> str:
         """The same server, as the system account: connects and disconnects of clients are told there."""
-        return f"nats://system:{self._system_password}@127.0.0.1:{self.port}"
+        return f"nats://system:{self._logins.system}@127.0.0.1:{self.port}"
 
     @property
     def http_url(self) -> str:
@@ -127,6 +136,21 @@ class Server:
         self.store.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not self._lock:
             self._lock = await _locked(self.store / "lock")
+            self._remember()
+        try:
+            await self._start()
+        except Unavailable:
+            if not self._is_port_remembered:
+                raise
+            # Somebody else has it by now; a new one will do.
+            self.port, self._is_port_remembered = -1, False
+            await self._start()
+        self._is_port_remembered = False
+        logins = msgspec.structs.replace(self._logins, port=self.port)
+        _write(self.store / _LOGINS, msgspec.json.encode(logins))
+
+    async def _start(self) -> None:
+        assert self._lock is not None, "the store is ours by now"
         self._write_config()
         self._shell = _spawn(self.store, _binary(), self._lock.fileno())
         self.pid = 0
@@ -174,6 +198,13 @@ class Server:
         shell.stdout.close()
         self.pid = 0
 
+    def _remember(self) -> None:
+        """Passwords and port of the server that had this store before."""
+        with suppress(FileNotFoundError, msgspec.MsgspecError):
+            self._logins = msgspec.json.decode((self.store / _LOGINS).read_bytes(), type=_Logins)
+            if self.port == -1:
+                self.port, self._is_port_remembered = self._logins.port, True
+
     def _write_config(self) -> None:
         for stale in self.store.glob("*.ports"):
             stale.unlink()
@@ -183,12 +214,10 @@ class Server:
             store=json.dumps(str(self.store), ensure_ascii=False),
             log=json.dumps(str(self.store / "server.log"), ensure_ascii=False),
             sync_interval=_SYNC_INTERVAL[self._durability],
-            system_password=self._system_password,
-            password=self._password,
+            system_password=self._logins.system,
+            password=self._logins.bus,
         )
-        config = os.open(self.store / "nats.conf", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(config, "w") as file:
-            file.write(text)
+        _write(self.store / "nats.conf", text.encode())
 
     def _has_ended(self) -> bool:
         """Whether the pipe that the server inherited has ended; its first line is the server's pid."""
@@ -219,6 +248,12 @@ class Server:
             lines = (self.store / "server.log").read_text(errors="replace").splitlines()
             return "\n".join(lines[-5:])
         return "(it wrote no log)"
+
+
+def _write(path: Path, content: bytes) -> None:
+    """For the owner's eyes only."""
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        file.write(content)
 
 
 def _spawn(store: Path, binary: str, lock: int) -> subprocess.Popen[bytes]:

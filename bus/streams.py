@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from bus.connection import Connection
-from bus.errors import Misconfigured, NoResponders, Unavailable
+from bus.errors import Misconfigured, NoResponders, NotFound, Unavailable
 from bus.settings import Settings
 from bus.subjects import Subjects
 
@@ -71,10 +71,14 @@ def work_config(subjects: Subjects, replicas: int) -> dict[str, Any]:
     }
 
 
-async def set_up(connection: Connection, subjects: Subjects, settings: Settings) -> None:
-    """Create what is missing and check what is there. Raises Misconfigured, naming the first wrong setting."""
-    await _ensure(connection, log_config(subjects, settings.replicas), settings.request_timeout_s)
-    await set_up_work(connection, subjects, settings)
+async def set_up(connection: Connection, subjects: Subjects, settings: Settings, *, create: bool) -> None:
+    """Check what is there, and create what is not. Raises Misconfigured; without `create`, NotFound."""
+    configs = [log_config(subjects, settings.replicas), work_config(subjects, settings.replicas)]
+    for config in configs:
+        if create:
+            await _ensure(connection, config, settings.request_timeout_s)
+        elif not await _is_there(connection, config["name"], settings.request_timeout_s):
+            raise NotFound(f"there is no bus with namespace {subjects.namespace!r} on this server")
 
 
 async def set_up_work(connection: Connection, subjects: Subjects, settings: Settings) -> None:
@@ -122,6 +126,11 @@ async def _ensure(connection: Connection, config: dict[str, Any], timeout_s: flo
                 f"stream {name!r} has {field} = {actual!r}, the bus needs {wanted!r}: "
                 "correct the stream, or choose another PHASEBUS_NAMESPACE"
             )
+
+
+async def _is_there(connection: Connection, name: str, timeout_s: float) -> bool:
+    answer = await _ask(connection, f"{_API}.STREAM.INFO.{name}", None, timeout_s)
+    return answer.error is None
 
 
 async def _ask(connection: Connection, subject: str, body: object, timeout_s: float) -> _Answer:

@@ -45,6 +45,7 @@ class Worker:
         """Serve until `stop` is set; then finish what was begun within the settings' grace, or hand it back."""
         client, settings = self._client, self._client.settings
         await self._register(AGENT_REGISTERED)
+        logger.info("serving", instance=self.instance, capabilities=list(self._agent.capabilities))
         async with asyncio.TaskGroup() as tasks:
             for each in self._agent.capabilities.values():
                 self._intakes.append(await self._intake(each, tasks))
@@ -137,12 +138,15 @@ async def serving(client: Client, *agents: Agent) -> AsyncIterator[None]:
 
 
 async def serve(agent: Agent, stop: asyncio.Event, **settings: Any) -> None:
-    """Connect and serve `agent` until `stop` is set. `settings` as for `connect`."""
+    """Connect and serve `agent` until `stop` is set. `settings` as for `connect`; a bus has to be there."""
     instance = new_instance(agent.name)
-    async with connect(name=f"agent/{agent.name}/{instance}", **settings) as client:
+    async with connect(name=f"agent/{agent.name}/{instance}", alone=False, **settings) as client:
         await Worker(client, agent, instance).run(stop)
 
 
 def run_agent(agent: Agent) -> None:
-    """Serve until SIGTERM or SIGINT; a second one ends the process at once."""
-    asyncio.run(until_signalled(lambda stop: serve(agent, stop)))
+    """Serve until SIGTERM or SIGINT; a second one ends the process at once. Without a bus, the process ends."""
+    try:
+        asyncio.run(until_signalled(lambda stop: serve(agent, stop)))
+    except BusError as error:
+        raise SystemExit(f"error: {error}") from error

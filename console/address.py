@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 import msgspec
 
+from bus import address as bus_address
+from bus.address import Started
 from bus.natscontext import read_context
 from bus.server import embedded
 from bus.settings import Settings
 from console.failure import NOT_FOUND, UNREACHABLE, USAGE, Failure
-
-FILE = Path(".phasebus/address.json")
-
-
-class Started(msgspec.Struct, frozen=True):
-    """A bus that `phasebus up` serves: how to reach it, for as long as process `pid` lives."""
-
-    url: str
-    system_url: str
-    pid: int
 
 
 class Address(msgspec.Struct, frozen=True):
@@ -60,7 +52,7 @@ def find(
     started = find_started()
     if started is None:
         raise Failure(UNREACHABLE, "no bus found: start one with `phasebus up`, or set NATS_URL", "phasebus up")
-    return Address({"url": started.url, "system_url": started.system_url})
+    return Address({"url": started.url, "system_url": started.system_url, "durability": started.durability})
 
 
 @asynccontextmanager
@@ -75,56 +67,14 @@ async def reached(address: Address) -> AsyncIterator[dict[str, Any]]:
 
 
 def find_started(folder: Path | None = None) -> Started | None:
-    """The bus that runs in this folder or the nearest one above it. What is left of an ended one is passed over."""
-    here = (folder or Path.cwd()).resolve()
-    for each in (here, *here.parents):
-        started = read(each / FILE)
-        if started is not None:
-            return started
-    return None
+    """The bus that runs in this folder or the nearest one above it; what is passed over is said on stderr."""
+    return bus_address.find_started(_say, folder)
 
 
 def read(path: Path) -> Started | None:
     """The bus whose address is in a file, if it still runs. Why a file is ignored is said on stderr."""
-    try:
-        with path.open("rb") as file:
-            is_ours = os.fstat(file.fileno()).st_uid == os.getuid()
-            started = msgspec.json.decode(file.read(), type=Started)
-    except FileNotFoundError:
-        return None
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
-        click.echo(f"ignored {path}: {error}", err=True)
-        return None
-    # In a folder that others may write to, anybody could send our work to a bus of theirs.
-    if not is_ours:
-        click.echo(f"ignored {path}: it belongs to another user", err=True)
-        return None
-    if not _is_alive(started.pid):
-        click.echo(f"ignored {path}: process {started.pid}, which wrote it, has ended", err=True)
-        return None
-    return started
+    return bus_address.read_started(path, _say)
 
 
-@contextmanager
-def announced(started: Started) -> Iterator[None]:
-    """The address file, for the owner's eyes only, while the block runs."""
-    FILE.parent.mkdir(mode=0o700, exist_ok=True)
-    unfinished = FILE.with_suffix(f".{started.pid}")
-    with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-        file.write(msgspec.json.encode(started))
-    place = FILE.resolve()
-    unfinished.replace(place)
-    try:
-        yield
-    finally:
-        place.unlink(missing_ok=True)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
+def _say(line: str) -> None:
+    click.echo(line, err=True)

@@ -51,6 +51,7 @@ def up(store: Path, port: int | None, durability: str | None, as_json: bool) -> 
     import asyncio
 
     from bus import logs
+    from bus.address import FILE
     from bus.settings import Settings
     from bus.signals import until_signalled
     from console import address
@@ -61,7 +62,7 @@ def up(store: Path, port: int | None, durability: str | None, as_json: bool) -> 
     if settings.url is not None or settings.context is not None:
         asyncio.run(until_signalled(lambda stop: _join(settings, stop, as_json)))
         return
-    if (running := address.read(address.FILE)) is not None:
+    if (running := address.read(FILE)) is not None:
         raise Failure(REFUSED, f"a bus runs here already: process {running.pid}", "phasebus run ls")
     asyncio.run(until_signalled(lambda stop: _serve(settings, store, port, stop, as_json)))
 
@@ -70,12 +71,12 @@ async def _serve(settings: Settings, store: Path, port: int | None, stop: asynci
     import asyncio
     import os
 
+    from bus.address import FILE, Started, announced
     from bus.client import connect
     from bus.server import embedded
-    from console.address import FILE, Started, announced
 
     async with embedded(store, port=port, durability=settings.durability) as server:
-        started = Started(server.url, server.system_url, os.getpid())
+        started = Started(server.url, server.system_url, os.getpid(), settings.durability)
         login: dict[str, Any] = {"url": server.url, "system_url": server.system_url, "durability": settings.durability}
         async with connect(name="supervisor", **login) as client:
             with announced(started):

@@ -14,12 +14,18 @@ LADDER = sorted(EXAMPLES.glob("[0-9]*.py"))
 
 
 @pytest.mark.parametrize("example", LADDER, ids=lambda path: path.stem)
-def test_an_example_prints_what_it_promises(example: Path) -> None:
+def test_an_example_prints_what_it_promises(example: Path, tmp_path: Path) -> None:
     lines = example.read_text().splitlines()
     promised = [line.removeprefix("# prints: ") for line in lines if line.startswith("# prints: ")]
     environment = {name: value for name, value in os.environ.items() if name != "NATS_URL"}
     done = subprocess.run(
-        [sys.executable, str(example)], capture_output=True, text=True, timeout=60, env=environment, check=False
+        [sys.executable, str(example)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=environment,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert promised, f"{example.name} promises nothing"

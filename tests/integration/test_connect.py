@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
-from bus import Misconfigured, SettingsError, Unavailable, connect
+from bus import Misconfigured, NotFound, SettingsError, Unavailable, connect
+from bus.address import Started, announced
 from bus.server import Server, embedded
 
 
 @pytest.fixture(autouse=True)
-def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
     for name in ("NATS_URL", "NATS_CONTEXT", "PHASEBUS_SYSTEM_URL"):
         monkeypatch.delenv(name, raising=False)
 
@@ -79,3 +82,41 @@ async def test_an_error_in_the_callers_block_comes_out_as_it_is(server: Server) 
     with pytest.raises(ZeroDivisionError):
         async with connect(server.url):
             raise ZeroDivisionError
+
+
+async def test_a_bus_that_up_runs_here_or_above_is_found(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "below").mkdir()
+    with announced(Started(server.url, server.system_url, os.getpid())):
+        monkeypatch.chdir(tmp_path / "below")
+        async with connect() as client:
+            assert client.connection.server_id
+            receipt = await client.send("anything", {}, timeout_s=60)
+    async with connect(server.url) as client:
+        assert (await client.runs.load(receipt.run)).is_open
+
+
+async def test_who_can_not_be_alone_says_that_there_is_no_bus() -> None:
+    with pytest.raises(Unavailable, match="phasebus up"):
+        async with connect(alone=False):
+            pass
+
+
+async def test_who_only_looks_creates_nothing(server: Server) -> None:
+    with pytest.raises(NotFound, match="typo"):
+        async with connect(server.url, namespace="typo", create=False):
+            pass
+    async with connect(server.url, namespace="right") as client:
+        answer = await client.connection.request("$JS.API.STREAM.NAMES", timeout_s=5)
+    assert sorted(json.loads(answer.data)["streams"]) == ["RIGHT", "RIGHT_WORK"]
+
+
+async def test_a_server_that_is_started_again_on_its_store_is_found_by_who_was_connected(tmp_path: Path) -> None:
+    async with embedded(tmp_path / "store") as first:
+        url = first.url
+        async with connect(url) as client:
+            await first.stop()
+            async with embedded(tmp_path / "store") as second:
+                assert second.url == url
+                assert (await client.send("anything", {})).position == 1

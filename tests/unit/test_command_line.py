@@ -14,7 +14,8 @@ from bus import Agent
 from bus.errors import NotFound, PlanError, Unavailable
 from bus.events import PhaseCompleted, UnknownEvent
 from console import failure, text
-from console.address import FILE, Started, announced, find, find_started
+from bus.address import FILE, Started, announced
+from console.address import find, find_started
 from console.failure import Failure, failure_of
 from console.lazy import LazyGroup
 from console.main import cli, main
