@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Literal
 
 import msgspec
@@ -17,7 +17,7 @@ import structlog
 
 from bus.client import Client
 from bus.connection import Connection, Message
-from bus.errors import NoResponders, Unavailable
+from bus.errors import BusError, NoResponders, Unavailable
 from bus.presence import Beat, read_beat
 
 logger = structlog.get_logger(__name__)
@@ -45,23 +45,28 @@ class Census:
     def __init__(self, client: Client, suspect: Callable[[str], None]) -> None:
         self._client = client
         self._suspect = suspect
-        self._began = time.monotonic()
+        self._began = 0.0
         self._seen: dict[str, float] = {}
         self._beats: dict[str, Beat] = {}
 
     @asynccontextmanager
     async def watching(self) -> AsyncIterator[None]:
-        """Hear beats and, with a login of the system account, disconnects."""
-        heard = self._client.connection.subscribe(self._client.subjects.beats, self._hear)
-        try:
-            if self._client.system_url is None:
-                yield
-                return
-            async with Connection.open(self._client.system_url, name="supervisor") as system:
-                system.subscribe("$SYS.ACCOUNT.*.DISCONNECT", self._notice)
-                yield
-        finally:
-            heard.unsubscribe()
+        """Hear beats and, with a login of the system account, disconnects. What was heard before does not count."""
+        self._began = time.monotonic()
+        self._seen.clear()
+        self._beats.clear()
+        async with AsyncExitStack() as stack:
+            stack.callback(self._client.connection.subscribe(self._client.subjects.beats, self._hear).unsubscribe)
+            if self._client.system_url is not None:
+                try:
+                    system = await stack.enter_async_context(
+                        Connection.open(self._client.system_url, name="supervisor")
+                    )
+                    system.subscribe("$SYS.ACCOUNT.*.DISCONNECT", self._notice)
+                except BusError as error:
+                    # Beats alone tell the same, a lease later.
+                    logger.warning("crashes are not told at once", error=str(error))
+            yield
 
     def beat(self, instance: str) -> Beat | None:
         """The newest beat of an instance."""

@@ -11,33 +11,31 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from datetime import datetime
+from datetime import timedelta
 
 import msgspec
 import structlog
 
 from agents.census import Census
+from agents.docket import Docket, Key
 from agents.leadership import Leadership
-from bus import events
 from bus.client import Client
 from bus.commands import Command, Fail
-from bus.errors import BusError, MalformedMessage, Refused
-from bus.events import Cause, Commit, RunStarted
+from bus.errors import BusError, Refused, Unavailable
+from bus.events import Cause, RunStarted
+from bus.inputs import work
 from bus.log import Record
 from bus.problem import Problem
-from bus.run import RunState, fold
-from bus.runs import utc_now
-from bus.subjects import Work
-from bus.timers import Timer, armed
+from bus.run import RunState, evolve
+from bus.runs import commit_in, utc_now
+from bus.timers import Timer
 
 logger = structlog.get_logger(__name__)
 
 _TICK_S = 0.05
 _LOST_WORK_EVERY_S = 2.0
 _FLOOR_EVERY_S = 5.0
-
-Key = tuple[str, str, int | None, int]
-"""An attempt: run, phase, item, number."""
+_AGAIN_S = 1.0
 
 
 class Supervisor:
@@ -49,9 +47,7 @@ class Supervisor:
         self._lease_s = client.settings.lease_s
         self._suspects: asyncio.Queue[str] = asyncio.Queue()
         self._census = Census(client, self._suspects.put_nowait)
-        self._open: dict[str, RunState] = {}
-        self._began: dict[str, int] = {}
-        self._due: dict[str, list[Timer]] = {}
+        self._docket = Docket()
         self._missing: dict[Key, float] = {}
         self._position = 0
         self.leads = asyncio.Event()
@@ -65,13 +61,18 @@ class Supervisor:
                 await asyncio.wait({term, stopped}, return_when=asyncio.FIRST_COMPLETED)
                 await _ended(term)
                 self.leads.clear()
+                await self._step_down()
                 if not stop.is_set():
                     await asyncio.wait({stopped}, timeout=min(self._lease_s / 3, 1.0))
+        finally:
+            stopped.cancel()
+
+    async def _step_down(self) -> None:
+        """Let another one lead: also after a term that failed, because only this one may be the reason."""
+        try:
             await self._leadership.release()
         except BusError as error:
             logger.warning("lease not released", error=str(error))
-        finally:
-            stopped.cancel()
 
     async def _term(self) -> None:
         """Become the leader and lead until the lease is lost. Returns, at once or then, if it can't be had."""
@@ -79,15 +80,18 @@ class Supervisor:
         if not await self._leadership.claim():
             return
         logger.info("leading", lease=self._leadership.revision)
-        self._open, self._began, self._due, self._missing = {}, {}, {}, {}
-        self._position = await self._leadership.floor()
+        self._docket, self._missing = Docket(), {}
         newest = await self._client.log.last(self._client.subjects.runs)
+        upto = newest.position if newest is not None else 0
+        floor = await self._leadership.floor()
+        # A floor above the log is not one of this log: everything is read.
+        self._position = floor if floor <= upto else 0
         async with self._census.watching(), asyncio.TaskGroup() as tasks:
             tasks.create_task(self._renew())
             caught_up = asyncio.Event()
-            tasks.create_task(self._track(newest.position if newest else 0, caught_up))
+            tasks.create_task(self._track(upto, caught_up))
             await caught_up.wait()
-            logger.info("watching", open_runs=len(self._open), position=self._position)
+            logger.info("watching", open_runs=len(self._docket), position=self._position)
             self.leads.set()
             tasks.create_task(self._every(_TICK_S, self._act_on_time))
             tasks.create_task(self._every(self._lease_s / 6, self._check_holders))
@@ -106,8 +110,10 @@ class Supervisor:
             try:
                 await act()
             except BusError as error:
-                # It is due again in a moment, and nothing of it is remembered here only.
                 logger.warning("put off", act=act.__name__.strip("_"), error=str(error))
+            except Exception:
+                # One thing that can't be done must not keep this from everything else.
+                logger.exception("bug", act=act.__name__.strip("_"))
             await asyncio.sleep(pause_s)
 
     # The log
@@ -118,48 +124,41 @@ class Supervisor:
         async for record in self._client.log.follow(self._client.subjects.runs, after=self._position):
             try:
                 await self._note(record)
-            except (MalformedMessage, AssertionError, KeyError):
-                logger.exception("unreadable commit", position=record.position)
+            except Unavailable:
+                raise
+            except Exception:
+                # Bytes that anybody could publish: they concern one run, and nobody else's.
+                logger.exception("record set aside", subject=record.subject, position=record.position)
             self._position = record.position
             if record.position >= newest:
                 caught_up.set()
 
     async def _note(self, record: Record) -> None:
-        commit = events.commit(record.envelope(), record.position)
-        state = await self._fold(commit)
-        if state.is_open:
-            self._open[commit.run] = state
-            self._began.setdefault(commit.run, commit.position)
-            self._due[commit.run] = sorted(armed(state))
-        else:
-            for known in (self._open, self._began, self._due):
-                known.pop(commit.run, None)
-
-    async def _fold(self, commit: Commit) -> RunState:
-        before = self._open.get(commit.run)
+        run = self._client.subjects.run_of(record.subject)
+        commit = commit_in(run, record)
+        before = self._docket.get(run)
         if before is None and not isinstance(commit.events[0], RunStarted):
             # An ended run goes on; its beginning is older than what has been followed.
-            return await self._client.runs.load(commit.run)
-        after = fold([commit], before)
-        assert after is not None, "a commit folds to a state"
-        return after
+            self._docket.note(await self._client.runs.load(run), record.position)
+        else:
+            self._docket.note(evolve(before, commit), record.position)
 
     # Time
 
     async def _act_on_time(self) -> None:
         now = utc_now()
-        due = [(run, timers) for run, timers in self._due.items() if timers and timers[0].at <= now]
-        await asyncio.gather(*(self._act(run, timers, now) for run, timers in due))
+        await asyncio.gather(*(self._act(state, due) for state, due in self._docket.take_due(now)))
 
-    async def _act(self, run: str, timers: list[Timer], now: datetime) -> None:
-        due = [timer for timer in timers if timer.at <= now]
-        del timers[: len(due)]
-        state = self._open[run]
-        # What was ready at once has been dispatched by whoever made it so; a retry's time comes only now.
-        delayed = [t for t in due if t.kind == "dispatch" and t.attempt > 1]
-        self._client.runs.dispatch(state, [(timer.phase, timer.item) for timer in delayed])
-        commands = [command for timer in due if (command := timer.command(state)) is not None]
-        await asyncio.gather(*(self._submit(run, command) for command in commands))
+    async def _act(self, state: RunState, due: list[Timer]) -> None:
+        try:
+            # What was ready at once has been dispatched by whoever made it so; a retry's time comes only now.
+            delayed = [timer for timer in due if timer.kind == "dispatch" and timer.attempt > 1]
+            self._client.runs.dispatch(state, [(timer.phase, timer.item) for timer in delayed])
+            commands = [command for timer in due if (command := timer.command(state)) is not None]
+            await asyncio.gather(*(self._submit(state.run, command) for command in commands))
+        except Exception:
+            asyncio.get_running_loop().call_later(_AGAIN_S, self._docket.arm, state.run)
+            raise
 
     # Holders
 
@@ -168,27 +167,28 @@ class Supervisor:
         async with asyncio.TaskGroup() as tasks:
             while True:
                 instance = await self._suspects.get()
-                if self._held_by(instance):
+                if self._docket.held_by(instance):
                     tasks.create_task(self._examine(instance, "its connection closed"))
 
     async def _check_holders(self) -> None:
-        holders = {attempt.instance for state in self._open.values() for _, _, attempt in state.held()}
+        holders = self._docket.holders
         silent = [instance for instance in holders if self._census.silent_s(instance) > self._lease_s]
         await asyncio.gather(*(self._examine(each, "its beats stopped") for each in silent))
         await asyncio.gather(*(self._check_forgotten(each) for each in holders))
         self._census.forget(holders)
 
     async def _examine(self, instance: str, evidence: str) -> None:
+        """Confirm a suspicion, and take back what the instance holds if it is true."""
         try:
             fate = await self._census.confirm(instance)
+            if fate == "frozen" and self._census.silent_s(instance) <= self._lease_s:
+                # It has a lease to answer in.
+                return
+            if fate != "alive":
+                await self._recover(instance, self._docket.held_by(instance), fate, evidence)
         except BusError as error:
-            logger.warning("not confirmed", instance=instance, error=str(error))
-            return
-        if fate == "frozen" and self._census.silent_s(instance) <= self._lease_s:
-            # It has a lease to answer in.
-            return
-        if fate != "alive":
-            await self._recover(instance, self._held_by(instance), fate, evidence)
+            # It stays silent, so it is examined again.
+            logger.warning("not examined", instance=instance, error=str(error))
 
     async def _check_forgotten(self, instance: str) -> None:
         """A living instance that does not list an attempt for a whole lease has lost it, or could not store its end."""
@@ -196,7 +196,7 @@ class Supervisor:
         now = time.monotonic()
         listed = {(each.run, each.phase, each.item, each.attempt) for each in beat.held} if beat is not None else set()
         forgotten: list[Key] = []
-        for key in self._held_by(instance):
+        for key in self._docket.held_by(instance):
             if beat is None or key in listed:
                 self._missing.pop(key, None)
             elif now - self._missing.setdefault(key, now) > self._lease_s:
@@ -204,14 +204,6 @@ class Supervisor:
                 forgotten.append(key)
         if forgotten:
             await self._recover(instance, forgotten, "forgotten", "it lives, but does not hold the attempt")
-
-    def _held_by(self, instance: str) -> list[Key]:
-        return [
-            (state.run, phase.key, item.index, attempt.number)
-            for state in self._open.values()
-            for phase, item, attempt in state.held()
-            if attempt.instance == instance
-        ]
 
     async def _recover(self, instance: str, held: list[Key], cause: Cause, evidence: str) -> None:
         problem = Problem("lost", f"{instance} {_WORDS[cause]}", "transient", detail=evidence)
@@ -234,20 +226,12 @@ class Supervisor:
 
     async def _restore_work(self) -> None:
         """Publish again what is ready in the log but has no message: it was lost on its way."""
-        before = utc_now().timestamp() - _LOST_WORK_EVERY_S / 2
-        late = [
-            (state, timer)
-            for run, state in self._open.items()
-            for timer in armed(state)
-            if timer.kind == "dispatch" and timer.at.timestamp() < before
-        ]
+        late = list(self._docket.ready_since(utc_now() - timedelta(seconds=_LOST_WORK_EVERY_S / 2)))
         if not late:
             return
         there = await self._work_subjects()
         for state, timer in late:
-            capability = state.plan.graph[timer.phase].phase.capability or ""
-            work = Work(capability, state.run, timer.phase, timer.item, timer.attempt)
-            if self._client.subjects.work(work) not in there:
+            if self._client.subjects.work(work(state, timer.phase, timer.item)) not in there:
                 logger.warning("work restored", run=state.run, phase=timer.phase, item=timer.item)
                 self._client.runs.dispatch(state, [(timer.phase, timer.item)])
 
@@ -267,8 +251,7 @@ class Supervisor:
                 return there
 
     async def _raise_floor(self) -> None:
-        floor = min(self._began.values(), default=self._position + 1) - 1
-        await self._leadership.raise_floor(floor)
+        await self._leadership.raise_floor(self._docket.floor(self._position))
 
 
 _WORDS = {"crashed": "is gone", "frozen": "does not answer", "forgotten": "has lost the attempt"}

@@ -19,7 +19,7 @@ from bus.agent import Agent, Capability
 from bus.client import Client
 from bus.commands import Complete, Fail, Offer, Progress, Take
 from bus.context import Context
-from bus.envelope import decode, decode_data, envelope
+from bus.envelope import decode, envelope
 from bus.errors import BusError, MalformedMessage, Refused, TooLarge
 from bus.events import PhaseStarted, ResultRefused
 from bus.handling import perform
@@ -29,12 +29,14 @@ from bus.presence import Held
 from bus.problem import Problem
 from bus.pull import Delivery
 from bus.runs import Decided, utc_now
+from bus.subjects import Work
 
 logger = structlog.get_logger(__name__)
 
 _PROGRESS_EVERY_S = 0.5
 _NOT_NOW_S = 1.0
-_order = msgspec.json.Decoder(Order)
+# Of what can't be decoded and is too large to be stored whole.
+_KEPT_BYTES = 64 * 1024
 
 
 class Attempts:
@@ -55,35 +57,39 @@ class Attempts:
         """One delivery, from the message to its result in the log. What goes wrong is recorded, not raised."""
         try:
             message = decode(delivery.message.data)
-            order = decode_data(message, _order, "an order for work")
+            work = self._client.subjects.parse_work(delivery.message.subject)
         except MalformedMessage as error:
             await self._bury(capability, delivery, str(error))
             return
         with structlog.contextvars.bound_contextvars(
             agent=self._agent.name,
             instance=self._instance,
-            run=order.run,
-            correlation=order.correlation,
+            run=work.run,
+            correlation=message.correlationid,
             causation=message.id,
         ):
-            started = await self._take(capability, order, delivery, message.id)
+            decided = await self._take(capability, work, delivery, message.id)
             # Nobody else waits for this capability: what the result makes ready may stay with us.
             offers = not delivery.pending
-            while started is not None:
-                part = order.phase if order.item is None else f"{order.phase}:{order.item}"
-                with structlog.contextvars.bound_contextvars(phase=part, attempt=order.attempt):
-                    decided = await self._attempt(capability, order, started, message.id, offers=offers)
-                started = _next_start(decided, self._instance)
-                if started is not None and decided is not None:
+            while decided is not None and (started := _next_start(decided, self._instance)) is not None:
+                part = started.phase if started.item is None else f"{started.phase}:{started.item}"
+                with structlog.contextvars.bound_contextvars(phase=part, attempt=started.attempt):
                     order = order_of(decided.state, started.phase, started.item)
+                    decided = await self._attempt(capability, order, started, message.id, offers=offers)
 
-    async def _take(
-        self, capability: Capability, order: Order, delivery: Delivery, causation: str
-    ) -> PhaseStarted | None:
+    async def _take(self, capability: Capability, work: Work, delivery: Delivery, causation: str) -> Decided | None:
         """Append that this instance holds the attempt, then acknowledge: the log has it. None: it is not ours."""
-        command = Take(order.phase, order.item, order.attempt, self._agent.name, self._instance, capability.timeout_s)
+        command = Take(
+            work.phase,
+            work.item,
+            work.attempt,
+            capability.name,
+            self._agent.name,
+            self._instance,
+            capability.timeout_s,
+        )
         try:
-            decided = await self._client.runs.submit(order.run, command, causation=causation)
+            decided = await self._client.runs.submit(work.run, command, causation=causation)
         except Refused as refused:
             logger.debug("stale work", reason=refused.reason)
             delivery.ack()
@@ -93,7 +99,7 @@ class Attempts:
             delivery.nak(_NOT_NOW_S)
             return None
         delivery.ack()
-        return _next_start(decided, self._instance)
+        return decided
 
     async def _attempt(
         self, capability: Capability, order: Order, started: PhaseStarted, causation: str, *, offers: bool
@@ -162,16 +168,22 @@ class Attempts:
 
     async def _bury(self, capability: Capability, delivery: Delivery, reason: str) -> None:
         client = self._client
-        letter = dead.Unreadable(
-            capability.name, delivery.message.subject, delivery.message.data, reason, self._instance
-        )
-        record = envelope(dead.UNREADABLE, letter, id=uuid4().hex, source=client.source, time=utc_now())
-        try:
-            await client.log.append(client.subjects.dead(capability.name), record)
-        except BusError as error:
-            logger.warning("dead letter not stored", error=str(error))
-            delivery.nak(_NOT_NOW_S)
-            return
+        message = delivery.message
+        limits = (client.connection.max_payload, _KEPT_BYTES)
+        for limit_bytes in limits:
+            letter = dead.unreadable(
+                capability.name, message.subject, message.data, reason, self._instance, limit_bytes=limit_bytes
+            )
+            record = envelope(dead.UNREADABLE, letter, id=uuid4().hex, source=client.source, time=utc_now())
+            try:
+                await client.log.append(client.subjects.dead(capability.name), record)
+            except TooLarge:
+                continue
+            except BusError as error:
+                logger.warning("dead letter not stored", error=str(error))
+                delivery.nak(_NOT_NOW_S)
+                return
+            break
         logger.warning("unreadable work", reason=reason)
         # Only now: what is acknowledged is gone from the work queue.
         delivery.ack()

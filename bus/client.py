@@ -21,7 +21,7 @@ from bus.commands import Answer, Begin, Cancel, Redrive
 from bus.connection import Connection
 from bus.durability import Durability, prove
 from bus.envelope import decode, envelope
-from bus.errors import BusError, MalformedMessage, NoLiveAgent, NotFound, Refused, TimedOut, Unavailable
+from bus.errors import BusError, MalformedMessage, NoLiveAgent, NotFound, PlanError, Refused, TimedOut, Unavailable
 from bus.events import Commit, Event, is_ending
 from bus.log import Log
 from bus.logs import configure_if_not
@@ -107,12 +107,14 @@ class Client:
         `run` is its id, made from the plan's name if not given. With `fail_fast`, NoLiveAgent is raised, and nothing
         stored, if somebody is missing now. Raises Refused if there is a run with that id, TooLarge, Unavailable.
         """
+        if not isinstance(plan, Plan):
+            raise PlanError(f"a plan is a Plan, not {plan!r:.60}; `bus.planfile.read_plan` reads a file")
         name = run or f"{plan.name[:50]}-{_token()}"
         if fail_fast:
             missing = await self._unserved(plan.capabilities)
             if missing:
                 raise NoLiveAgent(missing[0])
-        begin = Begin(plan, msgspec.Raw(msgspec.json.encode(input if input is not None else {})))
+        begin = Begin(plan, _as_json(input if input is not None else {}))
         decided, missing = await asyncio.gather(
             self.runs.submit(name, begin), self._unserved([] if fail_fast else plan.capabilities)
         )
@@ -167,7 +169,8 @@ class Client:
         try:
             return msgspec.json.decode(done.output.raw, type=gives)
         except msgspec.ValidationError as error:
-            raise MalformedMessage(f"the output of {phase!r} is not a {gives!r}: {error}") from error
+            wanted = getattr(gives, "__name__", repr(gives))
+            raise MalformedMessage(f"the output of {phase!r} is not what was asked for ({wanted}): {error}") from error
 
     async def watch(self, run: str, *, after: int = 0) -> AsyncGenerator[Happening, None]:
         """A run's events as they happen, from after a position of the log; ends with the run. Raises NotFound."""
@@ -186,7 +189,7 @@ class Client:
     async def _has_ended(self, run: str, ending: Commit) -> bool:
         """Whether this ending is the last: a redriven run goes on after one."""
         state = await self.runs.load(run)
-        return not state.is_open and state.ended_at is not None and state.ended_at <= ending.at
+        return not state.is_open and state.ended_at == ending.at
 
     async def approve(self, run: str, phase: str, *, by: str, comment: str = "") -> RunState:
         """Open a gate. Raises Refused if it does not wait."""
@@ -235,6 +238,8 @@ class Client:
                 )
             await self.redrive(letter.run, by=by, phases=[letter.phase])
             return
+        if letter.size_bytes > len(letter.body):
+            raise Refused(f"dead letter {number} is the beginning of {letter.size_bytes} bytes: it can't be sent again")
         said = {"by": by, "dead_letter": number, "subject": letter.subject}
         record = envelope(LETTER_REDRIVEN, said, id=uuid4().hex, source=self.source, time=utc_now())
         await self.log.append(self.subjects.ops("dead"), record)
@@ -321,6 +326,13 @@ async def _tasks() -> AsyncIterator[asyncio.TaskGroup]:
         if len(raised.exceptions) == 1:
             raise raised.exceptions[0] from None
         raise
+
+
+def _as_json(value: object) -> msgspec.Raw:
+    try:
+        return msgspec.Raw(msgspec.json.encode(value))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise MalformedMessage(f"the input can't be written as JSON: {error}") from error
 
 
 @lru_cache(maxsize=1_000)

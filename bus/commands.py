@@ -22,6 +22,7 @@ class Take(msgspec.Struct, frozen=True):
     phase: str
     item: int | None
     attempt: int
+    capability: str
     agent: str
     instance: str
     timeout_s: float

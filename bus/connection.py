@@ -106,6 +106,7 @@ class Connection:
                 await client.shut()
         connection = cls(client, inbox_prefix)
         connection.subscribe(f"{connection._inbox}*", connection._on_reply)
+        connection.on_disconnect(connection._fail_waiting)
         try:
             yield connection
         finally:
@@ -172,8 +173,8 @@ class Connection:
     ) -> Message:
         """Send, and wait for one answer.
 
-        Raises NoResponders at once if nobody listens, Unavailable after `timeout_s` or when the connection is closed:
-        then the request may or may not have been carried out. Otherwise as `publish`.
+        Raises NoResponders at once if nobody listens, Unavailable after `timeout_s` or when the line is lost: then the
+        request may or may not have been carried out. Otherwise as `publish`.
         """
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Message] = loop.create_future()
@@ -246,9 +247,15 @@ class Connection:
         with suppress(Unavailable):
             await self._client.round_trip(_CLOSE_S)
         await self._client.shut()
+        self._fail_waiting()
+
+    def _fail_waiting(self) -> None:
+        """The line has gone: the answers to what was sent on it will not come."""
         for answer in self._waiting.values():
             if not answer.done():
-                answer.set_exception(Unavailable("the connection was closed before the answer came"))
+                answer.set_exception(
+                    Unavailable("the line was lost before the answer came: it may have been carried out")
+                )
 
     def _publish(self, subject: str, data: bytes, headers: Mapping[str, str] | None, reply: str) -> None:
         if not _SUBJECT.fullmatch(subject):

@@ -6,6 +6,7 @@ exists without the other. Its number is its position in the log.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 
@@ -35,7 +36,10 @@ class Try(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class DeadLetter(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """What was to be done, by whom it was tried, and why it was given up."""
+    """What was to be done, by whom it was tried, and why it was given up.
+
+    With `shortened`, payload and traces were too large to be repeated here; the run's own events have them.
+    """
 
     capability: str
     run: str
@@ -46,16 +50,23 @@ class DeadLetter(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     attempt: int = 0
     payload: msgspec.Raw = msgspec.Raw(b"null")
     attempts: Sequence[Try] = ()
+    shortened: bool = False
 
 
 class Unreadable(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A message nobody could decode: its subject and its bytes, whatever they are (base64 in JSON)."""
+    """A message nobody could decode: its subject and its bytes, whatever they are (base64 in JSON).
+
+    Bytes of the subject that are not UTF-8 are escaped. `body` is the beginning of what had `size_bytes`, if the whole
+    is over the server's limit for a message; `sha256` is that of the whole.
+    """
 
     capability: str
     subject: str
     body: bytes
     reason: str
     instance: str
+    size_bytes: int = 0
+    sha256: str = ""
 
 
 _letter = msgspec.json.Decoder(DeadLetter)
@@ -65,6 +76,32 @@ _unreadable = msgspec.json.Decoder(Unreadable)
 def letters(state: RunState, events: Iterable[Event]) -> list[DeadLetter]:
     """The dead letters that belong to a commit; `state` is the run with the commit's events."""
     return [_letter_of(state, event) for event in events if isinstance(event, PhaseFailed) and _is_work(state, event)]
+
+
+def shortened(letter: DeadLetter) -> DeadLetter:
+    """The letter without what makes it large."""
+    short = [
+        msgspec.structs.replace(
+            each, problem=each.problem and msgspec.structs.replace(each.problem, trace="", causes=())
+        )
+        for each in letter.attempts
+    ]
+    return msgspec.structs.replace(letter, payload=msgspec.Raw(b"null"), attempts=short, shortened=True)
+
+
+def unreadable(
+    capability: str, subject: str, body: bytes, reason: str, instance: str, *, limit_bytes: int
+) -> Unreadable:
+    """The record of a message nobody could decode, with at most `limit_bytes` of its body."""
+    return Unreadable(
+        capability=capability,
+        subject=subject.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"),
+        body=body[:limit_bytes],
+        reason=reason.encode("utf-8", "backslashreplace").decode(),
+        instance=instance,
+        size_bytes=len(body),
+        sha256=hashlib.sha256(body).hexdigest(),
+    )
 
 
 def read(message: Envelope) -> DeadLetter | Unreadable:
@@ -84,7 +121,10 @@ def is_open(letter: DeadLetter, state: RunState) -> bool:
 
 
 def _is_work(state: RunState, event: PhaseFailed) -> bool:
-    return state.plan.graph[event.phase].phase.capability is not None and event.problem.code != "items_failed"
+    """Of an `each` phase, the items are the work, not the phase."""
+    node = state.plan.graph[event.phase]
+    of_item = event.item is not None or node.each is None or not state.phases[event.phase].items
+    return node.phase.capability is not None and of_item
 
 
 def _letter_of(state: RunState, event: PhaseFailed) -> DeadLetter:

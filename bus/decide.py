@@ -65,6 +65,7 @@ def decide(state: RunState | None, command: Command, *, run: str, now: datetime)
             if now < state.deadline_at:
                 raise Refused(f"run {run} has until {state.deadline_at:%Y-%m-%d %H:%M:%S}")
             late = Problem("expired", f"the run passed its deadline {state.deadline_at:%Y-%m-%d %H:%M:%S}", "permanent")
+            _give_up_work(draft, late)
             _stop(draft, RunFailed(problem=late), "the run passed its deadline")
     return draft.events
 
@@ -79,6 +80,9 @@ def _begin(command: Begin, run: str, now: datetime) -> Sequence[Event]:
 
 def _take(draft: Draft, command: Take) -> None:
     phase, item = _find(draft.state, command.phase, command.item)
+    needed = draft.state.plan.graph[phase.key].phase.capability
+    if needed != command.capability:
+        raise Refused(f"{_label(phase, item)} needs {needed!r}, not {command.capability!r}")
     if item.status != "ready" or item.attempt != command.attempt:
         raise Refused(
             f"attempt {command.attempt} of {_label(phase, item)} can't be taken: "
@@ -218,6 +222,15 @@ def _add_downstream(state: RunState, key: str, chosen: dict[str, None]) -> None:
 def _stop(draft: Draft, ending: RunCancelled | RunFailed, reason: str) -> None:
     still_open = [phase.key for phase in draft.state.phases.values() if phase.status not in TERMINAL]
     draft.emit(*(PhaseCancelled(phase=key, reason=reason) for key in still_open), ending)
+
+
+def _give_up_work(draft: Draft, problem: Problem) -> None:
+    """What is ready or under way has failed, not just been stopped: work that was given up is a dead letter."""
+    for phase in list(draft.state.phases.values()):
+        given_up = [item.index for item in phase.items if item.status in {"ready", "in_progress"}]
+        draft.emit(*(PhaseFailed(phase=phase.key, item=index, problem=problem) for index in given_up))
+        if given_up and given_up[0] is not None:
+            draft.emit(PhaseFailed(phase=phase.key, problem=problem))
 
 
 def _held(

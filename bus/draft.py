@@ -26,6 +26,9 @@ from bus.problem import Problem
 from bus.references import Unresolved
 from bus.run import SUCCEEDED, TERMINAL, Folding, Item, PhaseState, RunState
 
+# Items of an `each` phase that are ready or under way at once, unless its width says less: one commit holds them all.
+WIDEST = 1_000
+
 
 class Draft:
     """Events decided so far, and the state as it is with them: later rules see what earlier ones did."""
@@ -98,7 +101,7 @@ class Draft:
     def _advance(self, key: str) -> None:
         """Make pending items ready while there is room in the phase's width; end the phase after its last item."""
         phase = self.state.phases[key]
-        width = self.state.plan.graph[phase.key].phase.width or len(phase.items)
+        width = self.state.plan.graph[phase.key].phase.width or WIDEST
         under_way = sum(1 for item in phase.items if item.status in {"ready", "in_progress"})
         room = width - under_way
         events: list[Event] = []

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -18,6 +18,8 @@ from bus.plan import Plan
 from bus.problem import Problem
 
 COMMIT = "run.commit.v1"
+Instant = Annotated[datetime, msgspec.Meta(tz=True)]
+"""A time that can be compared with any other: with its zone, in practice UTC."""
 
 Cause = Literal["error", "timed_out", "crashed", "frozen", "forgotten", "handed_back", "unclaimed"]
 """How an attempt ended without a result: the handler raised, its deadline passed, its process died, stopped
@@ -33,7 +35,7 @@ class RunStarted(_Event, frozen=True, tag="run.started.v1"):
 
     plan: Plan
     input: msgspec.Raw
-    deadline_at: datetime
+    deadline_at: Instant
 
 
 class RunCompleted(_Event, frozen=True, tag="run.completed.v1"):
@@ -58,7 +60,7 @@ class RunRedriven(_Event, frozen=True, tag="run.redriven.v1"):
 
     by: str
     phases: tuple[str, ...]
-    deadline_at: datetime
+    deadline_at: Instant
 
 
 class PhaseExpanded(_Event, frozen=True, tag="phase.expanded.v1"):
@@ -74,7 +76,7 @@ class PhaseReady(_Event, frozen=True, tag="phase.ready.v1"):
     phase: str
     attempt: int
     item: int | None = None
-    due_at: datetime | None = None
+    due_at: Instant | None = None
 
 
 class PhaseStarted(_Event, frozen=True, tag="phase.started.v1"):
@@ -84,7 +86,7 @@ class PhaseStarted(_Event, frozen=True, tag="phase.started.v1"):
     attempt: int
     agent: str
     instance: str
-    deadline_at: datetime
+    deadline_at: Instant
     item: int | None = None
 
 
@@ -134,7 +136,7 @@ class PhaseWaiting(_Event, frozen=True, tag="phase.waiting.v1"):
     """The gate is closed until somebody answers, or until `expires_at`."""
 
     phase: str
-    expires_at: datetime
+    expires_at: Instant
     prompt: str = ""
 
 
@@ -214,11 +216,11 @@ class Commit(msgspec.Struct, frozen=True):
 
 
 class _Body(msgspec.Struct, frozen=True):
-    events: list[Known]
+    events: Annotated[list[Known], msgspec.Meta(min_length=1)]
 
 
 class _RawBody(msgspec.Struct, frozen=True):
-    events: list[msgspec.Raw]
+    events: Annotated[list[msgspec.Raw], msgspec.Meta(min_length=1)]
 
 
 class _Tag(msgspec.Struct, frozen=True):

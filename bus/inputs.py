@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Any
 
 import msgspec
 
 from bus.references import ITEM, RUN_INPUT, Unresolved, follow, resolve
 from bus.run import RunState
+from bus.subjects import Work
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
-    """A piece of work, complete: whoever takes it needs to read nothing else to begin.
-
-    `position` is the commit that made it ready. The plan's `timeout_s`, if any, outranks the capability's.
-    """
+    """What an attempt is about, as its handler's process derives it from the run."""
 
     run: str
     plan: str
     phase: str
-    capability: str
     attempt: int
     input: Any
     correlation: str
-    position: int
     item: int | None = None
-    timeout_s: float | None = None
 
 
 def input_of(state: RunState, key: str, index: int | None) -> Any:
@@ -51,33 +45,26 @@ def items_of(state: RunState, key: str) -> list[Any]:
 
 
 def order(state: RunState, key: str, index: int | None) -> Order:
-    """The work of an item's current attempt."""
-    phase = state.plan.graph[key].phase
+    """The order of an item's current attempt. Its input is a copy: a handler may change what it is given."""
     item = state.phases[key].item(index)
-    assert item is not None and phase.capability is not None, f"phase {key} is open and has a capability"
+    assert item is not None, f"phase {key} is open"
     return Order(
         run=state.run,
         plan=state.plan.name,
         phase=key,
         item=index,
-        capability=phase.capability,
         attempt=item.attempt,
-        input=input_of(state, key, index),
+        input=msgspec.json.decode(msgspec.json.encode(input_of(state, key, index))),
         correlation=state.correlation,
-        position=state.position,
-        timeout_s=phase.timeout_s,
     )
 
 
-def due(state: RunState, now: datetime) -> list[tuple[str, int | None]]:
-    """Every item that can be taken now."""
-    return [
-        (phase.key, item.index)
-        for phase in state.phases.values()
-        if phase.status in {"ready", "in_progress"}
-        for item in phase.items
-        if item.status == "ready" and item.ready_at is not None and item.ready_at <= now
-    ]
+def work(state: RunState, key: str, index: int | None) -> Work:
+    """What the current attempt's work subject says."""
+    capability = state.plan.graph[key].phase.capability
+    item = state.phases[key].item(index)
+    assert item is not None and capability is not None, f"phase {key} is open and has a capability"
+    return Work(capability, state.run, key, index, item.attempt)
 
 
 def _root(state: RunState, root: str) -> Any:

@@ -71,6 +71,11 @@ class Log:
         self._settings = settings
         self.subjects = subjects
 
+    @property
+    def patience_s(self) -> float:
+        """How long what fails for a while is tried again."""
+        return self._settings.append_timeout_s
+
     async def set_up(self, *, create: bool = True) -> None:
         """Check that the streams are what the bus promises, and create what is not there unless told otherwise.
 
@@ -94,7 +99,7 @@ class Log:
         )
 
     async def append_together(self, parts: Sequence[tuple[str, Envelope, int | None]]) -> int:
-        """Store several messages on different subjects, all or none; returns the position of the last.
+        """Store several messages on different subjects, all or none; returns the position of the first.
 
         `parts` are (subject, message, expected) as in `append`. Ten times dearer than one append on a single node
         (the server makes a file store for each batch), so only for what really spans subjects. Source: ADR-50.
@@ -211,12 +216,14 @@ class Log:
         pause_s = _PAUSE_S
         while True:
             try:
-                answer = _ack.decode((await send(self._settings.request_timeout_s)).data)
+                # Nothing is queued for a server that is away: each resend would be one copy more.
+                answer = await self._answer(send)
             except (Unavailable, NoResponders, msgspec.DecodeError) as error:
                 reason: object = error
             else:
                 if answer.error is None:
-                    return answer.seq
+                    # The members of a batch stand next to each other; the answer names the last one.
+                    return answer.seq - len(parts) + 1
                 if answer.error.err_code in _CONFLICTS | {_ALREADY_COMMITTED}:
                     return await self._settle(parts)
                 if answer.error.code not in _TEMPORARY:
@@ -229,6 +236,11 @@ class Log:
                 )
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+
+    async def _answer(self, send: _Send) -> _Ack:
+        if not self._connection.is_connected:
+            raise Unavailable("the line is down")
+        return _ack.decode((await send(self._settings.request_timeout_s)).data)
 
     async def _settle(self, parts: Sequence[tuple[str, Envelope, int | None]]) -> int:
         """A conflict may be our own first try, whose answer was lost: only what stands there tells."""

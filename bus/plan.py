@@ -37,9 +37,9 @@ class Phase(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fiel
     """One unit of a plan: work for a `capability`, or a gate (`approval`).
 
     `key` is a name or a number, negative allowed. `each` makes one item of work per element of the list it refers
-    to, at most `width` of them at a time. `timeout_s` bounds one attempt (otherwise the capability's own bound
-    does), `queue_timeout_s` the wait for somebody to take the work. Without `input` a handler gets `{}`, or the
-    item itself.
+    to, at most `width` of them (1,000 unless told) at a time. `timeout_s` bounds one attempt (otherwise the
+    capability's own bound does), `queue_timeout_s` the wait for somebody to take the work. Without `input` a handler
+    gets `{}`, or the item itself.
     """
 
     key: Key

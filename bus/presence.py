@@ -58,7 +58,7 @@ async def announce(
     first = beat(0.0)
 
     def answer(message: Message) -> None:
-        if message.reply:
+        if message.reply and connection.is_connected:
             connection.publish(message.reply, msgspec.json.encode(beat(0.0)))
 
     async with AsyncExitStack() as stack:
@@ -68,7 +68,14 @@ async def announce(
         ready.set()
         due = loop.time()
         while True:
-            connection.publish(subjects.beat(first.instance), msgspec.json.encode(beat(max(loop.time() - due, 0.0))))
+            try:
+                connection.publish(
+                    subjects.beat(first.instance), msgspec.json.encode(beat(max(loop.time() - due, 0.0)))
+                )
+            except Unavailable:
+                # Too much waits to be sent: a beat less is the least of it. A closed connection is another matter.
+                if connection.is_closed:
+                    raise
             due = loop.time() + every_s
             await asyncio.sleep(every_s)
 

@@ -7,6 +7,7 @@ costs fewer appends the busier it gets. Whoever commits also dispatches: work fo
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import OrderedDict, deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import aclosing
@@ -21,20 +22,21 @@ from bus.commands import Command
 from bus.connection import Connection
 from bus.decide import decide
 from bus.envelope import Envelope, encode, envelope
-from bus.errors import BusError, MalformedMessage, NotFound, Refused, TooLarge, VersionConflict
+from bus.errors import BusError, MalformedMessage, NotFound, Refused, TooLarge, Unavailable, VersionConflict
 from bus.events import Commit, Event, PhaseReady
-from bus.inputs import order
+from bus.inputs import work
 from bus.log import Log, Record
 from bus.run import Folding, RunState, fold
-from bus.subjects import Work
 
 logger = structlog.get_logger(__name__)
 
-ORDER = "phase.work.v1"
+WORK = "phase.work.v1"
 _CACHED_RUNS = 1_000
 _BATCH = 200
 # How bytes that anybody could publish fail to be a commit: undecodable, or about phases that are not there.
-_NOT_FOLLOWING = (MalformedMessage, AssertionError, LookupError)
+_NOT_FOLLOWING = (MalformedMessage, AssertionError, LookupError, ValueError, TypeError, AttributeError, OverflowError)
+_LETTERS_IN_BATCH = 500
+_PAUSE_S = 0.2
 
 
 class Decided(msgspec.Struct, frozen=True):
@@ -91,8 +93,14 @@ class Runs:
         waiting = _Waiting(command, asyncio.get_running_loop().create_future(), causation)
         lane.waiting.append(waiting)
         if not lane.busy:
+            serving = self._serve(run, lane)
+            try:
+                self._tasks.create_task(serving)
+            except RuntimeError:
+                serving.close()
+                lane.waiting.clear()
+                raise Unavailable("the client is closed") from None
             lane.busy = True
-            self._tasks.create_task(self._serve(run, lane))
         return await waiting.done
 
     async def load(self, run: str) -> RunState:
@@ -129,11 +137,11 @@ class Runs:
     def dispatch(self, state: RunState, ready: Iterable[tuple[str, int | None]]) -> None:
         """Publish the work of items that can be taken. Harmless if it is already waiting: the server keeps one."""
         for key, index in ready:
-            work = order(state, key, index)
-            message = self._envelope(ORDER, work, state, phase=key, attempt=work.attempt)
-            subject = self._log.subjects.work(Work(work.capability, state.run, key, index, work.attempt))
+            waiting = work(state, key, index)
+            # The subject says it all; who takes the work derives the rest from the log.
+            message = self._envelope(WORK, None, state, phase=key, attempt=waiting.attempt)
             try:
-                self._connection.publish(subject, encode(message))
+                self._connection.publish(self._log.subjects.work(waiting), encode(message))
             except BusError as error:
                 # The log has it as ready; the supervisor publishes what has no message.
                 logger.warning("not dispatched", run=state.run, phase=key, error=str(error))
@@ -162,10 +170,11 @@ class Runs:
                     # What this process knows of the run may be behind what was stored.
                     lane.state = None
                     _reject(batch, error)
+                except BaseException:
+                    _reject([*batch, *lane.waiting], Unavailable("the client was closed before the answer came"))
+                    raise
         finally:
             lane.busy = False
-            for waiting in lane.waiting:
-                waiting.done.cancel()
 
     async def _one_by_one(self, run: str, lane: _Lane, batch: list[_Waiting], error: TooLarge) -> None:
         """Together they were over the limit; alone, only what is really too large is."""
@@ -198,7 +207,7 @@ class Runs:
             after = fold([commit], state)
             assert after is not None, "a commit leaves a state"
             try:
-                position = await self._append(after, commit, batch[0].causation, state)
+                position = await self._append(after, commit, _shared_causation(batch), state)
             except VersionConflict as conflict:
                 newer = _fold(run, conflict.tail, state)
                 if newer is None or newer.position == (state.position if state is not None else 0):
@@ -224,18 +233,44 @@ class Runs:
         letters = dead.letters(after, commit.events)
         if not letters:
             return await self._log.append(subject, message, expected=expected)
+        try:
+            return await self._append_with(subject, message, expected, letters, after, commit)
+        except TooLarge:
+            # The events themselves fit or raise again; letters repeat what the run's events hold.
+            short = [dead.shortened(letter) for letter in letters]
+            return await self._append_with(subject, message, expected, short, after, commit)
+
+    async def _append_with(
+        self,
+        subject: str,
+        message: Envelope,
+        expected: int,
+        letters: Sequence[dead.DeadLetter],
+        after: RunState,
+        commit: Commit,
+    ) -> int:
+        """Append the commit and its dead letters together; of very many, the rest in batches that follow."""
         parts: list[tuple[str, Envelope, int | None]] = [(subject, message, expected)]
         for letter in letters:
             record = self._envelope(dead.LETTER, letter, after, at=commit.at, phase=letter.phase, causation=commit.id)
             parts.append((self._log.subjects.dead(letter.capability), record, None))
-        last = await self._log.append_together(parts)
-        # Members of a batch stand next to each other; the commit is the first.
-        return last - len(letters)
+        position = await self._log.append_together(parts[: _LETTERS_IN_BATCH + 1])
+        for begin in range(_LETTERS_IN_BATCH + 1, len(parts), _LETTERS_IN_BATCH):
+            await self._log.append_together(parts[begin : begin + _LETTERS_IN_BATCH])
+        return position
 
     async def _refresh(self, run: str, state: RunState | None) -> RunState | None:
+        """The run with what was stored since. Insists like an append, when the line breaks on the way."""
         after = state.position if state is not None else 0
-        records = [record async for record in self._log.read(self._log.subjects.run(run), after=after)]
-        return _fold(run, records, state)
+        deadline = time.monotonic() + self._log.patience_s
+        while True:
+            try:
+                records = [record async for record in self._log.read(self._log.subjects.run(run), after=after)]
+                return _fold(run, records, state)
+            except Unavailable:
+                if time.monotonic() > deadline:
+                    raise
+                await asyncio.sleep(_PAUSE_S)
 
     def _envelope(
         self,
@@ -281,15 +316,21 @@ def _decide(
     return decided, refused
 
 
+def _shared_causation(batch: list[_Waiting]) -> str | None:
+    """What caused the commit, if one message did."""
+    causes = {waiting.causation for waiting in batch}
+    return causes.pop() if len(causes) == 1 else None
+
+
 def _fold(run: str, records: Sequence[Record], state: RunState | None) -> RunState | None:
     """The run after these records. What is not a commit of it, or does not follow, is set aside, and said."""
     try:
-        return fold([_commit_in(run, record) for record in records], state) if records else state
+        return fold([commit_in(run, record) for record in records], state) if records else state
     except _NOT_FOLLOWING:
         pass
     for record in records:
         try:
-            state = fold([_commit_in(run, record)], state)
+            state = fold([commit_in(run, record)], state)
         except _NOT_FOLLOWING as error:
             logger.exception("record set aside", run=run, position=record.position, error=str(error))
             if state is not None:
@@ -301,13 +342,14 @@ def _fold(run: str, records: Sequence[Record], state: RunState | None) -> RunSta
 def _readable(run: str, record: Record) -> list[Commit]:
     """The commit in a record, or none, and that is said."""
     try:
-        return [_commit_in(run, record)]
+        return [commit_in(run, record)]
     except MalformedMessage as error:
         logger.warning("record set aside", run=run, position=record.position, error=str(error))
         return []
 
 
-def _commit_in(run: str, record: Record) -> Commit:
+def commit_in(run: str, record: Record) -> Commit:
+    """The commit of a run in a record on its subject. Raises MalformedMessage, also for another run's commit."""
     commit = events.commit(record.envelope(), record.position)
     if commit.run != run:
         raise MalformedMessage(f"position {record.position} holds a commit of {commit.run!r} on the subject of {run!r}")

@@ -68,7 +68,11 @@ jetstream {{
 }}
 accounts {{
   SYSTEM {{ users: [{{ user: system, password: "{system_password}" }}] }}
-  BUS {{ jetstream: enabled, users: [{{ user: bus, password: "{password}" }}] }}
+  BUS {{
+    jetstream: enabled
+    # Live copies come from the server alone.
+    users: [{{ user: bus, password: "{password}", permissions: {{ publish: {{ deny: ["live.>"] }} }} }}]
+  }}
 }}
 system_account: SYSTEM
 authorization {{ timeout: 2 }}

@@ -84,7 +84,8 @@ class Driver:
         self, phase: str, item: int | None = None, *, instance: str = "one", timeout_s: float = 60.0
     ) -> Sequence[Event]:
         """An instance takes the current attempt."""
-        return self.do(Take(phase, item, self.item(phase, item).attempt, "agent", instance, timeout_s))
+        capability = self.state.plan.graph[phase].phase.capability or ""
+        return self.do(Take(phase, item, self.item(phase, item).attempt, capability, "agent", instance, timeout_s))
 
     def complete(
         self, phase: str, output: object = None, item: int | None = None, *, instance: str = "one"
@@ -122,3 +123,14 @@ def through_the_log(commit: Commit) -> Commit:
         events.COMMIT, events.body(commit.events), id=commit.id, source="test", time=commit.at, runid=commit.run
     )
     return events.commit(decode(encode(message)), commit.position)
+
+
+def due(state: RunState, now: datetime) -> list[tuple[str, int | None]]:
+    """Every item that can be taken now."""
+    return [
+        (phase.key, item.index)
+        for phase in state.phases.values()
+        if phase.status in {"ready", "in_progress"}
+        for item in phase.items
+        if item.status == "ready" and item.ready_at is not None and item.ready_at <= now
+    ]

@@ -36,13 +36,12 @@ from bus.events import (
     body,
     type_of,
 )
-from bus.inputs import Order
 from bus.plan import Approval, Phase, Plan
 from bus.presence import Beat, Held
 from bus.problem import Problem
 from bus.references import ref
 from bus.retry import RetryPolicy
-from bus.runs import ORDER
+from bus.runs import WORK
 from bus.worker import AGENT_DEREGISTERED, AGENT_REGISTERED
 
 FOLDER = Path(__file__).parent
@@ -132,18 +131,6 @@ EVENTS: dict[str, Sequence[Event]] = {
     )
 }
 
-WORK = Order(
-    run=RUN,
-    plan="release",
-    phase="-8",
-    item=0,
-    capability="code.analyse",
-    attempt=2,
-    input={"file": "a.py"},
-    correlation="order-7",
-    position=41,
-    timeout_s=120.0,
-)
 DIED = DeadLetter(
     capability="code.analyse",
     run=RUN,
@@ -209,7 +196,7 @@ def about_agent(kind: str, data: object) -> bytes:
 MESSAGES: dict[str, bytes] = {
     "commit": commit([event for events in EVENTS.values() for event in events]),
     **{name: commit(events) for name, events in EVENTS.items()},
-    ORDER: about_work(ORDER, WORK, attempt=2),
+    WORK: about_work(WORK, None, attempt=2),
     LETTER: about_work(LETTER, DIED),
     UNREADABLE: about_agent(UNREADABLE, UNDECODED),
     AGENT_REGISTERED: about_agent(AGENT_REGISTERED, BEAT),

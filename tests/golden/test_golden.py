@@ -12,11 +12,10 @@ from bus import dead, events
 from bus.dead import LETTER, UNREADABLE
 from bus.envelope import decode, decode_data
 from bus.events import COMMIT, Event, Known
-from bus.inputs import Order
 from bus.presence import Beat
-from bus.runs import ORDER
+from bus.runs import WORK
 from bus.worker import AGENT_DEREGISTERED, AGENT_REGISTERED
-from tests.golden.samples import AT, BEAT, DIED, EVENTS, FOLDER, MESSAGES, RUN, UNDECODED, WORK, golden
+from tests.golden.samples import AT, BEAT, DIED, EVENTS, FOLDER, MESSAGES, RUN, UNDECODED, golden
 
 DECISION = (
     "the bytes of {name} have changed. Other processes, other versions and old logs hold the old ones, so this is an "
@@ -49,10 +48,10 @@ def test_golden_events_are_read_back_equal(name: str, expected: Sequence[Event])
     assert (commit.correlation, commit.causation) == ("order-7", "0f9e8d7c6b5a49382716f5e4d3c2b1a0")
 
 
-def test_a_golden_order_is_read_back_equal() -> None:
-    message = decode(golden(ORDER).read_bytes())
-    assert decode_data(message, msgspec.json.Decoder(Order), "an order") == WORK
-    assert (message.type, message.runid, message.phase, message.attempt) == (ORDER, RUN, "-8", 2)
+def test_golden_work_says_whose_it_is_and_leaves_the_rest_to_the_log() -> None:
+    message = decode(golden(WORK).read_bytes())
+    assert (message.type, message.runid, message.phase, message.attempt) == (WORK, RUN, "-8", 2)
+    assert bytes(message.data) == b"null"
 
 
 @pytest.mark.parametrize(("name", "expected"), [(LETTER, DIED), (UNREADABLE, UNDECODED)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pytest
 
@@ -44,6 +45,17 @@ async def price(query: Price) -> dict[str, str]:
         except KeyError as error:
             raise Reject("no \\x1b[31mbudget") from error
     return {"sku": query.sku, "remark": "\\x1b[2Jcleared?"}
+"""
+
+SLOW = """
+import asyncio
+from bus import Agent
+
+agent = Agent("slow")
+
+@agent.capability("slow")
+async def slow(query: dict[str, str]) -> None:
+    await asyncio.sleep(60)
 """
 
 PLAN = """
@@ -219,7 +231,8 @@ def test_dead_work_is_shown_whole_and_goes_on_when_it_is_redriven(terminal: Term
         assert now_open.result() == []
         assert [each["standing"] for each in ever.result()] == ["resolved"]
         assert again.result().returncode == 6
-        assert f"dead letter {number} is not redriven: it is resolved" in again.result().stderr
+        assert f"dead letter {number} is resolved" in again.result().stderr
+        assert "next: phasebus run show dear" in again.result().stderr
         assert nothing.result().returncode == 2
 
 
@@ -246,6 +259,9 @@ async def test_a_message_nobody_could_read_is_shown_as_text_and_bytes(terminal: 
         ("dead show 99999", 3, "there is no dead letter 99999"),
         ("run start unserved.toml --fail-fast", 6, "no live agent for 'paint'"),
         ("run ls --store pricing", 3, "there is no log of a bus"),
+        ("run ls --store .phasebus/log", 6, "next: leave out --store"),
+        ("run start unserved.toml --store .phasebus/log", 2, "nobody could serve the work"),
+        ("dead show 99999", 3, "next: phasebus dead ls --all"),
         ("up", 6, "a bus runs here already"),
     ],
 )
@@ -264,6 +280,93 @@ def test_a_bus_that_does_not_answer_and_a_wrong_setting_are_told_apart(terminal:
     wrong = terminal.type("run", "ls", PHASEBUS_REQUEST_TIMEOUT_S="never")
     assert wrong.returncode == 2
     assert "PHASEBUS_REQUEST_TIMEOUT_S" in wrong.stderr
+    nowhere = subprocess.run(
+        [PHASEBUS, "run", "ls"],
+        check=False,
+        cwd="/",
+        env=terminal.environment | {"PHASEBUS_BEAT_S": "often"},
+        capture_output=True,
+        text=True,
+        timeout=20,
+    )
+    assert (nowhere.returncode, "PHASEBUS_BEAT_S" in nowhere.stderr) == (2, True)
+
+
+def test_a_refused_login_and_a_mistyped_namespace_are_said_and_create_nothing(terminal: Terminal) -> None:
+    url = json.loads((terminal.folder / ".phasebus/address.json").read_bytes())["url"]
+    stranger = terminal.type("run", "ls", NATS_URL="nats://who:ever@" + url.rpartition("@")[2])
+    assert stranger.returncode == 4
+    assert "the server refused the login" in stranger.stderr
+    assert "running" not in stranger.stderr
+    for _ in range(2):
+        typo = terminal.type("run", "ls", PHASEBUS_NAMESPACE="typo")
+        assert typo.returncode == 3
+        assert "there is no bus with namespace 'typo' on this server" in typo.stderr
+
+
+def test_a_bus_that_can_not_start_says_why_in_a_line(terminal: Terminal) -> None:
+    below = Terminal(terminal.folder / "below", terminal.folder)
+    below.folder.mkdir()
+    below.environment = terminal.environment
+    url = json.loads((terminal.folder / ".phasebus/address.json").read_bytes())["url"]
+    port = url.rpartition(":")[2]
+    hides = f"warning: this bus hides the one of {terminal.folder} from this folder and those below it\n"
+    taken = below.type("up", "--port", port)
+    assert taken.stderr == f"{hides}error: port {port} is in use: choose another --port\n"
+    assert taken.returncode == 6
+    nowhere = below.type("up", "--store", "/dev/null/log")
+    assert nowhere.stderr == f"{hides}error: Not a directory: /dev/null/log\n"
+    assert "a running bus holds" in below.type("up", "--store", "../.phasebus/log").stderr
+
+
+def test_a_finished_run_is_told_with_its_own_times_and_percents(terminal: Terminal) -> None:
+    start = ("run", "start", "order.toml", "--input", '{"items": [{"sku": "a"}]}', "--id", "told")
+    assert terminal.type(*start).returncode == 0
+    again = terminal.type(*start)
+    assert again.returncode == 6
+    assert "next: phasebus run show told" in again.stderr
+    with terminal.background("run", "follow", "told") as follower:
+        until_said(follower, "waits for an answer")
+    assert terminal.type("run", "approve", "told", "review").returncode == 0
+    lines = [line[:14].split("%")[0].split() for line in terminal.type("run", "follow", "told").stdout.splitlines()]
+    assert lines[0] == ["0", "ms", "0"]
+    percents = [int(line[2]) for line in lines]
+    assert percents == sorted(percents)
+    assert {0, 50, 100} <= set(percents)
+
+
+def test_who_hands_out_work_again_is_told_that_nobody_is_there_for_it(terminal: Terminal) -> None:
+    assert terminal.type("run", "start", "unserved.toml", "--id", "again").returncode == 0
+    assert terminal.type("run", "cancel", "again").returncode == 0
+    redriven = terminal.type("run", "redrive", "again")
+    assert redriven.stderr == "no live agent for paint: the run waits for one\n"
+    with terminal.background("run", "follow", "again") as follower:
+        until_said(follower, "paint waits: no live agent offers 'paint': phasebus agent run FILE.py:agent")
+
+
+def test_an_agent_on_a_terminal_logs_for_eyes_and_says_what_it_waits_for(terminal: Terminal) -> None:
+    (terminal.folder / "slow.py").write_text(SLOW)
+    (terminal.folder / "slow.toml").write_text(UNSERVED.replace("paint", "slow").replace("unserved", "slow"))
+    ours, theirs = pty.openpty()
+    command = [PHASEBUS, "agent", "run", "--no-supervisor", "slow.py:agent"]
+    with os.fdopen(ours, closefd=True) as screen:
+        with subprocess.Popen(command, cwd=terminal.folder, env=terminal.environment, stderr=theirs) as agent:
+            os.close(theirs)
+            assert "[info" in read_until(screen, "serving")
+            assert terminal.type("run", "start", "slow.toml", "--id", "slow").returncode == 0
+            read_until(screen, "started")
+            agent.send_signal(signal.SIGINT)
+            read_until(screen, "finishing 1 piece of work, 10 s at most; Ctrl-C again ends it at once")
+            agent.send_signal(signal.SIGINT)
+            assert agent.wait(20) == 130
+
+
+def read_until(screen: TextIO, words: str) -> str:
+    """The line with the words, of a terminal."""
+    for line in screen:
+        if words in line:
+            return line
+    raise AssertionError(f"it ended without {words!r}")
 
 
 def test_an_answer_nobody_waits_for_is_refused_and_work_without_agents_is_said_to_wait(terminal: Terminal) -> None:

@@ -171,7 +171,7 @@ class RunMachine(RuleBasedStateMachine):
         if item is None:
             return Answer(key, not isinstance(outcome, Problem), "ann")
         if item.holder is None:
-            return Take(key, item.index, item.attempt, "agent", instance, 60.0)
+            return Take(key, item.index, item.attempt, _capability(self.state, key), "agent", instance, 60.0)
         where = (key, item.index, item.attempt, item.holder.instance)
         match outcome:
             case None:
@@ -377,7 +377,8 @@ class RunMachine(RuleBasedStateMachine):
                 if item.holder is not None:
                     return Complete(phase.key, item.index, item.attempt, item.holder.instance, msgspec.Raw(b"[]")), now
                 if item.status == "ready":
-                    return Take(phase.key, item.index, item.attempt, "agent", "one", 60.0), now
+                    capability = _capability(state, phase.key)
+                    return Take(phase.key, item.index, item.attempt, capability, "agent", "one", 60.0), now
         raise AssertionError("an open run has a next step")
 
     def next_timer(self, state: RunState, now: datetime) -> tuple[Command, datetime]:
@@ -390,3 +391,9 @@ class RunMachine(RuleBasedStateMachine):
 
 TestRunMachine = RunMachine.TestCase
 TestRunMachine.settings = settings(deadline=None, max_examples=100, stateful_step_count=40, report_multiple_bugs=False)
+
+
+def _capability(state: RunState | None, key: str) -> str:
+    assert state is not None
+    node = state.plan.graph.get(key)
+    return (node.phase.capability or "") if node is not None else ""

@@ -87,7 +87,7 @@ def test_work_is_not_a_gate_and_a_gate_is_not_work() -> None:
     run = gated()
     assert "it is ready" in run.refusal(Answer("write", approve=True, by="ann"))
     run.complete("write")
-    assert "no open phase 'review'" in run.refusal(Take("review", None, 1, "agent", "one", 5.0))
+    assert "no open phase 'review'" in run.refusal(Take("review", None, 1, "do", "agent", "one", 5.0))
 
 
 def test_a_gate_at_the_beginning_waits_from_the_first_commit() -> None:

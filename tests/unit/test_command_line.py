@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import fcntl
 import importlib
 import subprocess
 import sys
@@ -11,15 +12,16 @@ import msgspec
 import pytest
 
 from bus import Agent
+from bus.address import FILE, Started, announced
 from bus.errors import NotFound, PlanError, Unavailable
 from bus.events import PhaseCompleted, UnknownEvent
 from console import failure, text
-from bus.address import FILE, Started, announced
 from console.address import find, find_started
 from console.failure import Failure, failure_of
 from console.lazy import LazyGroup
 from console.main import cli, main
 from console.printer import to_json
+from console.store import explained
 from console.story import said
 from console.target import load
 
@@ -85,7 +87,12 @@ def test_errors_of_a_group_are_told_one_by_one_and_bugs_keep_their_traceback() -
 
 @pytest.mark.parametrize(
     ("error", "code"),
-    [(PlanError("x"), failure.USAGE), (Unavailable("x"), failure.UNREACHABLE), (Failure(6, "x"), failure.REFUSED)],
+    [
+        (PlanError("x"), failure.USAGE),
+        (Unavailable("x"), failure.UNREACHABLE),
+        (Failure(6, "x"), failure.REFUSED),
+        (FileNotFoundError(2, "No such file or directory", "/proc/x"), failure.FAILED),
+    ],
 )
 def test_each_error_has_its_exit_code(error: Exception, code: int) -> None:
     found = failure_of(error)
@@ -175,6 +182,23 @@ def test_what_is_told_comes_before_the_environment_and_the_environment_before_th
         assert find(environment={}).settings["url"] == "nats://folder"
     with pytest.raises(Failure, match="give one"):
         find("nats://told", "context", environment={})
+
+
+def test_an_error_of_the_system_names_what_it_is_about_and_one_without_words_is_named_by_its_class() -> None:
+    assert str(failure_of(FileNotFoundError(2, "No such file", "/proc/x"))) == "No such file: /proc/x"
+    assert str(failure_of(Unavailable())) == "Unavailable"
+    assert failure_of(TimeoutError()) is None
+
+
+def test_a_store_is_said_to_be_held_only_while_it_is(here: Path) -> None:
+    lock = (here / "lock").open("w")
+    with lock:
+        with pytest.raises(Unavailable), explained(here, "wait"):
+            raise Unavailable("no nats-server")
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(Failure, match="a running bus holds") as raised, explained(here, "wait"):
+            raise Unavailable("in use")
+    assert raised.value.next_step == "wait"
 
 
 def test_no_payload_reaches_a_terminal_as_it_is() -> None:

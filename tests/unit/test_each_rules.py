@@ -59,7 +59,7 @@ def test_no_more_items_than_the_width_are_under_way() -> None:
 
 def test_an_item_beyond_the_width_can_not_be_taken() -> None:
     run = each([1, 2], width=1)
-    assert "attempt 0 is pending" in run.refusal(Take("measure", 1, 1, "agent", "one", 5.0))
+    assert "attempt 0 is pending" in run.refusal(Take("measure", 1, 1, "do", "agent", "one", 5.0))
 
 
 def test_a_retry_keeps_its_place_in_the_width() -> None:
@@ -151,7 +151,7 @@ def test_the_last_item_completes_the_phase_in_its_own_commit() -> None:
 @pytest.mark.parametrize("index", [None, -1, 3, 99])
 def test_an_item_that_does_not_exist_is_refused(index: int | None) -> None:
     run = each([1, 2, 3])
-    assert "no open phase" in run.refusal(Take("measure", index, 1, "agent", "one", 5.0))
+    assert "no open phase" in run.refusal(Take("measure", index, 1, "do", "agent", "one", 5.0))
 
 
 def test_cancelling_keeps_the_items_that_were_done() -> None:

@@ -55,10 +55,29 @@ def test_a_run_folded_from_the_log_is_the_run_that_was_decided() -> None:
 
 def test_a_commit_knows_who_wrote_it_and_what_caused_it() -> None:
     message = envelope(
-        COMMIT, {"events": []}, id="1", source="x", time=BEGAN_AT, runid="r", correlationid="c", causationid="d"
+        COMMIT,
+        events.body([PhaseReady(phase="a", attempt=1)]),
+        id="1",
+        source="x",
+        time=BEGAN_AT,
+        runid="r",
+        correlationid="c",
+        causationid="d",
     )
     read = events.commit(message, 7)
     assert (read.run, read.source, read.correlation, read.causation, read.position) == ("r", "x", "c", "d", 7)
+
+
+def test_a_commit_without_events_is_none() -> None:
+    with pytest.raises(MalformedMessage):
+        events.commit(stored({"events": []}), 2)
+
+
+def test_a_time_without_a_zone_is_refused() -> None:
+    with pytest.raises(MalformedMessage):
+        events.commit(
+            stored({"events": [{"type": "phase.waiting.v1", "phase": "a", "expires_at": "2026-01-01T00:00:00"}]}), 2
+        )
 
 
 def test_the_correlation_of_a_run_is_its_first_commit_s_or_its_own_name() -> None:

@@ -77,14 +77,14 @@ def test_an_attempt_is_taken_once() -> None:
     run = Driver(Phase("a", "do"))
     run.take("a", instance="one")
     for instance in ("one", "two"):
-        assert "attempt 1 is in_progress" in run.refusal(Take("a", None, 1, "agent", instance, 5.0))
+        assert "attempt 1 is in_progress" in run.refusal(Take("a", None, 1, "do", "agent", instance, 5.0))
 
 
 @pytest.mark.parametrize("attempt", [0, 1, 3, -1])
 def test_a_stale_or_future_attempt_can_not_be_taken(attempt: int) -> None:
     run = Driver(Phase("a", "do"))
     run.fail("a", LOST, cause="crashed")
-    reason = run.refusal(Take("a", None, attempt, "agent", "one", 5.0))
+    reason = run.refusal(Take("a", None, attempt, "do", "agent", "one", 5.0))
     assert reason == f"attempt {attempt} of phase a can't be taken: attempt 2 is ready"
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import io
+from datetime import timedelta
 
 from bus.plan import Approval, Phase
 from bus.references import ref
 from bus.run import RunState, fold
 from console.live import Lines, Tree, changes, shown, tree
+from console.lookout import untaken
 from console.timeline import ASCII
-from projections.history import History
+from projections.history import History, learn
 from projections.progress import progress
 from tests.driver import LOST, PERMANENT, Driver
 
@@ -76,7 +78,7 @@ def test_a_gate_that_waits_shows_what_to_type() -> None:
     waiting = told(run)
     run.answer("review")
 
-    assert waiting[-1] == "review waits for an answer: phasebus run approve run-1 review"
+    assert waiting[-1] == "review waits for an answer until 2026-01-08 00:00 UTC: phasebus run approve run-1 review"
     assert told(run)[-2:] == ["review approved by ann, 0 ms", "run-1 completed"]
 
 
@@ -109,6 +111,56 @@ def test_a_pipe_gets_elapsed_time_and_percent_and_no_escape_codes() -> None:
         "    0 ms    0%  run-1 started: one, two",
         "   2.0 s   50%  one completed, 2.0 s",
     ]
+
+
+def test_lines_never_go_backwards_in_time_whatever_clocks_say() -> None:
+    run = Driver(Phase("one", "work"), Phase("two", "work", after=["one"]))
+    stream = io.StringIO()
+    lines = Lines(stream, History())
+    lines.show(run.state, run.now)
+    lines.remark("one waits", run.now + timedelta(seconds=3))
+    run.wait(2)
+    run.complete("one")
+    lines.show(run.state, run.now)
+
+    assert [line[:14] for line in stream.getvalue().splitlines()] == [
+        "    0 ms    0%",
+        "   3.0 s    0%",
+        "   3.0 s   50%",
+    ]
+
+
+def test_a_redriven_run_tells_where_its_next_pass_begins() -> None:
+    run = Driver(Phase("one", "work"))
+    run.fail("one", PERMANENT)
+    run.redrive()
+
+    assert told(run)[-1] == "run-1 redriven, pass 2"
+
+
+def test_nothing_is_forecast_while_only_people_are_waited_for() -> None:
+    past = Driver(Phase("one", "work"))
+    past.wait(3)
+    past.complete("one")
+    history = learn([past.state])
+    run = Driver(Phase("review", approval=Approval()), Phase("one", "work", after=["review"]))
+    beside = Driver(Phase("review", approval=Approval()), Phase("one", "work"))
+
+    def head(state: RunState) -> str:
+        return tree(state, progress(state, history, run.now), run.now, ASCII)[0]
+
+    assert head(run.state) == "run-1  0%  0 ms"
+    assert head(beside.state).endswith("s left")
+    assert "until 2026-01-08 00:00 UTC" in tree(run.state, progress(run.state, history, run.now), run.now, ASCII)[1]
+
+
+def test_what_waits_to_be_taken_is_known_with_its_capability() -> None:
+    run = Driver(Phase("one", "work"), Phase("two", "paint", after=["one"]), Phase("three", "work.slow"))
+    run.take("three")
+
+    assert untaken(run.state, run.now) == {"one": "work"}
+    run.complete("one")
+    assert untaken(run.state, run.now) == {"two": "paint"}
 
 
 async def test_a_stream_that_is_no_terminal_is_told_in_lines() -> None:

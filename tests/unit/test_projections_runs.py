@@ -13,12 +13,12 @@ from bus.commands import Answer, Begin, Command, Complete, Fail, Progress, Take
 from bus.decide import decide
 from bus.errors import NotFound
 from bus.events import Commit, Event, PhaseCompleted, PhaseReady, RunRedriven
-from bus.inputs import due
 from bus.plan import TASK, Approval, Phase, Plan
 from bus.problem import ErrorClass, Problem
 from bus.references import ref
 from bus.run import RunState, evolve
 from projections.runs import RUNS, AllRuns, Ambiguous, find, is_task, row, rows
+from tests.driver import due
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -53,7 +53,9 @@ class Driver:
     def take(
         self, phase: str, item: int | None = None, *, at_s: float | None = None, timeout_s: float = 3600
     ) -> Driver:
-        return self.do(Take(phase, item, self._attempt(phase, item), "agent", "agent-1", timeout_s), at_s=at_s)
+        capability = self.state.plan.graph[phase].phase.capability or ""
+        taking = Take(phase, item, self._attempt(phase, item), capability, "agent", "agent-1", timeout_s)
+        return self.do(taking, at_s=at_s)
 
     def complete(
         self, phase: str, item: int | None = None, *, at_s: float | None = None, output: object = None

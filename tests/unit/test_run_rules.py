@@ -21,13 +21,13 @@ from bus.events import (
     RunFailed,
     RunStarted,
 )
-from bus.inputs import due, input_of, order
+from bus.inputs import input_of, order
 from bus.plan import Approval, Phase, Plan
 from bus.problem import Problem
 from bus.references import ref
 from bus.retry import Retry
 from bus.run import RunState
-from tests.driver import BEGAN_AT, HANDED_BACK, LOST, PERMANENT, RUN, TRANSIENT, Driver
+from tests.driver import BEGAN_AT, HANDED_BACK, LOST, PERMANENT, RUN, TRANSIENT, Driver, due
 
 NULL = msgspec.Raw(b"null")
 
@@ -117,7 +117,14 @@ def test_an_order_holds_all_that_is_needed_to_begin() -> None:
     run = Driver(Phase(-8, "code.analyse", input={"x": ref("input")}, timeout_s=5.0), input=[1])
     made = order(run.state, "-8", None)
     assert (made.run, made.plan, made.phase, made.item, made.attempt) == (RUN, "plan", "-8", None, 1)
-    assert (made.capability, made.input, made.timeout_s, made.position) == ("code.analyse", {"x": [1]}, 5.0, 1)
+    assert made.input == {"x": [1]}
+    made.input["x"].append(2)
+    assert order(run.state, "-8", None).input == {"x": [1]}, "a handler may change what it is given"
+
+
+def test_work_for_another_capability_can_not_be_taken() -> None:
+    run = Driver(Phase("a", "pay"))
+    assert "needs 'pay'" in run.refusal(Take("a", None, 1, "refund", "agent", "one", 5.0))
 
 
 def test_a_failed_phase_skips_all_that_needs_it_while_the_rest_goes_on() -> None:
@@ -311,7 +318,7 @@ def test_a_run_ends_at_its_own_deadline() -> None:
     run.take("a")
     run.wait(60)
     run.do(Expire())
-    assert run.statuses == {"a": "cancelled", "b": "cancelled"}
+    assert run.statuses == {"a": "failed", "b": "cancelled"}
     assert run.state.status == "failed"
     assert run.state.problem is not None
     assert run.state.problem.code == "expired"
@@ -352,7 +359,7 @@ def test_a_terminal_status_never_changes() -> None:
     assert ended == {"a": "completed", "b": "failed", "c": "skipped"}
     assert "has ended" in run.refusal(Cancel("ann"))
     for key in ("a", "b"):
-        run.refusal(Take(key, None, 1, "agent", "one", 5.0))
+        run.refusal(Take(key, None, 1, "do", "agent", "one", 5.0))
         run.refusal(Answer(key, approve=True, by="ann"))
         run.do(Complete(key, None, 1, "one", NULL))
         run.do(Fail(key, None, 1, "one", PERMANENT))
@@ -365,7 +372,7 @@ def test_a_run_begins_once() -> None:
 
 
 COMMANDS: list[Command] = [
-    Take("nowhere", None, 1, "agent", "one", 5.0),
+    Take("nowhere", None, 1, "do", "agent", "one", 5.0),
     Complete("nowhere", None, 1, "one", NULL),
     Fail("nowhere", None, 1, "one", PERMANENT),
     Progress("nowhere", None, 1, "one", 0.5, ""),
@@ -385,12 +392,12 @@ def test_a_command_for_an_unknown_phase_is_refused_by_name(command: Command) -> 
 @pytest.mark.parametrize("index", [0, 1, -1, 99])
 def test_a_plain_phase_has_no_items(index: int) -> None:
     run = Driver(Phase("a", "do"))
-    assert f"'a:{index}'" in run.refusal(Take("a", index, 1, "agent", "one", 5.0))
+    assert f"'a:{index}'" in run.refusal(Take("a", index, 1, "do", "agent", "one", 5.0))
 
 
 def test_a_phase_that_is_not_open_can_not_be_taken() -> None:
     run = Driver(Phase("a", "do"), Phase("b", "do", after=["a"]))
-    assert "no open phase 'b'" in run.refusal(Take("b", None, 1, "agent", "one", 5.0))
+    assert "no open phase 'b'" in run.refusal(Take("b", None, 1, "do", "agent", "one", 5.0))
 
 
 @pytest.mark.parametrize("command", [*COMMANDS, Cancel("ann"), Expire()], ids=lambda command: type(command).__name__)
