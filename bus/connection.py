@@ -92,7 +92,7 @@ class Connection:
                     reconnect_to_server_handler=client.next_server,
                 )
         except (TimeoutError, LoginRefused) as error:
-            reason = client.last_error or "it did not answer"
+            reason = str(client.last_error or "") or "it did not answer"
             raise Unavailable(
                 f"no connection to {_without_login(url)} within {connect_timeout_s:g} s ({reason}): "
                 "start the server, or correct the address or the login"

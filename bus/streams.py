@@ -73,17 +73,16 @@ def work_config(subjects: Subjects, replicas: int) -> dict[str, Any]:
 
 async def set_up(connection: Connection, subjects: Subjects, settings: Settings, *, create: bool) -> None:
     """Check what is there, and create what is not. Raises Misconfigured; without `create`, NotFound."""
-    configs = [log_config(subjects, settings.replicas), work_config(subjects, settings.replicas)]
-    for config in configs:
-        if create:
-            await _ensure(connection, config, settings.request_timeout_s)
-        elif not await _is_there(connection, config["name"], settings.request_timeout_s):
-            raise NotFound(f"there is no bus with namespace {subjects.namespace!r} on this server")
+    for config in (log_config(subjects, settings.replicas), work_config(subjects, settings.replicas)):
+        try:
+            await _ensure(connection, config, settings.request_timeout_s, create=create)
+        except NotFound:
+            raise NotFound(f"there is no bus with namespace {subjects.namespace!r} on this server") from None
 
 
 async def set_up_work(connection: Connection, subjects: Subjects, settings: Settings) -> None:
     """The work stream alone: it is made again when it was lost."""
-    await _ensure(connection, work_config(subjects, settings.replicas), settings.request_timeout_s)
+    await _ensure(connection, work_config(subjects, settings.replicas), settings.request_timeout_s, create=True)
 
 
 async def ensure_consumer(connection: Connection, subjects: Subjects, capability: str, settings: Settings) -> str:
@@ -110,11 +109,14 @@ async def ensure_consumer(connection: Connection, subjects: Subjects, capability
     return name
 
 
-async def _ensure(connection: Connection, config: dict[str, Any], timeout_s: float) -> None:
+async def _ensure(connection: Connection, config: dict[str, Any], timeout_s: float, *, create: bool) -> None:
     name = config["name"]
-    answer = await _ask(connection, f"{_API}.STREAM.CREATE.{name}", config, timeout_s)
+    verb, body = ("CREATE", config) if create else ("INFO", None)
+    answer = await _ask(connection, f"{_API}.STREAM.{verb}.{name}", body, timeout_s)
     if answer.error is not None and answer.error.err_code == _NAME_IN_USE:
         answer = await _ask(connection, f"{_API}.STREAM.INFO.{name}", None, timeout_s)
+    if answer.error is not None and answer.error.err_code == _NO_STREAM:
+        raise NotFound(f"there is no stream {name!r}")
     if answer.error is not None:
         raise Misconfigured(f"stream {name!r}: {answer.error.description}")
     for field, wanted in config.items():
@@ -126,11 +128,6 @@ async def _ensure(connection: Connection, config: dict[str, Any], timeout_s: flo
                 f"stream {name!r} has {field} = {actual!r}, the bus needs {wanted!r}: "
                 "correct the stream, or choose another PHASEBUS_NAMESPACE"
             )
-
-
-async def _is_there(connection: Connection, name: str, timeout_s: float) -> bool:
-    answer = await _ask(connection, f"{_API}.STREAM.INFO.{name}", None, timeout_s)
-    return answer.error is None
 
 
 async def _ask(connection: Connection, subject: str, body: object, timeout_s: float) -> _Answer:

@@ -69,12 +69,18 @@ def _failure_of(error: BaseException) -> Failure | None:
     if isinstance(error, click.ClickException):
         return Failure(FAILED, error.format_message())
     # Without the bus imported, none of its errors can have been raised.
-    return _of_bus(error) if "bus.errors" in sys.modules else None
+    found = _of_bus(error) if "bus.errors" in sys.modules else None
+    if found is None and isinstance(error, OSError) and error.strerror:
+        place = f": {error.filename}" if error.filename is not None else ""
+        return Failure(FAILED, f"{error.strerror}{place}")
+    return found
 
 
 def _of_bus(error: BaseException) -> Failure | None:
     from bus import errors
 
+    if isinstance(error, errors.Unavailable) and (refusal := _refused_login(error)):
+        return refusal
     rules: list[tuple[type[errors.BusError] | tuple[type[errors.BusError], ...], int, str]] = [
         (errors.NoLiveAgent, REFUSED, "start one: phasebus agent run FILE.py:agent"),
         ((errors.Refused, errors.VersionConflict), REFUSED, "phasebus run ls"),
@@ -90,5 +96,16 @@ def _of_bus(error: BaseException) -> Failure | None:
     ]
     for kinds, code, next_step in rules:
         if isinstance(error, kinds):
-            return Failure(code, str(error), next_step)
+            return Failure(code, str(error) or type(error).__name__, next_step)
     return None
+
+
+def _refused_login(error: BaseException) -> Failure | None:
+    """The server is there, and does not want this user."""
+    from bus.line import LoginRefused
+
+    if not isinstance(error.__cause__, LoginRefused):
+        return None
+    reason = str(error.__cause__.__cause__).removeprefix("nats: ")
+    login = "correct the user and the password in --url, NATS_URL, PHASEBUS_SYSTEM_URL or the context"
+    return Failure(UNREACHABLE, f"the server refused the login: {reason}", login)

@@ -12,9 +12,10 @@ from bus import dead
 from bus.client import LETTER_REDRIVEN, Client
 from bus.dead import DeadLetter, Unreadable
 from bus.envelope import decode_data
-from bus.errors import MalformedMessage, NotFound
+from bus.errors import MalformedMessage
 from bus.log import Record
 from bus.run import SUCCEEDED, RunState
+from console.failure import NOT_FOUND, Failure
 
 Standing = Literal["open", "redriven", "resolved"]
 
@@ -55,10 +56,10 @@ class Letters:
             yield letter
 
     async def one(self, number: int) -> Letter:
-        """The dead letter with that number. Raises NotFound, MalformedMessage."""
+        """The dead letter with that number. Raises Failure if there is none, MalformedMessage."""
         record = await self._client.log.at(number)
         if record is None or not record.subject.startswith(self._client.subjects.dead_letters.removesuffix("*")):
-            raise NotFound(f"there is no dead letter {number}")
+            raise Failure(NOT_FOUND, f"there is no dead letter {number}", "phasebus dead ls --all")
         return await self._of(record)
 
     async def _of(self, record: Record) -> Letter:

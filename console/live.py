@@ -6,15 +6,18 @@ import asyncio
 import os
 import shutil
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from datetime import datetime
+from itertools import chain, compress, repeat
+from operator import is_not
 from typing import Protocol, TextIO
 
 from bus.client import Client
 from bus.errors import BusError
-from bus.run import PhaseState, RunState, evolve
+from bus.run import SUCCEEDED, Item, PhaseState, RunState
 from bus.runs import utc_now
+from console.lookout import lookout
 from console.text import duration, escaped
 from console.timeline import Glyphs, done, glyphs, label, outcome, took
 from projections.catchup import build
@@ -30,44 +33,55 @@ _CLEAR = "\x1b[J"
 _COLOURS = {"completed": 32, "approved": 32, "failed": 31, "waiting": 33, "in_progress": 36}
 
 
-async def follow(client: Client, run: str, *, after: int = 0) -> RunState:
-    """Show a run from a position on until it has ended; returns how it ended.
+async def follow(client: Client, run: str) -> RunState:
+    """Show a run from its beginning until it has ended; returns how it ended.
 
-    What had happened by now is shown as one change. A lost line is waited for. Raises NotFound, Unavailable.
+    A lost line is waited for. Raises NotFound, Unavailable.
     """
-    before = await client.runs.as_of(run, after) if after else None
-    async with shown(sys.stdout, await known_history(client), before) as screen, aclosing(states(client, run)) as seen:
-        async for state in seen:
-            screen.show(state, utc_now())
+    history = await known_history(client, run)
+    async with (
+        shown(sys.stdout, history) as screen,
+        lookout(client, run, lambda text: screen.remark(text, utc_now())),
+        aclosing(states(client, run)) as seen,
+    ):
+        async for state, at in seen:
+            screen.show(state, at)
     return state
 
 
-async def states(client: Client, run: str) -> AsyncGenerator[RunState, None]:
-    """The run as it is, then after every commit until it has ended. Raises NotFound."""
-    state = await client.runs.load(run)
-    yield state
-    async with aclosing(client.watch(run, after=state.position)) as happenings:
+async def states(client: Client, run: str) -> AsyncGenerator[tuple[RunState, datetime], None]:
+    """The run after each of its commits, the first included, with the commit's time; ends with it. Raises NotFound."""
+    seen = RUNS.initial()
+    async with aclosing(client.watch(run)) as happenings:
         async for happening in happenings:
             if happening.index == 0:
-                state = evolve(state, happening.commit)
-                yield state
+                before, seen = seen, RUNS.fold(seen, [happening.commit])
+                if seen.by_id.get(run) is not before.by_id.get(run):
+                    yield seen.by_id[run], happening.at
 
 
-async def known_history(client: Client) -> History:
-    """What past runs teach; nothing if it takes over two seconds to learn, for nobody should wait for a forecast."""
+async def known_history(client: Client, run: str) -> History:
+    """What a run can have learned from those that had ended when it began, so that it is always told the same way.
+
+    Nothing if it takes over two seconds to learn, for nobody should wait for a forecast.
+    """
     try:
         async with asyncio.timeout(_HISTORY_S):
-            runs = await build(client, RUNS)
+            runs = (await build(client, RUNS)).by_id
     except (TimeoutError, BusError):
         return History()
-    return learn(runs.by_id.values())
+    began_at = runs[run].started_at if run in runs else utc_now()
+    return learn(each for each in runs.values() if each.ended_at is not None and each.ended_at <= began_at)
 
 
 class Screen(Protocol):
     """Where a run is shown."""
 
-    def show(self, state: RunState, now: datetime) -> None:
-        """This is the run now."""
+    def show(self, state: RunState, at: datetime) -> None:
+        """This is the run from `at` on."""
+
+    def remark(self, text: str, at: datetime) -> None:
+        """A line about the run, that stays."""
 
     def say(self, text: str) -> None:
         """A line that stays."""
@@ -77,12 +91,10 @@ class Screen(Protocol):
 
 
 @asynccontextmanager
-async def shown(
-    stream: TextIO, history: History, before: RunState | None = None, environment: Mapping[str, str] = os.environ
-) -> AsyncIterator[Screen]:
-    """A screen that suits the stream, while the block runs. `before` is what its reader has seen already."""
+async def shown(stream: TextIO, history: History, environment: Mapping[str, str] = os.environ) -> AsyncIterator[Screen]:
+    """A screen that suits the stream, while the block runs."""
     if not stream.isatty() or environment.get("TERM") == "dumb":
-        yield Lines(stream, history, before)
+        yield Lines(stream, history)
         return
     tree = Tree(stream, history, has_colour="NO_COLOR" not in environment)
     ticking = asyncio.create_task(_tick(tree))
@@ -102,19 +114,28 @@ async def _tick(tree: Tree) -> None:
 class Lines:
     """For a pipe or a file: what has changed, a line each."""
 
-    def __init__(self, stream: TextIO, history: History, before: RunState | None = None) -> None:
+    def __init__(self, stream: TextIO, history: History) -> None:
         self._stream = stream
         self._history = history
-        self._before = before
+        self._state: RunState | None = None
+        self._at: datetime | None = None
 
-    def show(self, state: RunState, now: datetime) -> None:
-        before, self._before = self._before, state
+    def show(self, state: RunState, at: datetime) -> None:
+        before, self._state = self._state, state
         found = list(changes(before, state))
         if found:
-            far = progress(state, self._history, now)
-            head = f"{duration(far.elapsed_s):>8} {far.fraction:>5.0%}  "
-            found[-1] += _left(far.eta)
-            self.say("\n".join(head + text for text in found))
+            far = self._progress(state, at)
+            found[-1] += _left(state, far.eta)
+            self.say("\n".join(_head(far) + text for text in found))
+
+    def remark(self, text: str, at: datetime) -> None:
+        if self._state is not None:
+            self.say(_head(self._progress(self._state, at)) + text)
+
+    def _progress(self, state: RunState, at: datetime) -> Progress:
+        # Times come from the clocks of many machines; what is told goes forward.
+        self._at = max(at, self._at or at)
+        return progress(state, self._history, self._at)
 
     def say(self, text: str) -> None:
         self._stream.write(f"{text}\n")
@@ -137,11 +158,14 @@ class Tree:
         self._lines = 0
         self._is_still = False
 
-    def show(self, state: RunState, now: datetime) -> None:
+    def show(self, state: RunState, at: datetime) -> None:
         # Drawn at the next tick: a hundred commits a second are one picture.
         self._state = state
         if not state.is_open:
             self.draw()
+
+    def remark(self, text: str, at: datetime) -> None:
+        self.say(text)
 
     def say(self, text: str) -> None:
         self._write(f"{self._home()}{text}\n")
@@ -188,7 +212,7 @@ class Tree:
 
 def tree(state: RunState, far: Progress, now: datetime, drawn: Glyphs) -> list[str]:
     """The run as lines: how far it is, then a phase each."""
-    lines = [f"{state.run}  {far.fraction:.0%}  {duration(far.elapsed_s)}{_left(far.eta)}"]
+    lines = [f"{state.run}  {far.fraction:.0%}  {duration(far.elapsed_s)}{_left(state, far.eta)}"]
     width = max(map(len, state.phases))
     for phase in state.phases.values():
         line = f" {drawn.marks[phase.status]} {phase.key:<{width}}  {done(phase):>7}  {took(phase, now):>9}"
@@ -200,6 +224,8 @@ def changes(before: RunState | None, after: RunState) -> Iterator[str]:
     """What a reader who knows `before` has to be told: phases, attempts that broke off, and of many items the count."""
     if before is None:
         yield f"{after.run} started: {', '.join(after.phases)}"
+    elif after.passes > before.passes:
+        yield f"{after.run} redriven, pass {after.passes}"
     for key, phase in after.phases.items():
         earlier = before.phases[key] if before is not None else PhaseState(key=key)
         if earlier is not phase:
@@ -210,12 +236,13 @@ def changes(before: RunState | None, after: RunState) -> Iterator[str]:
 
 
 def _phase_changes(state: RunState, before: PhaseState, after: PhaseState) -> Iterator[str]:
-    yield from _attempts(before, after)
+    changed = list(compress(after.items, map(is_not, after.items, chain(before.items, repeat(None)))))
+    yield from _attempts(before, after.key, changed)
     # Of many items not each one is worth a line.
-    if done(after) and done(after) != done(before) and after.status == "in_progress":
+    newly = sum(1 for item in changed if item.index is not None and item.status in SUCCEEDED)
+    if after.status == "in_progress" and newly:
         succeeded, total = map(int, done(after).split("/"))
-        earlier = int(done(before).partition("/")[0] or 0)
-        if succeeded * _STEPS // total != earlier * _STEPS // total:
+        if succeeded * _STEPS // total != (succeeded - newly) * _STEPS // total:
             yield f"{after.key} {done(after)}"
     if after.status == before.status:
         return
@@ -223,7 +250,7 @@ def _phase_changes(state: RunState, before: PhaseState, after: PhaseState) -> It
         if before.status in ("pending", "ready") and not any(len(item.attempts) > 1 for item in after.items):
             yield f"{after.key} started" + (f", {len(after.items)} items" if done(after) else f" by {_taker(after)}")
     elif after.status == "waiting":
-        yield f"{after.key} waits for an answer: {_answer(state, after)}"
+        yield f"{after.key} waits for an answer {_answer(state, after)}"
     elif after.ended_at is not None:
         lasted = took(after, after.ended_at)
         by = f" by {escaped(after.answered_by)}" if after.answered_by else ""
@@ -231,15 +258,13 @@ def _phase_changes(state: RunState, before: PhaseState, after: PhaseState) -> It
         yield f"{after.key} {after.status}{by}" + (f", {lasted}" if lasted else "") + (f": {why}" if why else "")
 
 
-def _attempts(before: PhaseState, after: PhaseState) -> Iterator[str]:
+def _attempts(before: PhaseState, key: str, changed: Sequence[Item]) -> Iterator[str]:
     """Attempts that broke off, and those that took their place."""
-    for item in after.items:
+    for item in changed:
         known = before.item(item.index)
-        if known is item or not item.attempts:
-            continue
         ended = sum(1 for attempt in known.attempts if attempt.ended_at) if known else 0
         begun = len(known.attempts) if known else 0
-        name = label(after.key, item.index)
+        name = label(key, item.index)
         for number, attempt in enumerate(item.attempts):
             if number >= begun and attempt.number > 1:
                 yield f"{name} attempt {attempt.number} started by {attempt.instance}"
@@ -262,16 +287,22 @@ def _remark(state: RunState, phase: PhaseState) -> str:
 
 
 def _answer(state: RunState, phase: PhaseState) -> str:
-    return f"phasebus run approve {state.run} {phase.key}"
+    until = f"until {phase.expires_at:%Y-%m-%d %H:%M} UTC: " if phase.expires_at is not None else ""
+    return f"{until}phasebus run approve {state.run} {phase.key}"
 
 
 def _taker(phase: PhaseState) -> str:
     return phase.items[0].attempts[-1].instance
 
 
-def _left(eta: Eta | None) -> str:
-    """The interval that 8 of 10 runs like this one end in."""
-    if eta is None:
+def _head(far: Progress) -> str:
+    return f"{duration(far.elapsed_s):>8} {far.fraction:>5.0%}  "
+
+
+def _left(state: RunState, eta: Eta | None) -> str:
+    """The interval that 8 of 10 runs like this one end in. Nothing while all there is waits for people."""
+    statuses = {phase.status for phase in state.phases.values()}
+    if eta is None or ("waiting" in statuses and not statuses & {"ready", "in_progress"}):
         return ""
     low, high = round(eta.p10_s), round(eta.p90_s)
     if high < 60:

@@ -82,8 +82,8 @@ class Rehearsal:
         heard = client.connection.subscribe(client.subjects.beats, self._hear)
         try:
             async with aclosing(states(client, run)) as seen:
-                async for state in seen:
-                    screen.show(state, utc_now())
+                async for state, at in seen:
+                    screen.show(state, at)
                     await self._act(client, state, screen)
         finally:
             heard.unsubscribe()

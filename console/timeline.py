@@ -98,7 +98,7 @@ def done(phase: PhaseState) -> str:
     """Of an `each` phase, how many items succeeded, such as 3/12; nothing for a plain phase."""
     if not phase.items or phase.items[0].index is None:
         return ""
-    return f"{sum(1 for item in phase.items if item.status in SUCCEEDED)}/{len(phase.items)}"
+    return f"{sum(map(SUCCEEDED.__contains__, [item.status for item in phase.items]))}/{len(phase.items)}"
 
 
 def took(phase: PhaseState, now: datetime) -> str:

@@ -13,13 +13,14 @@ if TYPE_CHECKING:
     import asyncio
 
     from bus.agent import Agent
+    from bus.client import Client
     from bus.logs import Level
     from console.address import Address
 
 
 @click.command()
 @click.argument("target", metavar="FILE.py:NAME | package.module:NAME")
-@click.option("--pretty", is_flag=True, help="Logs for eyes instead of JSON.")
+@click.option("--pretty/--no-pretty", default=None, help="Logs for eyes, or JSON; for eyes on a terminal unless told.")
 @click.option(
     "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="Instead of PHASEBUS_LOG_LEVEL."
 )
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 @address_options
 def run(
     target: str,
-    pretty: bool,
+    pretty: bool | None,
     log_level: Level | None,
     no_supervisor: bool,
     url: str | None,
@@ -39,6 +40,7 @@ def run(
     The first signal lets it finish what it has begun, the second ends it at once.
     """
     import asyncio
+    import sys
 
     from bus import logs
     from bus.agent import Agent
@@ -48,7 +50,8 @@ def run(
     from console.failure import USAGE, Failure
     from console.target import load
 
-    logs.configure(Settings.load(log_level=log_level).log_level, pretty=pretty)
+    is_terminal = sys.stderr.isatty()
+    logs.configure(Settings.load(log_level=log_level).log_level, pretty=is_terminal if pretty is None else pretty)
     served = load(target, Agent)
     if not served.capabilities:
         raise Failure(USAGE, f"agent {served.name!r} has no capabilities: add one with @NAME.capability(...)")
@@ -58,19 +61,36 @@ def run(
 
 async def _serve(served: Agent, place: Address, stop: asyncio.Event, *, with_supervisor: bool) -> None:
     import asyncio
+    import sys
 
-    import structlog
-
-    from bus.worker import serve
+    from bus.client import connect
+    from bus.worker import Worker, new_instance
     from console.address import reached
 
+    instance = new_instance(served.name)
     async with reached(place) as settings, asyncio.TaskGroup() as tasks:
         if with_supervisor:
             tasks.create_task(_stand_by(settings, stop))
-        structlog.get_logger(__name__).info(
-            "serving", agent=served.name, version=served.version, capabilities=list(served.capabilities)
-        )
-        await serve(served, stop, **settings)
+        async with connect(name=f"agent/{served.name}/{instance}", alone=False, **settings) as client:
+            if sys.stderr.isatty():
+                tasks.create_task(_say_farewell(client, instance, stop))
+            await Worker(client, served, instance).run(stop)
+
+
+async def _say_farewell(client: Client, instance: str, stop: asyncio.Event) -> None:
+    """What a person who has typed Ctrl-C now waits for. The instance is asked as anybody would ask it."""
+    from bus.errors import BusError
+    from bus.presence import read_beat
+
+    await stop.wait()
+    try:
+        beat = read_beat(await client.connection.request(client.subjects.ping(instance), timeout_s=1.0))
+    except BusError:
+        return
+    if beat is not None and beat.held:
+        count, grace_s = len(beat.held), client.settings.grace_s
+        work = f"{count} piece{'s' if count > 1 else ''} of work"
+        click.echo(f"finishing {work}, {grace_s:g} s at most; Ctrl-C again ends it at once", err=True)
 
 
 async def _stand_by(settings: dict[str, Any], stop: asyncio.Event) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from console.failure import OK, REFUSED, USAGE, Failure
-from console.session import on_bus, operator
+from console.session import on_live_bus, operator
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @click.option("--all", "is_all", is_flag=True, help="Everything that is dead now.")
 @click.option("--yes", is_flag=True, help="Do not ask before --all.")
 @click.option("--by", default=operator, metavar="WHO", help="Who decides; user@host unless told.")
-@on_bus
+@on_live_bus
 async def redrive(client: Client, printer: Printer, numbers: tuple[int, ...], is_all: bool, yes: bool, by: str) -> int:
     """Send dead work again to where it came from.
 
@@ -31,6 +31,7 @@ async def redrive(client: Client, printer: Printer, numbers: tuple[int, ...], is
     """
     from bus.errors import Refused
     from console.letters import Letters
+    from console.offers import say_unserved
 
     if bool(numbers) == is_all:
         raise Failure(USAGE, "which? give numbers, or --all", "phasebus dead ls")
@@ -42,8 +43,9 @@ async def redrive(client: Client, printer: Printer, numbers: tuple[int, ...], is
         chosen = [await letters.one(number) for number in dict.fromkeys(numbers)]
     stale = [each for each in chosen if each.standing != "open"]
     for each in stale:
-        _say(printer, [each], f"it is {each.standing}")
+        _say_stale(printer, each)
     code = REFUSED if stale else OK
+    sent: list[str] = []
     for together in _passes(each for each in chosen if each.standing == "open"):
         try:
             await _send(client, together, by)
@@ -52,6 +54,8 @@ async def redrive(client: Client, printer: Printer, numbers: tuple[int, ...], is
             _say(printer, together, refused.reason)
         else:
             _say(printer, together)
+            sent += [each.letter.capability for each in together]
+    await say_unserved(client, printer, sent)
     return code
 
 
@@ -84,6 +88,19 @@ def _passes(letters: Iterable[Letter]) -> list[list[Letter]]:
     for each in letters:
         passes.setdefault(each.letter.run if isinstance(each.letter, DeadLetter) else each.number, []).append(each)
     return list(passes.values())
+
+
+def _say_stale(printer: Printer, each: Letter) -> None:
+    """A letter that is not dead any more: what became of its work is in its run."""
+    from bus.dead import DeadLetter
+
+    became = "was redriven already" if each.standing == "redriven" else "is resolved: its work is done"
+    if printer.as_json:
+        _say(printer, [each], became)
+        return
+    printer.hint(f"error: dead letter {each.number} {became}")
+    if isinstance(each.letter, DeadLetter):
+        printer.hint(f"  next: phasebus run show {each.letter.run}")
 
 
 def _say(printer: Printer, letters: list[Letter], refusal: str = "") -> None:

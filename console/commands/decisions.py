@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from console.session import on_bus, operator
+from console.session import on_bus, on_live_bus, operator
 
 if TYPE_CHECKING:
     from bus.client import Client
@@ -69,17 +69,30 @@ async def cancel(client: Client, printer: Printer, run: str, by: str, reason: st
 @click.argument("run")
 @click.argument("phases", nargs=-1, metavar="[PHASE]...")
 @_by
-@on_bus
+@on_live_bus
 async def redrive(client: Client, printer: Printer, run: str, phases: tuple[str, ...], by: str) -> None:
     """Go on with a failed run: what succeeded is kept.
 
     Without phases, all that did not succeed; with some, those and what was skipped because of them.
     """
     from console.lookup import find_run, refusals
+    from console.offers import say_unserved
 
     name = (await find_run(client, run)).run
     with refusals(name):
-        _say(printer, "redriven", await client.redrive(name, by=by, phases=phases))
+        state = await client.redrive(name, by=by, phases=phases)
+    _say(printer, "redriven", state)
+    await say_unserved(client, printer, _needed(state))
+
+
+def _needed(state: RunState) -> Iterator[str]:
+    """The capabilities that the run still needs."""
+    from bus.run import TERMINAL
+
+    for key, phase in state.phases.items():
+        capability = state.plan.graph[key].phase.capability
+        if capability is not None and phase.status not in TERMINAL:
+            yield capability
 
 
 def _say(printer: Printer, what: str, state: RunState) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from console.failure import FAILED, OK, USAGE, Failure
-from console.session import on_bus
+from console.session import on_bus, on_live_bus
 
 if TYPE_CHECKING:
     import msgspec
@@ -48,7 +48,7 @@ def _input(_context: click.Context, _parameter: click.Parameter, value: str) -> 
 @click.option("--id", "run", metavar="ID", help="Its id; made from the plan's name unless told.")
 @click.option("--follow", "is_followed", is_flag=True, help="Watch it to its end; exit code 1 unless it completes.")
 @click.option("--fail-fast", is_flag=True, help="Refuse (exit code 6) if nobody offers a capability now.")
-@on_bus
+@on_live_bus
 async def start(
     client: Client,
     printer: Printer,
@@ -59,13 +59,17 @@ async def start(
     fail_fast: bool,
 ) -> int:
     """Start a run of a plan; prints its id."""
-    receipt = await client.start(plan, value, run=run, fail_fast=fail_fast)
+    from console.lookup import refusals
+    from console.offers import lonely
+
+    with refusals(run or ""):
+        receipt = await client.start(plan, value, run=run, fail_fast=fail_fast)
     if printer.as_json:
         printer.record(receipt)
     else:
         printer.line(receipt.run)
     for capability in receipt.unserved:
-        printer.hint(f"no live agent for {capability}: the run waits for one")
+        printer.hint(lonely(capability))
     return await _followed(client, printer, receipt.run) if is_followed else OK
 
 
@@ -86,12 +90,13 @@ async def _followed(client: Client, printer: Printer, run: str) -> int:
 
     from bus.events import type_of
     from console import live
+    from console.lookout import lookout
 
     try:
         if not printer.as_json:
             state = await live.follow(client, run)
             return OK if state.status == "completed" else FAILED
-        async with aclosing(client.watch(run)) as happenings:
+        async with lookout(client, run, printer.hint), aclosing(client.watch(run)) as happenings:
             async for each in happenings:
                 place = {"run": run, "position": each.position, "index": each.index, "at": each.at}
                 printer.record(place | {"type": type_of(each.event), "event": each.event})

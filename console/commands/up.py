@@ -64,18 +64,46 @@ def up(store: Path, port: int | None, durability: str | None, as_json: bool) -> 
         return
     if (running := address.read(FILE)) is not None:
         raise Failure(REFUSED, f"a bus runs here already: process {running.pid}", "phasebus run ls")
+    for above in Path.cwd().parents:
+        if address.read(above / FILE) is not None:
+            click.echo(f"warning: this bus hides the one of {above} from this folder and those below it", err=True)
+            break
+    if port is not None:
+        _must_be_free(port)
     asyncio.run(until_signalled(lambda stop: _serve(settings, store, port, stop, as_json)))
+
+
+def _must_be_free(port: int) -> None:
+    """Raises Failure if somebody listens there; OSError if nobody like us may."""
+    import errno
+    import socket
+
+    from console.failure import REFUSED, Failure
+
+    with socket.socket() as probe:
+        # As the server will: what is left of ended connections is not in the way.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            raise Failure(REFUSED, f"port {port} is in use: choose another --port") from None
 
 
 async def _serve(settings: Settings, store: Path, port: int | None, stop: asyncio.Event, as_json: bool) -> None:
     import asyncio
     import os
+    from contextlib import AsyncExitStack
 
     from bus.address import FILE, Started, announced
     from bus.client import connect
     from bus.server import embedded
+    from console.store import explained
 
-    async with embedded(store, port=port, durability=settings.durability) as server:
+    async with AsyncExitStack() as stack:
+        with explained(store, "give another --store, or use the bus that runs"):
+            server = await stack.enter_async_context(embedded(store, port=port, durability=settings.durability))
         started = Started(server.url, server.system_url, os.getpid(), settings.durability)
         login: dict[str, Any] = {"url": server.url, "system_url": server.system_url, "durability": settings.durability}
         async with connect(name="supervisor", **login) as client:

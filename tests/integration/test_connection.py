@@ -15,17 +15,17 @@ from bus.server import Server
 from bus.wire import Frames
 
 POISON = {
-    "a subject that is not UTF-8": b"PUB live.\xff 4\r\nevil\r\n",
-    "a subject with a form feed": b"PUB live.\x0c7 4\r\nevil\r\n",
-    "a subject with a vertical tab": b"PUB live.\x0bx 4\r\nevil\r\n",
-    "a reply that is not UTF-8": b"PUB live.a \xfe\xff 4\r\nevil\r\n",
-    "a header of three bytes": b"HPUB live.a 3 7\r\nabcevil\r\n",
-    "a header without an end": b"HPUB live.a 8 12\r\nNATS/1.0evil\r\n",
-    "a header with broken lines": b"HPUB live.a 29 33\r\nNATS/1.0\r\nno colon\r\n: \r\n\xff:\xff\r\nevil\r\n",
-    "a status that is not a number": b"HPUB live.a 16 20\r\nNATS/1.0 \xff\xfe\xfd\r\n\r\nevil\r\n",
-    "a status like the server's": b"HPUB live.a 16 20\r\nNATS/1.0 404\r\n\r\nevil\r\n",
-    "a header called Status": b"HPUB live.a 25 29\r\nNATS/1.0\r\nStatus: 409\r\n\r\nevil\r\n",
-    "nothing": b"PUB live.a 0\r\n\r\n",
+    "a subject that is not UTF-8": b"PUB flow.\xff 4\r\nevil\r\n",
+    "a subject with a form feed": b"PUB flow.\x0c7 4\r\nevil\r\n",
+    "a subject with a vertical tab": b"PUB flow.\x0bx 4\r\nevil\r\n",
+    "a reply that is not UTF-8": b"PUB flow.a \xfe\xff 4\r\nevil\r\n",
+    "a header of three bytes": b"HPUB flow.a 3 7\r\nabcevil\r\n",
+    "a header without an end": b"HPUB flow.a 8 12\r\nNATS/1.0evil\r\n",
+    "a header with broken lines": b"HPUB flow.a 29 33\r\nNATS/1.0\r\nno colon\r\n: \r\n\xff:\xff\r\nevil\r\n",
+    "a status that is not a number": b"HPUB flow.a 16 20\r\nNATS/1.0 \xff\xfe\xfd\r\n\r\nevil\r\n",
+    "a status like the server's": b"HPUB flow.a 16 20\r\nNATS/1.0 404\r\n\r\nevil\r\n",
+    "a header called Status": b"HPUB flow.a 25 29\r\nNATS/1.0\r\nStatus: 409\r\n\r\nevil\r\n",
+    "nothing": b"PUB flow.a 0\r\n\r\n",
 }
 
 
@@ -64,14 +64,14 @@ async def test_poison_of_every_kind_arrives_as_data_and_the_next_message_too(
     server: Server, connection: Connection
 ) -> None:
     inbox = Inbox()
-    connection.subscribe("live.>", inbox)
+    connection.subscribe("flow.>", inbox)
     await connection.flush(2)
-    await send_raw(server, *POISON.values(), b"PUB live.good 4\r\ngood\r\n")
+    await send_raw(server, *POISON.values(), b"PUB flow.good 4\r\ngood\r\n")
     messages = await inbox.until(lambda messages: messages[-1:] != [] and messages[-1].data == b"good")
     assert len(messages) == len(POISON) + 1
     assert connection.disconnects == 0
-    assert messages[0].subject == "live.\udcff"
-    assert [message.subject for message in messages[1:3]] == ["live.\x0c7", "live.\x0bx"]
+    assert messages[0].subject == "flow.\udcff"
+    assert [message.subject for message in messages[1:3]] == ["flow.\x0c7", "flow.\x0bx"]
     by_kind = dict(zip(POISON, messages, strict=False))
     assert by_kind["a header of three bytes"].headers is None
     assert by_kind["a status like the server's"].status == 404
@@ -81,10 +81,10 @@ async def test_poison_of_every_kind_arrives_as_data_and_the_next_message_too(
 
 
 async def test_a_stream_with_poison_can_be_read_to_its_end(server: Server, connection: Connection) -> None:
-    config = {"name": "LIVE", "subjects": ["live.>"], "allow_direct": True, "storage": "memory"}
+    config = {"name": "LIVE", "subjects": ["flow.>"], "allow_direct": True, "storage": "memory"}
     await connection.request("$JS.API.STREAM.CREATE.LIVE", json.dumps(config).encode(), timeout_s=2)
     await send_raw(server, *POISON.values())
-    await connection.request("live.good", timeout_s=2)  # stored when it is answered, and the poison before it
+    await connection.request("flow.good", timeout_s=2)  # stored when it is answered, and the poison before it
     sequences = []
     async for message in connection.request_many("$JS.API.DIRECT.GET.LIVE", b'{"batch":100,"seq":1}', timeout_s=2):
         if message.status == 204:

@@ -15,7 +15,7 @@ from bus.pull import Delivery, Intake
 from bus.server import Server
 from tests.integration.test_connection import POISON, send_raw
 
-STREAM = {"name": "S", "subjects": ["live.>"], "storage": "file"}
+STREAM = {"name": "S", "subjects": ["flow.>"], "storage": "file"}
 
 
 async def api(connection: Connection, call: str, body: object = None) -> dict[str, object]:
@@ -34,7 +34,7 @@ async def create_consumer(connection: Connection, **changes: object) -> None:
 
 async def publish(connection: Connection, count: int, first: int = 0) -> None:
     bodies = [b"%d" % number for number in range(first, first + count)]
-    await asyncio.gather(*(connection.request("live.a", body, timeout_s=5) for body in bodies))
+    await asyncio.gather(*(connection.request("flow.a", body, timeout_s=5) for body in bodies))
 
 
 class Owner:
@@ -183,7 +183,7 @@ async def test_a_frozen_server_is_not_asked_twice_for_the_same(server: Server, c
         server.signal(signal.SIGSTOP)
         inbox = owner.intake._inbox
         for number in range(20):
-            connection.publish("live.a", b"%d" % number)
+            connection.publish("flow.a", b"%d" % number)
         await asyncio.sleep(1.5)  # three heartbeats are missed: what is tested is time itself
         server.signal(signal.SIGCONT)
         await owner.until(lambda owner: len(owner.got) == 5)
@@ -243,7 +243,7 @@ async def test_poison_in_the_stream_is_delivered_as_data(server: Server, connect
 async def test_a_message_that_copies_the_servers_words_is_a_message(server: Server, connection: Connection) -> None:
     for status in (b"100 Idle Heartbeat", b"409 Consumer Deleted", b"408", b"503"):
         head = b"NATS/1.0 %b\r\n\r\n" % status
-        await send_raw(server, b"HPUB live.a %d %d\r\n%b\r\n" % (len(head), len(head), head))
+        await send_raw(server, b"HPUB flow.a %d %d\r\n%b\r\n" % (len(head), len(head), head))
     async with running(Owner(connection)) as owner:
         owner.intake.grant(4)
         await owner.until(lambda owner: len(owner.got) == 4)

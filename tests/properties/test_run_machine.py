@@ -270,11 +270,12 @@ class RunMachine(RuleBasedStateMachine):
                 assert self.accepted[passes, phase, item] == 1, "one result of a piece of work counts"
 
     def is_given_up_work(self, event: Event) -> bool:
-        return (
-            isinstance(event, PhaseFailed)
-            and self.state.plan.graph[event.phase].phase.approval is None
-            and event.problem.code != "items_failed"
-        )
+        """Of an `each` phase that has been opened, the items are the work."""
+        if not isinstance(event, PhaseFailed):
+            return False
+        node = self.state.plan.graph[event.phase]
+        is_sum = event.item is None and node.each is not None and event.problem.code in {"items_failed", "expired"}
+        return node.phase.approval is None and not is_sum
 
     def statuses(self) -> dict[str, str]:
         return {key: phase.status for key, phase in self.state.phases.items()}
