@@ -254,7 +254,11 @@ class Supervisor:
         await self._leadership.raise_floor(self._docket.floor(self._position))
 
 
-_WORDS = {"crashed": "is gone", "frozen": "does not answer", "forgotten": "has lost the attempt"}
+_WORDS = {
+    "crashed": "is gone",
+    "frozen": "does not answer: it is frozen, or a handler blocks its event loop (a plain `def` runs in a thread)",
+    "forgotten": "has lost the attempt",
+}
 
 
 class _StreamState(msgspec.Struct, frozen=True):
