@@ -23,10 +23,11 @@ from bus.client import Client
 from bus.commands import Command, Fail
 from bus.errors import BusError, Refused, Unavailable
 from bus.events import Cause, RunStarted
+from bus.folding import evolve
 from bus.inputs import work
-from bus.log import Record
 from bus.problem import Problem
-from bus.run import RunState, evolve
+from bus.record import Record
+from bus.run import RunState
 from bus.runs import commit_in, utc_now
 from bus.timers import Timer
 

@@ -31,8 +31,9 @@ from bus.events import (
     RunRedriven,
     RunStarted,
 )
+from bus.folding import evolve
 from bus.problem import Problem
-from bus.run import SUCCEEDED, TERMINAL, Item, PhaseState, RunState, evolve
+from bus.run import SUCCEEDED, TERMINAL, Item, PhaseState, RunState
 
 
 def decide(state: RunState | None, command: Command, *, run: str, now: datetime) -> Sequence[Event]:

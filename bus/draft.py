@@ -21,10 +21,11 @@ from bus.events import (
     RunCompleted,
     RunFailed,
 )
+from bus.folding import Folding
 from bus.inputs import input_of, items_of
 from bus.problem import Problem
 from bus.references import Unresolved
-from bus.run import SUCCEEDED, TERMINAL, Folding, Item, PhaseState, RunState
+from bus.run import SUCCEEDED, TERMINAL, Item, PhaseState, RunState
 
 # Items of an `each` phase that are ready or under way at once, unless its width says less: one commit holds them all.
 WIDEST = 1_000

@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from bus.log import Record
-
 
 class BusError(Exception):
     """The root: `except BusError` catches whatever this library raises on purpose."""
@@ -61,19 +55,6 @@ class PlanError(BusError, ValueError):
 
 class SettingsError(BusError, ValueError):
     """A setting with a wrong value. Names the setting and says what it accepts."""
-
-
-class VersionConflict(BusError):
-    """Another writer appended first. Decide again on what `tail` adds, and append again.
-
-    `tail` holds the records stored on `subject` after position `expected`, read when the conflict was found.
-    """
-
-    def __init__(self, subject: str, expected: int, tail: Sequence[Record]) -> None:
-        super().__init__(f"{subject!r} has moved on from position {expected}")
-        self.subject = subject
-        self.expected = expected
-        self.tail = tail
 
 
 class Refused(BusError):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from datetime import datetime
@@ -18,15 +17,15 @@ import msgspec
 import structlog
 
 from bus.connection import Connection, Message
-from bus.envelope import CONTENT_TYPE, Envelope, decode, encode
-from bus.errors import BusError, MalformedMessage, Misconfigured, NoResponders, Unavailable, VersionConflict
+from bus.envelope import CONTENT_TYPE, Envelope, encode
+from bus.errors import BusError, MalformedMessage, Misconfigured, NoResponders, Unavailable
+from bus.record import POSITION, Live, Record, is_record, read_record
 from bus.settings import Settings
 from bus.streams import ApiError, set_up
 from bus.subjects import Subjects
 
 logger = structlog.get_logger(__name__)
 
-_POSITION = "Nats-Sequence"
 _CONFLICTS = {10071, 10164}
 _ALREADY_COMMITTED = 10201
 _TEMPORARY = {408, 429, 503}
@@ -36,22 +35,22 @@ _PAGE = 500
 _PAGE_BYTES = 4 * 2**20
 _PAUSE_S = 0.05
 _LONGEST_PAUSE_S = 1.0
-_LIVE_MESSAGES = 10_000
 
 
 _Send = Callable[[float], Awaitable[Message]]
 
 
-class Record(msgspec.Struct, frozen=True, gc=False):
-    """One message of the log: its position (stream sequence, from 1), its subject and its bytes."""
+class VersionConflict(BusError):
+    """Another writer appended first. Decide again on what `tail` adds, and append again.
 
-    position: int
-    subject: str
-    body: bytes
+    `tail` holds the records stored on `subject` after position `expected`, read when the conflict was found.
+    """
 
-    def envelope(self) -> Envelope:
-        """Raises MalformedMessage if the bytes are not one of ours."""
-        return decode(self.body)
+    def __init__(self, subject: str, expected: int, tail: Sequence[Record]) -> None:
+        super().__init__(f"{subject!r} has moved on from position {expected}")
+        self.subject = subject
+        self.expected = expected
+        self.tail = tail
 
 
 class _Ack(msgspec.Struct, frozen=True):
@@ -135,18 +134,18 @@ class Log:
     async def last(self, subject: str) -> Record | None:
         """The newest message on `subject`, if there is one."""
         message = await self._get({"last_by_subj": subject})
-        return _record(message) if _is_record(message) else None
+        return read_record(message) if is_record(message) else None
 
     async def at(self, position: int) -> Record | None:
         """The message at a position, if there is one."""
         message = await self._get({"seq": position})
-        return _record(message) if _is_record(message) else None
+        return read_record(message) if is_record(message) else None
 
     async def position_at(self, instant: datetime) -> int:
         """The position of the last message stored before `instant`, 0 if there is none."""
         message = await self._get({"start_time": instant.isoformat(), "next_by_subj": ">"})
-        if _is_record(message):
-            return _record(message).position - 1
+        if is_record(message):
+            return read_record(message).position - 1
         newest = await self.last(">")
         return newest.position if newest is not None else 0
 
@@ -156,7 +155,7 @@ class Log:
         Live messages come from the server's republishing. Whenever some may have been missed (a reconnect, or a
         reader too slow for its bounded buffer), it reads from its position again.
         """
-        live = _Live(self._connection, self.subjects.live_copy(subject))
+        live = Live(self._connection, self.subjects.live_copy(subject))
         try:
             while True:
                 live.caught_up()
@@ -185,7 +184,7 @@ class Log:
             async with aclosing(asked) as answers:
                 async for message in answers:
                     headers = message.headers or {}
-                    if _POSITION in headers or not message.status:
+                    if POSITION in headers or not message.status:
                         _add(page, message)
                     elif message.status == _NOT_FOUND:
                         return page, after, False
@@ -255,47 +254,6 @@ class Log:
         raise VersionConflict(subject, expected or 0, tail)
 
 
-class _Live:
-    """The live copies of a subject, in a bounded buffer that remembers whether it may have missed one."""
-
-    def __init__(self, connection: Connection, subject: str) -> None:
-        self._records: deque[Record] = deque()
-        self._woken = asyncio.Event()
-        self._missed = False
-        self._subscription = connection.subscribe(subject, self._take)
-        self._unregister = connection.on_reconnect(self._miss)
-
-    def caught_up(self) -> None:
-        """From here on the buffer is complete: call it before reading what is stored."""
-        self._missed = False
-        self._records.clear()
-
-    async def records(self) -> AsyncGenerator[Record, None]:
-        """What arrives, until something may have been missed."""
-        while True:
-            while self._records:
-                yield self._records.popleft()
-            if self._missed:
-                return
-            self._woken.clear()
-            await self._woken.wait()
-
-    def close(self) -> None:
-        self._unregister()
-        self._subscription.unsubscribe()
-
-    def _take(self, message: Message) -> None:
-        if len(self._records) >= _LIVE_MESSAGES:
-            self._miss()
-        elif not self._missed:
-            self._records.append(_record(message))
-            self._woken.set()
-
-    def _miss(self) -> None:
-        self._missed = True
-        self._woken.set()
-
-
 def _headers(message: Envelope, expected: int | None) -> dict[str, str]:
     headers = {"Nats-Msg-Id": message.id, "Content-Type": CONTENT_TYPE}
     if expected is not None:
@@ -303,22 +261,9 @@ def _headers(message: Envelope, expected: int | None) -> dict[str, str]:
     return headers
 
 
-def _is_record(message: Message) -> bool:
-    # Whoever publishes can write a status into the headers; only the server adds a position to them.
-    return _POSITION in (message.headers or {})
-
-
 def _add(page: list[Record], message: Message) -> None:
     try:
-        page.append(_record(message))
+        page.append(read_record(message))
     except MalformedMessage as error:
         # Its headers can't be read, so nobody can say where it stands; the page's end says where to go on.
         logger.warning("unreadable record", error=str(error), size_bytes=len(message.data))
-
-
-def _record(message: Message) -> Record:
-    headers = message.headers or {}
-    try:
-        return Record(int(headers[_POSITION]), headers["Nats-Subject"], message.data)
-    except (KeyError, ValueError):
-        raise MalformedMessage(f"{message.subject!r} does not say which position it has: {headers}") from None

@@ -22,11 +22,13 @@ from bus.commands import Command
 from bus.connection import Connection
 from bus.decide import decide
 from bus.envelope import Envelope, encode, envelope
-from bus.errors import BusError, MalformedMessage, NotFound, Refused, TooLarge, Unavailable, VersionConflict
+from bus.errors import BusError, MalformedMessage, NotFound, Refused, TooLarge, Unavailable
 from bus.events import Commit, Event, PhaseReady
+from bus.folding import Folding, fold
 from bus.inputs import work
-from bus.log import Log, Record
-from bus.run import Folding, RunState, fold
+from bus.log import Log, VersionConflict
+from bus.record import Record
+from bus.run import RunState
 
 logger = structlog.get_logger(__name__)
 

@@ -13,7 +13,7 @@ from bus.client import LETTER_REDRIVEN, Client
 from bus.dead import DeadLetter, Unreadable
 from bus.envelope import decode_data
 from bus.errors import MalformedMessage
-from bus.log import Record
+from bus.record import Record
 from bus.run import SUCCEEDED, RunState
 from console.failure import NOT_FOUND, Failure
 

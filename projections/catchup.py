@@ -15,7 +15,7 @@ import structlog
 from bus.client import Client
 from bus.errors import BusError, MalformedMessage
 from bus.events import Commit, commit
-from bus.log import Record
+from bus.record import Record
 from bus.subjects import Subjects
 from projections.projection import Projection, S
 

@@ -9,8 +9,9 @@ import msgspec
 
 from bus.errors import NotFound
 from bus.events import Commit, RunStarted
+from bus.folding import Folding, fold
 from bus.plan import TASK
-from bus.run import SUCCEEDED, Folding, RunState, RunStatus, fold
+from bus.run import SUCCEEDED, RunState, RunStatus
 from projections.projection import Projection
 
 # What folding raises at a commit that can't follow the ones before it: only forged or foreign ones do that.

@@ -13,9 +13,10 @@ from bus.decide import decide
 from bus.envelope import decode, encode, envelope
 from bus.errors import Refused
 from bus.events import Cause, Commit, Event
+from bus.folding import evolve
 from bus.plan import Phase, Plan
 from bus.problem import Problem
-from bus.run import Item, RunState, evolve
+from bus.run import Item, RunState
 
 BEGAN_AT = datetime(2026, 1, 1, tzinfo=UTC)
 RUN = "run-1"

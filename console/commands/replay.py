@@ -30,7 +30,7 @@ async def replay(client: Client, printer: Printer, run: str, first: int, last: i
     from msgspec.structs import replace
 
     from bus.events import PhaseCompleted, type_of
-    from bus.run import Folding
+    from bus.folding import Folding
     from console.lookup import find_run
     from console.story import said
 

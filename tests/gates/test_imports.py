@@ -12,6 +12,7 @@ RULES = [
     "bus.draft",
     "bus.envelope",
     "bus.events",
+    "bus.folding",
     "bus.inputs",
     "bus.plan",
     "bus.problem",
@@ -47,10 +48,7 @@ IMPURE = [
 @pytest.fixture(scope="module")
 def graph() -> grimp.ImportGraph:
     packages = ("console", "agents", "projections", "bus")
-    # What is imported for type checkers only does not run.
-    return grimp.build_graph(
-        *packages, include_external_packages=True, exclude_type_checking_imports=True, cache_dir=None
-    )
+    return grimp.build_graph(*packages, include_external_packages=True, cache_dir=None)
 
 
 def test_nothing_points_back(graph: grimp.ImportGraph) -> None:

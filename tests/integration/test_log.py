@@ -11,8 +11,8 @@ import pytest
 
 from bus.connection import Connection
 from bus.envelope import Envelope, envelope
-from bus.errors import MalformedMessage, Misconfigured, TooLarge, VersionConflict
-from bus.log import Log
+from bus.errors import MalformedMessage, Misconfigured, TooLarge
+from bus.log import Log, VersionConflict
 from bus.server import Server
 from bus.settings import Settings
 from bus.subjects import Subjects

@@ -32,11 +32,12 @@ from bus.events import (
     RunRedriven,
     body,
 )
+from bus.folding import Folding, evolve, fold
 from bus.plan import Approval, Phase, Plan
 from bus.problem import Problem
 from bus.references import ref
 from bus.retry import RetryPolicy
-from bus.run import SUCCEEDED, TERMINAL, Folding, Item, PhaseState, RunState, evolve, fold
+from bus.run import SUCCEEDED, TERMINAL, Item, PhaseState, RunState
 from bus.timers import Kind, armed
 from tests.driver import BEGAN_AT, RUN, through_the_log
 

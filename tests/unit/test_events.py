@@ -19,8 +19,8 @@ from bus.events import (
     RunRedriven,
     UnknownEvent,
 )
+from bus.folding import evolve, fold
 from bus.plan import Phase
-from bus.run import evolve, fold
 from tests.driver import BEGAN_AT, PERMANENT, Driver, through_the_log
 
 

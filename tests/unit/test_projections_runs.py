@@ -13,10 +13,11 @@ from bus.commands import Answer, Begin, Command, Complete, Fail, Progress, Take
 from bus.decide import decide
 from bus.errors import NotFound
 from bus.events import Commit, Event, PhaseCompleted, PhaseReady, RunRedriven
+from bus.folding import evolve
 from bus.plan import TASK, Approval, Phase, Plan
 from bus.problem import ErrorClass, Problem
 from bus.references import ref
-from bus.run import RunState, evolve
+from bus.run import RunState
 from projections.runs import RUNS, AllRuns, Ambiguous, find, is_task, row, rows
 from tests.driver import due
 
