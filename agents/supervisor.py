@@ -25,10 +25,10 @@ from bus.errors import BusError, Refused, Unavailable
 from bus.events import Cause, RunStarted
 from bus.folding import evolve
 from bus.inputs import work
+from bus.ledger import commit_in, utc_now
 from bus.problem import Problem
 from bus.record import Record
 from bus.run import RunState
-from bus.runs import commit_in, utc_now
 from bus.timers import Timer
 
 logger = structlog.get_logger(__name__)
@@ -154,7 +154,7 @@ class Supervisor:
         try:
             # What was ready at once has been dispatched by whoever made it so; a retry's time comes only now.
             delayed = [timer for timer in due if timer.kind == "dispatch" and timer.attempt > 1]
-            self._client.runs.dispatch(state, [(timer.phase, timer.item) for timer in delayed])
+            self._client.ledger.dispatch(state, [(timer.phase, timer.item) for timer in delayed])
             commands = [command for timer in due if (command := timer.command(state)) is not None]
             await asyncio.gather(*(self._submit(state.run, command) for command in commands))
         except Exception:
@@ -234,7 +234,7 @@ class Supervisor:
         for state, timer in late:
             if self._client.subjects.work(work(state, timer.phase, timer.item)) not in there:
                 logger.warning("work restored", run=state.run, phase=timer.phase, item=timer.item)
-                self._client.runs.dispatch(state, [(timer.phase, timer.item)])
+                self._client.ledger.dispatch(state, [(timer.phase, timer.item)])
 
     async def _work_subjects(self) -> set[str]:
         subjects = self._client.subjects

@@ -10,6 +10,8 @@ from typing import Literal
 
 import msgspec
 
+from bus.signals import is_alive
+
 FILE = Path(".phasebus/address.json")
 
 
@@ -47,7 +49,7 @@ def read_started(path: Path, ignored: Callable[[str], None]) -> Started | None:
     if not is_ours:
         ignored(f"ignored {path}: it belongs to another user")
         return None
-    if not _is_alive(started.pid):
+    if not is_alive(started.pid):
         ignored(f"ignored {path}: process {started.pid}, which wrote it, has ended")
         return None
     return started
@@ -66,13 +68,3 @@ def announced(started: Started) -> Iterator[None]:
         yield
     finally:
         place.unlink(missing_ok=True)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True

@@ -25,10 +25,11 @@ from bus.events import PhaseStarted, ResultRefused
 from bus.handling import perform
 from bus.inputs import Order
 from bus.inputs import order as order_of
+from bus.ledger import utc_now
 from bus.presence import Held
 from bus.problem import Problem
 from bus.pull import Delivery
-from bus.runs import Decided, utc_now
+from bus.runs import Decided
 from bus.subjects import Work
 
 logger = structlog.get_logger(__name__)

@@ -23,6 +23,7 @@ from bus.durability import Durability, prove
 from bus.envelope import decode, envelope
 from bus.errors import BusError, MalformedMessage, NoLiveAgent, NotFound, PlanError, Refused, TimedOut, Unavailable
 from bus.events import Commit, Event, is_ending
+from bus.ledger import Ledger, utc_now
 from bus.log import Log
 from bus.logs import configure_if_not
 from bus.natscontext import read_context
@@ -31,7 +32,7 @@ from bus.presence import Beat, is_offered, roster
 from bus.problem import Problem
 from bus.references import ref
 from bus.run import RunState
-from bus.runs import Runs, utc_now
+from bus.runs import Runs
 from bus.server import embedded
 from bus.settings import Settings
 from bus.subjects import Subjects
@@ -84,6 +85,7 @@ class Client:
         settings: Settings,
         connection: Connection,
         log: Log,
+        ledger: Ledger,
         runs: Runs,
         *,
         source: str,
@@ -94,6 +96,7 @@ class Client:
         self.connection = connection
         self.subjects = log.subjects
         self.log = log
+        self.ledger = ledger
         self.runs = runs
         self.source = source
         self.system_url = system_url
@@ -174,12 +177,12 @@ class Client:
 
     async def watch(self, run: str, *, after: int = 0) -> AsyncGenerator[Happening, None]:
         """A run's events as they happen, from after a position of the log; ends with the run. Raises NotFound."""
-        state: RunState | None = await self.runs.as_of(run, after) if after else None
+        state: RunState | None = await self.ledger.as_of(run, after) if after else None
         if state is None and await self.log.last(self.subjects.run(run)) is None:
             raise NotFound(f"there is no run {run!r} in this log")
         if state is not None and not state.is_open:
             return
-        async with aclosing(self.runs.follow(run, after=after)) as commits:
+        async with aclosing(self.ledger.follow(run, after=after)) as commits:
             async for commit in commits:
                 for index, event in enumerate(commit.events):
                     yield Happening(run, commit.position, index, commit.at, event, commit)
@@ -285,11 +288,13 @@ async def connect(
         await log.set_up(create=create)
         tasks = await stack.enter_async_context(_tasks())
         source = f"/{name}"
+        ledger = Ledger(log, connection, source=source)
         yield Client(
             settings,
             connection,
             log,
-            Runs(log, connection, tasks, source=source),
+            ledger,
+            Runs(ledger, tasks),
             source=source,
             system_url=system_url,
             durability=durability,

@@ -7,38 +7,27 @@ costs fewer appends the busier it gets. Whoever commits also dispatches: work fo
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import OrderedDict, deque
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
-from contextlib import aclosing
-from datetime import UTC, datetime
+from collections.abc import Iterable, Sequence
+from datetime import datetime
 from uuid import uuid4
 
 import msgspec
 import structlog
 
-from bus import dead, events
 from bus.commands import Command
-from bus.connection import Connection
 from bus.decide import decide
-from bus.envelope import Envelope, encode, envelope
 from bus.errors import BusError, MalformedMessage, NotFound, Refused, TooLarge, Unavailable
 from bus.events import Commit, Event, PhaseReady
 from bus.folding import Folding, fold
-from bus.inputs import work
-from bus.log import Log, VersionConflict
-from bus.record import Record
+from bus.ledger import Ledger, fold_records, utc_now
+from bus.log import VersionConflict
 from bus.run import RunState
 
 logger = structlog.get_logger(__name__)
 
-WORK = "phase.work.v1"
 _CACHED_RUNS = 1_000
 _BATCH = 200
-# How bytes that anybody could publish fail to be a commit: undecodable, or about phases that are not there.
-_NOT_FOLLOWING = (MalformedMessage, AssertionError, LookupError, ValueError, TypeError, AttributeError, OverflowError)
-_LETTERS_IN_BATCH = 500
-_PAUSE_S = 0.2
 
 
 class Decided(msgspec.Struct, frozen=True):
@@ -62,27 +51,12 @@ class _Lane(msgspec.Struct):
     busy: bool = False
 
 
-def utc_now() -> datetime:
-    return datetime.now(UTC)
-
-
 class Runs:
     """Every run of a namespace, as one process sees and moves them. `tasks` outlives whatever is submitted."""
 
-    def __init__(
-        self,
-        log: Log,
-        connection: Connection,
-        tasks: asyncio.TaskGroup,
-        *,
-        source: str,
-        clock: Callable[[], datetime] = utc_now,
-    ) -> None:
-        self._log = log
-        self._connection = connection
+    def __init__(self, ledger: Ledger, tasks: asyncio.TaskGroup) -> None:
+        self._ledger = ledger
         self._tasks = tasks
-        self._source = source
-        self._clock = clock
         self._lanes: OrderedDict[str, _Lane] = OrderedDict()
 
     async def submit(self, run: str, command: Command, *, causation: str | None = None) -> Decided:
@@ -108,45 +82,12 @@ class Runs:
     async def load(self, run: str) -> RunState:
         """The run as it is now. Raises NotFound."""
         lane = self._lane(run)
-        state = await self._refresh(run, lane.state)
+        state = await self._ledger.refresh(run, lane.state)
         if state is None:
             raise NotFound(f"there is no run {run!r} in this log")
         if not lane.busy:
             lane.state = state
         return state
-
-    async def as_of(self, run: str, position: int) -> RunState:
-        """The run as it was at a position of the log. Raises NotFound if it had not started then."""
-        subject = self._log.subjects.run(run)
-        state = _fold(run, [record async for record in self._log.read(subject, upto=position)], None)
-        if state is None:
-            raise NotFound(f"there was no run {run!r} at position {position}")
-        return state
-
-    async def commits(self, run: str, *, after: int = 0, upto: int | None = None) -> AsyncGenerator[Commit, None]:
-        """A run's commits in order."""
-        async for record in self._log.read(self._log.subjects.run(run), after=after, upto=upto):
-            for commit in _readable(run, record):
-                yield commit
-
-    async def follow(self, run: str, *, after: int = 0) -> AsyncGenerator[Commit, None]:
-        """A run's commits, those to come included; never ends by itself."""
-        async with aclosing(self._log.follow(self._log.subjects.run(run), after=after)) as records:
-            async for record in records:
-                for commit in _readable(run, record):
-                    yield commit
-
-    def dispatch(self, state: RunState, ready: Iterable[tuple[str, int | None]]) -> None:
-        """Publish the work of items that can be taken. Harmless if it is already waiting: the server keeps one."""
-        for key, index in ready:
-            waiting = work(state, key, index)
-            # The subject says it all; who takes the work derives the rest from the log.
-            message = self._envelope(WORK, None, state, phase=key, attempt=waiting.attempt)
-            try:
-                self._connection.publish(self._log.subjects.work(waiting), encode(message))
-            except BusError as error:
-                # The log has it as ready; the supervisor publishes what has no message.
-                logger.warning("not dispatched", run=state.run, phase=key, error=str(error))
 
     def _lane(self, run: str) -> _Lane:
         lane = self._lanes.get(run)
@@ -192,14 +133,14 @@ class Runs:
     async def _commit(self, run: str, lane: _Lane, batch: list[_Waiting]) -> None:
         """Decide the batch on the newest state, and store what comes of it as one commit."""
         is_fresh = lane.state is None
-        state = await self._refresh(run, None) if is_fresh else lane.state
+        state = await self._ledger.refresh(run, None) if is_fresh else lane.state
         identity = uuid4().hex
         while True:
-            now = self._clock()
+            now = utc_now()
             decided, refused = _decide(run, state, batch, now)
             if refused and not is_fresh:
                 # A refusal must be true now, not as of what this process happened to know.
-                state, is_fresh = await self._refresh(run, state), True
+                state, is_fresh = await self._ledger.refresh(run, state), True
                 continue
             happened = [event for _, caused in decided for event in caused]
             if not happened:
@@ -209,15 +150,15 @@ class Runs:
             after = fold([commit], state)
             assert after is not None, "a commit leaves a state"
             try:
-                position = await self._append(after, commit, _shared_causation(batch), state)
+                position = await self._ledger.append(after, commit, _shared_causation(batch), state)
             except VersionConflict as conflict:
-                newer = _fold(run, conflict.tail, state)
+                newer = fold_records(run, conflict.tail, state)
                 if newer is None or newer.position == (state.position if state is not None else 0):
                     raise MalformedMessage(f"what stands on the subject of run {run!r} is no run") from conflict
                 state, is_fresh = newer, True
                 continue
             lane.state = msgspec.structs.replace(after, position=position)
-            self.dispatch(lane.state, _still_ready(lane.state, happened))
+            self._ledger.dispatch(lane.state, _still_ready(lane.state, happened))
             break
         for waiting, caused in decided:
             if not waiting.done.done():
@@ -225,79 +166,6 @@ class Runs:
                 waiting.done.set_result(Decided(caused, lane.state))
         for waiting, error in refused:
             _reject([waiting], error)
-
-    async def _append(self, after: RunState, commit: Commit, causation: str | None, before: RunState | None) -> int:
-        subject = self._log.subjects.run(commit.run)
-        message = self._envelope(
-            events.COMMIT, events.body(commit.events), after, id=commit.id, at=commit.at, causation=causation
-        )
-        expected = before.position if before is not None else 0
-        letters = dead.letters(after, commit.events)
-        if not letters:
-            return await self._log.append(subject, message, expected=expected)
-        try:
-            return await self._append_with(subject, message, expected, letters, after, commit)
-        except TooLarge:
-            # The events themselves fit or raise again; letters repeat what the run's events hold.
-            short = [dead.shortened(letter) for letter in letters]
-            return await self._append_with(subject, message, expected, short, after, commit)
-
-    async def _append_with(
-        self,
-        subject: str,
-        message: Envelope,
-        expected: int,
-        letters: Sequence[dead.DeadLetter],
-        after: RunState,
-        commit: Commit,
-    ) -> int:
-        """Append the commit and its dead letters together; of very many, the rest in batches that follow."""
-        parts: list[tuple[str, Envelope, int | None]] = [(subject, message, expected)]
-        for letter in letters:
-            record = self._envelope(dead.LETTER, letter, after, at=commit.at, phase=letter.phase, causation=commit.id)
-            parts.append((self._log.subjects.dead(letter.capability), record, None))
-        position = await self._log.append_together(parts[: _LETTERS_IN_BATCH + 1])
-        for begin in range(_LETTERS_IN_BATCH + 1, len(parts), _LETTERS_IN_BATCH):
-            await self._log.append_together(parts[begin : begin + _LETTERS_IN_BATCH])
-        return position
-
-    async def _refresh(self, run: str, state: RunState | None) -> RunState | None:
-        """The run with what was stored since. Insists like an append, when the line breaks on the way."""
-        after = state.position if state is not None else 0
-        deadline = time.monotonic() + self._log.patience_s
-        while True:
-            try:
-                records = [record async for record in self._log.read(self._log.subjects.run(run), after=after)]
-                return _fold(run, records, state)
-            except Unavailable:
-                if time.monotonic() > deadline:
-                    raise
-                await asyncio.sleep(_PAUSE_S)
-
-    def _envelope(
-        self,
-        kind: str,
-        data: object,
-        state: RunState,
-        *,
-        id: str | None = None,
-        at: datetime | None = None,
-        causation: str | None = None,
-        phase: str | None = None,
-        attempt: int | None = None,
-    ) -> Envelope:
-        return envelope(
-            kind,
-            data,
-            id=id or uuid4().hex,
-            source=self._source,
-            time=at or self._clock(),
-            correlationid=state.correlation,
-            causationid=causation,
-            runid=state.run,
-            phase=phase,
-            attempt=attempt,
-        )
 
 
 def _decide(
@@ -322,40 +190,6 @@ def _shared_causation(batch: list[_Waiting]) -> str | None:
     """What caused the commit, if one message did."""
     causes = {waiting.causation for waiting in batch}
     return causes.pop() if len(causes) == 1 else None
-
-
-def _fold(run: str, records: Sequence[Record], state: RunState | None) -> RunState | None:
-    """The run after these records. What is not a commit of it, or does not follow, is set aside, and said."""
-    try:
-        return fold([commit_in(run, record) for record in records], state) if records else state
-    except _NOT_FOLLOWING:
-        pass
-    for record in records:
-        try:
-            state = fold([commit_in(run, record)], state)
-        except _NOT_FOLLOWING as error:
-            logger.exception("record set aside", run=run, position=record.position, error=str(error))
-            if state is not None:
-                # It counts as seen: the next commit is expected to stand after it.
-                state = msgspec.structs.replace(state, position=record.position)
-    return state
-
-
-def _readable(run: str, record: Record) -> list[Commit]:
-    """The commit in a record, or none, and that is said."""
-    try:
-        return [commit_in(run, record)]
-    except MalformedMessage as error:
-        logger.warning("record set aside", run=run, position=record.position, error=str(error))
-        return []
-
-
-def commit_in(run: str, record: Record) -> Commit:
-    """The commit of a run in a record on its subject. Raises MalformedMessage, also for another run's commit."""
-    commit = events.commit(record.envelope(), record.position)
-    if commit.run != run:
-        raise MalformedMessage(f"position {record.position} holds a commit of {commit.run!r} on the subject of {run!r}")
-    return commit
 
 
 def _still_ready(state: RunState, happened: Iterable[Event]) -> list[tuple[str, int | None]]:

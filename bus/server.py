@@ -26,6 +26,7 @@ from typing import IO, Literal
 import msgspec
 
 from bus.errors import Unavailable
+from bus.signals import is_alive
 
 Durability = Literal["synced", "fast"]
 
@@ -296,7 +297,7 @@ async def _locked(path: Path) -> IO[str]:
         except BlockingIOError:
             lock.seek(0)
             owner = int(lock.read() or 0)
-            if time.monotonic() < deadline and not _is_alive(owner):
+            if time.monotonic() < deadline and not is_alive(owner):
                 await asyncio.sleep(_POLL_S)
                 continue
             lock.close()
@@ -307,15 +308,3 @@ async def _locked(path: Path) -> IO[str]:
         lock.write(str(os.getpid()))
         lock.flush()
         return lock
-
-
-def _is_alive(pid: int) -> bool:
-    if not pid:
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True

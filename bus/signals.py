@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: the first asks a process to finish, the second ends it at once."""
+"""Signals: the first SIGTERM or SIGINT asks a process to finish, the second ends it; signal 0 asks if it lives."""
 
 from __future__ import annotations
 
@@ -30,3 +30,16 @@ async def until_signalled(main: Callable[[asyncio.Event], Awaitable[T]]) -> T:
     finally:
         for each in _SIGNALS:
             loop.remove_signal_handler(each)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether there is such a process, ours or not."""
+    if pid < 1:
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True

@@ -17,9 +17,9 @@ from bus.attempts import Attempts
 from bus.client import Client, connect
 from bus.envelope import envelope
 from bus.errors import BusError
+from bus.ledger import utc_now
 from bus.presence import Beat, announce
 from bus.pull import Delivery, Intake
-from bus.runs import utc_now
 from bus.signals import until_signalled
 from bus.streams import ensure_consumer, set_up_work
 

@@ -65,8 +65,8 @@ async def _stage(stop: asyncio.Event, package: str, folder: Path, *, began_s: fl
     import time
 
     from bus.client import connect
+    from bus.ledger import utc_now
     from bus.planfile import read_plan
-    from bus.runs import utc_now
     from bus.server import embedded
     from console.live import known_history, shown
     from console.processes import processes
@@ -89,7 +89,7 @@ async def _stage(stop: asyncio.Event, package: str, folder: Path, *, began_s: fl
                 bound_s = _ASKING_BOUND_S if asks else _BOUND_S
                 is_over = await _first(playing, company.watch(), stop.wait(), timeout_s=bound_s)
             state = await client.runs.load(receipt.run)
-            commits = [commit async for commit in client.runs.commits(receipt.run)]
+            commits = [commit async for commit in client.ledger.commits(receipt.run)]
     click.echo(f"\n{timeline(state, utc_now())}\n")
     for line in _findings(state):
         click.echo(line)

@@ -15,8 +15,8 @@ from typing import Protocol, TextIO
 
 from bus.client import Client
 from bus.errors import BusError
+from bus.ledger import utc_now
 from bus.run import SUCCEEDED, Item, PhaseState, RunState
-from bus.runs import utc_now
 from console.lookout import lookout
 from console.text import duration, escaped
 from console.timeline import Glyphs, done, glyphs, label, outcome, took

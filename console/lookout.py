@@ -9,8 +9,8 @@ from datetime import datetime
 
 from bus.client import Client
 from bus.errors import BusError
+from bus.ledger import utc_now
 from bus.run import RunState
-from bus.runs import utc_now
 from console.offers import unserved
 
 _EVERY_S = 2.0

@@ -20,9 +20,9 @@ import msgspec
 from bus.client import Client
 from bus.connection import Message
 from bus.errors import Refused
+from bus.ledger import utc_now
 from bus.presence import Beat, read_beat
 from bus.run import SUCCEEDED, Attempt, Item, PhaseState, RunState
-from bus.runs import utc_now
 from console.live import Screen, states
 from console.processes import Process, Processes
 from console.session import operator

@@ -21,8 +21,8 @@ async def main() -> None:
     async with bus.connect() as client, bus.serving(client, agent):
         run = (await client.start(plan)).run
         await client.result(run, timeout_s=5)
-        async for commit in client.runs.commits(run):
-            state = await client.runs.as_of(run, commit.position)
+        async for commit in client.ledger.commits(run):
+            state = await client.ledger.as_of(run, commit.position)
             names = " ".join(type(event).__name__ for event in commit.events)
             statuses = " ".join(phase.status for phase in state.phases.values())
             print(f"{names}: {statuses}")

@@ -29,7 +29,7 @@ _SHOWN_BYTES = 512
 @on_bus
 async def ls(client: Client, printer: Printer, is_all: bool, capability: str | None) -> None:
     """List what is dead now."""
-    from bus.runs import utc_now
+    from bus.ledger import utc_now
     from console.letters import Letters
 
     letters = Letters(client)
@@ -62,7 +62,7 @@ async def ls(client: Client, printer: Printer, is_all: bool, capability: str | N
 async def show(client: Client, printer: Printer, number: int) -> None:
     """Show a dead letter: its payload, every attempt, and why each failed."""
     from bus.dead import DeadLetter
-    from bus.runs import utc_now
+    from bus.ledger import utc_now
     from console.letters import Letters
 
     found = await Letters(client).one(number)

@@ -38,7 +38,7 @@ async def replay(client: Client, printer: Printer, run: str, first: int, last: i
     folding = Folding(None)
     # Counted here: to count thousands of items after each of thousands of events takes seconds.
     succeeded: Counter[str] = Counter()
-    async for commit in client.runs.commits(name, upto=last):
+    async for commit in client.ledger.commits(name, upto=last):
         for index, event in enumerate(commit.events):
             before = _statuses(folding.state)
             if folding.state is None:

@@ -28,7 +28,7 @@ _INPUT_CHARACTERS = 200
 @on_bus
 async def ls(client: Client, printer: Printer, status: str | None, plan: str | None, tasks: bool, limit: int) -> None:
     """List the runs, newest first."""
-    from bus.runs import utc_now
+    from bus.ledger import utc_now
     from projections.catchup import build
     from projections.runs import RUNS, rows
 
@@ -56,14 +56,14 @@ async def ls(client: Client, printer: Printer, status: str | None, plan: str | N
 @on_bus
 async def show(client: Client, printer: Printer, run: str, at: int | None) -> None:
     """Show a run as it is, or as it was at a position of the log."""
-    from bus.runs import utc_now
+    from bus.ledger import utc_now
     from console.lookup import find_run
     from console.timeline import timeline
 
     state = await find_run(client, run)
     now = utc_now()
     if at is not None:
-        state = await client.runs.as_of(state.run, at)
+        state = await client.ledger.as_of(state.run, at)
         now = await _time_of(client, state)
     if printer.as_json:
         printer.record(state)

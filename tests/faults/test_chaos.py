@@ -55,7 +55,7 @@ async def test_every_run_ends_and_no_result_counts_twice_whatever_is_killed(serv
             states = [await client.result(run, timeout_s=SETTLED_S) for run in started]
         accepted: Counter[tuple[str, str, int | None]] = Counter()
         for run in started:
-            async for commit in client.runs.commits(run):
+            async for commit in client.ledger.commits(run):
                 for event in commit.events:
                     if isinstance(event, PhaseCompleted) and event.attempt is not None:
                         accepted[run, event.phase, event.item] += 1

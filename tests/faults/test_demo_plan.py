@@ -59,7 +59,7 @@ async def test_a_server_killed_in_the_middle_of_the_demos_plan_costs_nothing(ser
                 if isinstance(happening.event, PhaseWaiting):
                     await client.approve(receipt.run, happening.event.phase, by="test")
             state = await client.runs.load(receipt.run)
-            commits = [commit async for commit in client.runs.commits(receipt.run)]
+            commits = [commit async for commit in client.ledger.commits(receipt.run)]
     assert (kills, state.status) == (2, "completed")
     assert {key: len(phase.items) for key, phase in state.phases.items()} == {
         "scan": 1,

@@ -193,7 +193,7 @@ async def _is_ready(client: Client, run: str) -> bool:
 
 
 async def _events(client: Client, run: str) -> list[type]:
-    return [type(event) async for commit in client.runs.commits(run) for event in commit.events]
+    return [type(event) async for commit in client.ledger.commits(run) for event in commit.events]
 
 
 async def _refused(client: Client, run: str) -> bool:

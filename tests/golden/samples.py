@@ -36,12 +36,12 @@ from bus.events import (
     body,
     type_of,
 )
+from bus.ledger import WORK
 from bus.plan import Approval, Phase, Plan
 from bus.presence import Beat, Held
 from bus.problem import Problem
 from bus.references import ref
 from bus.retry import RetryPolicy
-from bus.runs import WORK
 from bus.worker import AGENT_DEREGISTERED, AGENT_REGISTERED
 
 FOLDER = Path(__file__).parent

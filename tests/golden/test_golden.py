@@ -12,8 +12,8 @@ from bus import dead, events
 from bus.dead import LETTER, UNREADABLE
 from bus.envelope import decode, decode_data
 from bus.events import COMMIT, Event, Known
+from bus.ledger import WORK
 from bus.presence import Beat
-from bus.runs import WORK
 from bus.worker import AGENT_DEREGISTERED, AGENT_REGISTERED
 from tests.golden.samples import AT, BEAT, DIED, EVENTS, FOLDER, MESSAGES, RUN, UNDECODED, golden
 

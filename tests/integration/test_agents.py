@@ -292,11 +292,11 @@ async def test_a_run_as_of_any_position_is_what_it_was_then(server: Server, clie
     async with serving(server, numbers()):
         receipt = await client.start(SQUARES, {"upto": 4})
         events = await happenings(client, receipt.run)
-    first = await client.runs.as_of(receipt.run, receipt.position)
+    first = await client.ledger.as_of(receipt.run, receipt.position)
     assert (first.phases["-1"].status, first.phases["sum"].status) == ("ready", "pending")
-    assert (await client.runs.as_of(receipt.run, events[-1].position)).status == "completed"
+    assert (await client.ledger.as_of(receipt.run, events[-1].position)).status == "completed"
     with pytest.raises(NotFound):
-        await client.runs.as_of(receipt.run, receipt.position - 1)
+        await client.ledger.as_of(receipt.run, receipt.position - 1)
 
 
 async def test_a_bound_on_waiting_does_not_stop_the_run(server: Server, client: Client) -> None:
@@ -378,7 +378,7 @@ async def test_many_commands_for_one_run_share_few_commits(server: Server, clien
     async with serving(server, agent):
         receipt = await client.start(plan)
         state = await client.result(receipt.run, timeout_s=BOUND_S)
-        commits = [commit async for commit in client.runs.commits(receipt.run)]
+        commits = [commit async for commit in client.ledger.commits(receipt.run)]
     assert state.status == "completed"
     assert len(commits) < 50 < state.events
 
@@ -392,7 +392,7 @@ async def _is_under_way(client: Client, run: str) -> bool:
 
 
 async def _has_event(client: Client, run: str, kind: str) -> bool:
-    return kind in [type_of(event) async for commit in client.runs.commits(run) for event in commit.events]
+    return kind in [type_of(event) async for commit in client.ledger.commits(run) for event in commit.events]
 
 
 async def test_a_sync_handler_that_never_ends_holds_neither_the_phase_nor_the_process(

@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 
 from bus import Agent, Approval, Client, Phase, Plan, connect, ref
 from bus.envelope import decode, encode
-from bus.runs import utc_now
+from bus.ledger import utc_now
 from bus.server import Server
 from projections.attention import Living, concerns
 from projections.catchup import build, follow

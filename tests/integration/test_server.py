@@ -15,6 +15,7 @@ from bus import server as module
 from bus.connection import Connection, Message
 from bus.errors import Unavailable
 from bus.server import Server, embedded
+from bus.signals import is_alive
 
 OWNER = """
 import asyncio, sys
@@ -38,7 +39,7 @@ def varz(server: Server) -> dict[str, object]:
 async def until_gone(pid: int) -> None:
     """A process that is not our child can't be waited for; ask until it is gone."""
     async with asyncio.timeout(5):
-        while module._is_alive(pid):
+        while is_alive(pid):
             await asyncio.sleep(0.005)
 
 
@@ -96,13 +97,13 @@ async def test_after_the_block_there_is_no_process_and_no_temporary_folder() -> 
     async with embedded() as server:
         pid, store = server.pid, server.store
         assert store.is_dir()
-    assert not module._is_alive(pid)
+    assert not is_alive(pid)
     assert not store.exists()
 
 
 async def test_an_owner_killed_at_once_leaves_no_server_and_the_store_is_free_again(tmp_path: Path) -> None:
     owner, pid = await start_owner(tmp_path)
-    assert module._is_alive(pid)
+    assert is_alive(pid)
     owner.kill()
     await owner.wait()
     async with embedded(tmp_path):
@@ -114,7 +115,7 @@ async def test_a_frozen_server_is_ended_too(tmp_path: Path, monkeypatch: pytest.
     async with embedded(tmp_path) as server:
         pid = server.pid
         server.signal(signal.SIGSTOP)
-    assert not module._is_alive(pid)
+    assert not is_alive(pid)
 
 
 async def test_two_servers_never_share_a_store(server: Server, tmp_path: Path) -> None:

@@ -1,0 +1,185 @@
+"""The ledger: the log as runs use it. Reads commits, appends them with their dead letters, dispatches the work."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from contextlib import aclosing
+from datetime import UTC, datetime
+from uuid import uuid4
+
+import msgspec
+import structlog
+
+from bus import dead, events
+from bus.connection import Connection
+from bus.envelope import Envelope, encode, envelope
+from bus.errors import BusError, MalformedMessage, NotFound, TooLarge, Unavailable
+from bus.events import Commit
+from bus.folding import fold
+from bus.inputs import work
+from bus.log import Log
+from bus.record import Record
+from bus.run import RunState
+
+logger = structlog.get_logger(__name__)
+
+WORK = "phase.work.v1"
+# How bytes that anybody could publish fail to be a commit: undecodable, or about phases that are not there.
+_NOT_FOLLOWING = (MalformedMessage, AssertionError, LookupError, ValueError, TypeError, AttributeError, OverflowError)
+_LETTERS_IN_BATCH = 500
+_PAUSE_S = 0.2
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+class Ledger:
+    """Every run's commits. It decides nothing: see `bus.runs`."""
+
+    def __init__(self, log: Log, connection: Connection, *, source: str) -> None:
+        self._log = log
+        self._connection = connection
+        self._source = source
+
+    async def as_of(self, run: str, position: int) -> RunState:
+        """The run as it was at a position of the log. Raises NotFound if it had not started then."""
+        subject = self._log.subjects.run(run)
+        state = fold_records(run, [record async for record in self._log.read(subject, upto=position)], None)
+        if state is None:
+            raise NotFound(f"there was no run {run!r} at position {position}")
+        return state
+
+    async def commits(self, run: str, *, after: int = 0, upto: int | None = None) -> AsyncGenerator[Commit, None]:
+        """A run's commits in order."""
+        async for record in self._log.read(self._log.subjects.run(run), after=after, upto=upto):
+            for commit in _readable(run, record):
+                yield commit
+
+    async def follow(self, run: str, *, after: int = 0) -> AsyncGenerator[Commit, None]:
+        """A run's commits, those to come included; never ends by itself."""
+        async with aclosing(self._log.follow(self._log.subjects.run(run), after=after)) as records:
+            async for record in records:
+                for commit in _readable(run, record):
+                    yield commit
+
+    def dispatch(self, state: RunState, ready: Iterable[tuple[str, int | None]]) -> None:
+        """Publish the work of items that can be taken. Harmless if it is already waiting: the server keeps one."""
+        for key, index in ready:
+            waiting = work(state, key, index)
+            # The subject says it all; who takes the work derives the rest from the log.
+            message = self._envelope(WORK, None, state, phase=key, attempt=waiting.attempt)
+            try:
+                self._connection.publish(self._log.subjects.work(waiting), encode(message))
+            except BusError as error:
+                # The log has it as ready; the supervisor publishes what has no message.
+                logger.warning("not dispatched", run=state.run, phase=key, error=str(error))
+
+    async def append(self, after: RunState, commit: Commit, causation: str | None, before: RunState | None) -> int:
+        subject = self._log.subjects.run(commit.run)
+        message = self._envelope(
+            events.COMMIT, events.body(commit.events), after, id=commit.id, at=commit.at, causation=causation
+        )
+        expected = before.position if before is not None else 0
+        letters = dead.letters(after, commit.events)
+        if not letters:
+            return await self._log.append(subject, message, expected=expected)
+        try:
+            return await self._append_with(subject, message, expected, letters, after, commit)
+        except TooLarge:
+            # The events themselves fit or raise again; letters repeat what the run's events hold.
+            short = [dead.shortened(letter) for letter in letters]
+            return await self._append_with(subject, message, expected, short, after, commit)
+
+    async def _append_with(
+        self,
+        subject: str,
+        message: Envelope,
+        expected: int,
+        letters: Sequence[dead.DeadLetter],
+        after: RunState,
+        commit: Commit,
+    ) -> int:
+        """Append the commit and its dead letters together; of very many, the rest in batches that follow."""
+        parts: list[tuple[str, Envelope, int | None]] = [(subject, message, expected)]
+        for letter in letters:
+            record = self._envelope(dead.LETTER, letter, after, at=commit.at, phase=letter.phase, causation=commit.id)
+            parts.append((self._log.subjects.dead(letter.capability), record, None))
+        position = await self._log.append_together(parts[: _LETTERS_IN_BATCH + 1])
+        for begin in range(_LETTERS_IN_BATCH + 1, len(parts), _LETTERS_IN_BATCH):
+            await self._log.append_together(parts[begin : begin + _LETTERS_IN_BATCH])
+        return position
+
+    async def refresh(self, run: str, state: RunState | None) -> RunState | None:
+        """The run with what was stored since. Insists like an append, when the line breaks on the way."""
+        after = state.position if state is not None else 0
+        deadline = time.monotonic() + self._log.patience_s
+        while True:
+            try:
+                records = [record async for record in self._log.read(self._log.subjects.run(run), after=after)]
+                return fold_records(run, records, state)
+            except Unavailable:
+                if time.monotonic() > deadline:
+                    raise
+                await asyncio.sleep(_PAUSE_S)
+
+    def _envelope(
+        self,
+        kind: str,
+        data: object,
+        state: RunState,
+        *,
+        id: str | None = None,
+        at: datetime | None = None,
+        causation: str | None = None,
+        phase: str | None = None,
+        attempt: int | None = None,
+    ) -> Envelope:
+        return envelope(
+            kind,
+            data,
+            id=id or uuid4().hex,
+            source=self._source,
+            time=at or utc_now(),
+            correlationid=state.correlation,
+            causationid=causation,
+            runid=state.run,
+            phase=phase,
+            attempt=attempt,
+        )
+
+
+def fold_records(run: str, records: Sequence[Record], state: RunState | None) -> RunState | None:
+    """The run after these records. What is not a commit of it, or does not follow, is set aside, and said."""
+    try:
+        return fold([commit_in(run, record) for record in records], state) if records else state
+    except _NOT_FOLLOWING:
+        pass
+    for record in records:
+        try:
+            state = fold([commit_in(run, record)], state)
+        except _NOT_FOLLOWING as error:
+            logger.exception("record set aside", run=run, position=record.position, error=str(error))
+            if state is not None:
+                # It counts as seen: the next commit is expected to stand after it.
+                state = msgspec.structs.replace(state, position=record.position)
+    return state
+
+
+def _readable(run: str, record: Record) -> list[Commit]:
+    """The commit in a record, or none, and that is said."""
+    try:
+        return [commit_in(run, record)]
+    except MalformedMessage as error:
+        logger.warning("record set aside", run=run, position=record.position, error=str(error))
+        return []
+
+
+def commit_in(run: str, record: Record) -> Commit:
+    """The commit of a run in a record on its subject. Raises MalformedMessage, also for another run's commit."""
+    commit = events.commit(record.envelope(), record.position)
+    if commit.run != run:
+        raise MalformedMessage(f"position {record.position} holds a commit of {commit.run!r} on the subject of {run!r}")
+    return commit
