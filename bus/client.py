@@ -152,12 +152,14 @@ class Client:
         """The run once it has ended. Raises TimedOut if that takes longer; the run goes on. Raises NotFound."""
         state = await self.runs.load(run)
         try:
-            async with asyncio.timeout(timeout_s):
-                async for _ in self.watch(run, after=state.position):
-                    pass
+            async with asyncio.timeout(timeout_s), aclosing(self.ledger.follow(run, after=state.position)) as commits:
+                while state.is_open:
+                    commit = await anext(commits)
+                    if any(is_ending(event) for event in commit.events):
+                        state = await self.runs.load(run)
         except TimeoutError:
             raise TimedOut(f"run {run} has not ended within {timeout_s:g} s") from None
-        return await self.runs.load(run)
+        return state
 
     def output(self, state: RunState, phase: str, gives: Any = None) -> Any:
         """A phase's output. Raises WorkFailed if it has none, MalformedMessage if it is not a `gives`."""
