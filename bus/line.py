@@ -98,8 +98,16 @@ class Line(Client):
         self._pending.clear()
         self._pending_data_size = 0
         self._abort()
-        await self._close(Client.CLOSED, do_cbs=False)
-        self._lost()
+        try:
+            await self._close(Client.CLOSED, do_cbs=False)
+        except asyncio.CancelledError:
+            # Closing cancels the task that makes a new line; if that waits for the old one to end, as we do here, its
+            # cancellation comes out of the future both wait for.
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+        finally:
+            self._lost()
 
     def next_server(self, servers: list[Server], _info: dict[str, Any]) -> tuple[Server, float]:
         """The server to try, and the pause before: none for the first try after a line that was good for a second."""

@@ -317,3 +317,15 @@ async def test_tls_is_not_silently_left_out(server: Server) -> None:
     with pytest.raises(Unavailable, match="tls"):
         async with Connection.open(server.url.replace("nats://", "tls://"), name="test", connect_timeout_s=0.3):
             pass
+
+
+async def test_closing_beside_a_cancelled_wait_for_the_same_line_raises_nothing(server: Server) -> None:
+    """As when closing cancels the task that makes a new line, which waited for the old one to end, too."""
+    async with Connection.open(server.url, name="closing") as connection:
+        transport = connection._client._transport
+        assert transport is not None
+        waiting = asyncio.create_task(transport.wait_closed())
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.wait({waiting})
+    assert connection.is_closed
