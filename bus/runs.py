@@ -19,7 +19,7 @@ from bus.commands import Command
 from bus.decide import decide
 from bus.errors import BusError, MalformedMessage, NotFound, Refused, TooLarge, Unavailable
 from bus.events import Commit, Event, PhaseReady
-from bus.folding import Folding, fold
+from bus.folding import Folding
 from bus.ledger import Ledger, fold_records, utc_now
 from bus.log import VersionConflict
 from bus.run import RunState
@@ -137,7 +137,7 @@ class Runs:
         identity = uuid4().hex
         while True:
             now = utc_now()
-            decided, refused = _decide(run, state, batch, now)
+            decided, refused, after = _decide(run, state, batch, now)
             if refused and not is_fresh:
                 # A refusal must be true now, not as of what this process happened to know.
                 state, is_fresh = await self._ledger.refresh(run, state), True
@@ -147,7 +147,6 @@ class Runs:
                 lane.state = state
                 break
             commit = Commit(run, identity, now, (state.position if state else 0) + 1, happened)
-            after = fold([commit], state)
             assert after is not None, "a commit leaves a state"
             try:
                 position = await self._ledger.append(after, commit, _shared_causation(batch), state)
@@ -170,8 +169,8 @@ class Runs:
 
 def _decide(
     run: str, state: RunState | None, batch: list[_Waiting], now: datetime
-) -> tuple[list[tuple[_Waiting, Sequence[Event]]], list[tuple[_Waiting, Refused]]]:
-    """Each command on the state that the ones before it leave."""
+) -> tuple[list[tuple[_Waiting, Sequence[Event]]], list[tuple[_Waiting, Refused]], RunState | None]:
+    """Each command on the state that the ones before it leave; and the state that the last one leaves."""
     decided: list[tuple[_Waiting, Sequence[Event]]] = []
     refused: list[tuple[_Waiting, Refused]] = []
     folding = Folding(state)
@@ -183,7 +182,7 @@ def _decide(
             continue
         folding.add(Commit(run, "", now, (folding.state.position if folding.state else 0) + 1, caused))
         decided.append((waiting, caused))
-    return decided, refused
+    return decided, refused, folding.state
 
 
 def _shared_causation(batch: list[_Waiting]) -> str | None:
