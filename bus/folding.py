@@ -172,6 +172,8 @@ class Folding:
         phase = self._phase(state, event.phase, at)
         item = phase.item(event.item)
         if item is not None and item.status not in TERMINAL:
+            if item.holder is not None:
+                item = _touch(phase, item, ended_at=at, problem=event.problem)
             _put(phase, _with(item, status="failed", problem=event.problem, ended_at=at))
             phase.open_items -= 1
         if event.item is None:
