@@ -41,6 +41,15 @@ class TooLarge(BusError):
         self.limit_bytes = limit_bytes
 
 
+class TooMany(BusError):
+    """More at once than the server takes. Refused before anything was sent: split it where it can be split."""
+
+    def __init__(self, what: str, count: int, limit: int) -> None:
+        super().__init__(f"{count} {what}: the limit is {limit}")
+        self.count = count
+        self.limit = limit
+
+
 class InvalidName(BusError, ValueError):
     """A name can't be part of a subject. Says which characters can."""
 

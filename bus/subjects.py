@@ -7,12 +7,14 @@ parts (a dotted capability, an item of a phase), they are joined by `:`, which n
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import NamedTuple
 
 from bus.errors import InvalidName, MalformedMessage
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 _PHASE = re.compile(r"-?[a-z0-9][a-z0-9_-]{0,62}")
+_WILD = {"*": r"[^.]+", ">": ".+"}
 _CAPABILITY_CHARACTERS = 128
 
 
@@ -43,6 +45,13 @@ def capability(value: str) -> str:
 def capability_token(value: str) -> str:
     """The capability as one token; also the name of its consumer."""
     return capability(value).replace(".", ":")
+
+
+@lru_cache(maxsize=256)
+def pattern(subject: str) -> re.Pattern[str]:
+    """Matches in full the subjects that one with wildcards names: `*` is any one token, `>` at the end one or more."""
+    tokens = [_WILD.get(token) or re.escape(token) for token in subject.split(".")]
+    return re.compile(r"\.".join(tokens), re.DOTALL)
 
 
 class Work(NamedTuple):

@@ -86,16 +86,16 @@ async def test_a_lost_answer_to_a_batch_with_a_dead_letter_leaves_the_run_whole(
     run = (await client.start(plan)).run
     for key in "abc":
         await client.runs.submit(run, Take(key, None, 1, "x", "agent", "one", 60))
-    request, lost = client.connection.request, []
+    request, lost = client.connection.request_batch, []
 
     async def losing(*arguments: object, **named: object) -> Message:
         answer: Message = await request(*arguments, **named)  # type: ignore[arg-type]
-        if "Nats-Batch-Commit" in (named.get("headers") or {}) and not lost:
+        if not lost:
             lost.append(True)
             raise Unavailable("the answer was lost")
         return answer
 
-    monkeypatch.setattr(client.connection, "request", losing)
+    monkeypatch.setattr(client.connection, "request_batch", losing)
     for key in "abc":
         problem = Problem("rejected", "no", "permanent")
         decided = await client.runs.submit(run, Fail(key, None, 1, "one", problem))
