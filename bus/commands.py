@@ -10,10 +10,12 @@ from bus.problem import Problem
 
 
 class Begin(msgspec.Struct, frozen=True):
-    """Start the run."""
+    """Start the run; with `first` and `last`, only the phases from the one to the other, in the plan's order."""
 
     plan: Plan
     input: msgspec.Raw
+    first: str | None = None
+    last: str | None = None
 
 
 class Take(msgspec.Struct, frozen=True):
@@ -92,10 +94,65 @@ class Expire(msgspec.Struct, frozen=True):
 
 
 class Redrive(msgspec.Struct, frozen=True):
-    """Go on with a run that failed or was stopped: `phases`, or all that did not succeed."""
+    """Go on with a run that failed or was stopped: `phases`, or all that did not succeed.
+
+    With `afresh`, what completed is done again as well: `phases`, and all that needs them.
+    """
 
     by: str
     phases: tuple[str, ...] = ()
+    afresh: bool = False
 
 
-Command = Begin | Take | Complete | Fail | Progress | Answer | Cancel | Expire | Redrive
+class Pause(msgspec.Struct, frozen=True):
+    """Somebody holds the run: what is under way may end, nothing more is taken."""
+
+    by: str
+    reason: str = ""
+
+
+class Resume(msgspec.Struct, frozen=True):
+    """Somebody lets a paused run go on."""
+
+    by: str
+
+
+class Skip(msgspec.Struct, frozen=True):
+    """Somebody says that a phase need not run: what needs it goes on, with `output` in its place if there is one."""
+
+    phase: str
+    by: str
+    reason: str = ""
+    output: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+class Signal(msgspec.Struct, frozen=True):
+    """Somebody tells a run something that a phase waits for, or will."""
+
+    signal: str
+    by: str
+    data: msgspec.Raw
+
+
+class GiveUp(msgspec.Struct, frozen=True):
+    """The phase's own total time has passed."""
+
+    phase: str
+
+
+Command = (
+    Begin
+    | Take
+    | Complete
+    | Fail
+    | Progress
+    | Answer
+    | Cancel
+    | Expire
+    | Redrive
+    | Pause
+    | Resume
+    | Skip
+    | Signal
+    | GiveUp
+)

@@ -11,7 +11,24 @@ from datetime import datetime, timedelta
 from typing import Literal
 
 from bus import retry
-from bus.commands import Answer, Begin, Cancel, Command, Complete, Expire, Fail, Offer, Progress, Redrive, Take
+from bus.commands import (
+    Answer,
+    Begin,
+    Cancel,
+    Command,
+    Complete,
+    Expire,
+    Fail,
+    GiveUp,
+    Offer,
+    Pause,
+    Progress,
+    Redrive,
+    Resume,
+    Signal,
+    Skip,
+    Take,
+)
 from bus.draft import Draft
 from bus.errors import Refused
 from bus.events import (
@@ -24,16 +41,20 @@ from bus.events import (
     PhaseFailed,
     PhaseProgressed,
     PhaseReady,
+    PhaseSkipped,
     PhaseStarted,
     ResultRefused,
     RunCancelled,
     RunFailed,
+    RunPaused,
     RunRedriven,
+    RunResumed,
+    RunSignalled,
     RunStarted,
 )
 from bus.folding import evolve
 from bus.problem import Problem
-from bus.run import SUCCEEDED, TERMINAL, Item, PhaseState, RunState
+from bus.run import TERMINAL, Item, PhaseState, RunState
 
 
 def decide(state: RunState | None, command: Command, *, run: str, now: datetime) -> Sequence[Event]:
@@ -58,6 +79,19 @@ def decide(state: RunState | None, command: Command, *, run: str, now: datetime)
             _answer(draft, command)
         case Redrive():
             _redrive(draft, command)
+        case Pause():
+            _must_be_open(state)
+            if state.paused_at is not None:
+                raise Refused(f"run {run} is paused already, by {state.paused_by}")
+            draft.emit(RunPaused(by=command.by, reason=command.reason))
+        case Resume():
+            _resume(draft, command)
+        case Skip():
+            _skip(draft, command)
+        case Signal():
+            _signal(draft, command)
+        case GiveUp():
+            _give_up(draft, command)
         case Cancel():
             _must_be_open(state)
             _stop(draft, RunCancelled(by=command.by, reason=command.reason), command.reason or f"by {command.by}")
@@ -75,8 +109,23 @@ def _begin(command: Begin, run: str, now: datetime) -> Sequence[Event]:
     deadline = now + timedelta(seconds=command.plan.timeout_s)
     started = RunStarted(plan=command.plan, input=command.input, deadline_at=deadline)
     draft = Draft(evolve(None, Commit(run, "", now, 0, [started])), now)
-    draft.open([key for key, node in command.plan.graph.items() if not node.needs])
+    outside = _outside(list(command.plan.graph), command.first, command.last)
+    said = f"outside of {command.first or 'the first'} to {command.last or 'the last'}"
+    draft.emit(*(PhaseSkipped(phase=key, reason=said, lets_pass=True) for key in outside))
+    draft.open([key for key in command.plan.graph if key not in outside])
     return [started, *draft.events]
+
+
+def _outside(keys: list[str], first: str | None, last: str | None) -> list[str]:
+    """The phases in front of `first` and behind `last`, in the plan's order."""
+    for key in (first, last):
+        if key is not None and key not in keys:
+            raise Refused(f"the plan has no phase {key!r} to begin or end with")
+    begin = keys.index(first) if first is not None else 0
+    end = keys.index(last) if last is not None else len(keys) - 1
+    if begin > end:
+        raise Refused(f"phase {first} comes behind phase {last} in the plan")
+    return keys[:begin] + keys[end + 1 :]
 
 
 def _take(draft: Draft, command: Take) -> None:
@@ -84,6 +133,8 @@ def _take(draft: Draft, command: Take) -> None:
     needed = draft.state.plan.graph[phase.key].phase.capability
     if needed != command.capability:
         raise Refused(f"{_label(phase, item)} needs {needed!r}, not {command.capability!r}")
+    if draft.state.paused_at is not None:
+        raise Refused(f"run {draft.state.run} is paused by {draft.state.paused_by}")
     if item.status != "ready" or item.attempt != command.attempt:
         raise Refused(
             f"attempt {command.attempt} of {_label(phase, item)} can't be taken: "
@@ -119,6 +170,8 @@ def _complete(draft: Draft, command: Complete) -> None:
 
 def _go_on(draft: Draft, offer: Offer, instance: str) -> None:
     """Start, in the same commit, one item that it made ready: an append and a way through the server less."""
+    if draft.state.paused_at is not None:
+        return
     for event in draft.events:
         if isinstance(event, PhaseReady) and draft.state.plan.graph[event.phase].phase.capability == offer.capability:
             item = draft.state.phases[event.phase].item(event.item)
@@ -181,10 +234,14 @@ def _answer(draft: Draft, command: Answer) -> None:
         raise Refused(f"phase {phase.key} does not wait for an answer: it is {phase.status}")
     if command.expired and phase.expires_at is not None and draft.now < phase.expires_at:
         raise Refused(f"phase {phase.key} waits until {phase.expires_at:%Y-%m-%d %H:%M:%S}")
+    signal = draft.state.plan.graph[phase.key].phase.signal
+    if signal is not None and not command.expired:
+        raise Refused(f"phase {phase.key} waits for signal {signal.signal!r}, not for an answer")
     if command.approve:
         draft.emit(PhaseApproved(phase=phase.key, by=command.by, comment=command.comment))
     elif command.expired:
-        problem = Problem("expired", "nobody answered in time", "permanent")
+        missing = f"signal {signal.signal!r} did not come" if signal is not None else "nobody answered"
+        problem = Problem("expired", f"{missing} in time", "permanent")
         draft.emit(PhaseFailed(phase=phase.key, problem=problem))
     else:
         problem = Problem("rejected", f"rejected by {command.by}", "permanent", detail=command.comment)
@@ -194,30 +251,110 @@ def _answer(draft: Draft, command: Answer) -> None:
 
 def _redrive(draft: Draft, command: Redrive) -> None:
     state = draft.state
-    if state.is_open:
-        raise Refused(f"run {state.run} is still in progress; redrive it when it has ended")
-    left = [key for key, phase in state.phases.items() if phase.status not in SUCCEEDED]
+    if command.afresh:
+        _must_have_ended(state)
+        left = [key for key, phase in state.phases.items() if phase.status in TERMINAL]
+    else:
+        left = [key for key, phase in state.phases.items() if phase.status in TERMINAL and not phase.lets_pass]
+        left = left or state.failures
     if not left:
-        raise Refused(f"run {state.run} has completed; there is nothing to redrive")
+        raise Refused(f"run {state.run} has nothing to redrive: nothing in it has failed")
     for key in command.phases:
-        if key not in left:
-            raise Refused(f"run {state.run} has no failed phase {key!r}")
-    # What was skipped only because of these is part of the new pass.
-    chosen = dict.fromkeys(command.phases or left)
+        if key not in state.phases:
+            raise Refused(f"run {state.run} has no phase {key!r}")
+        if key not in left and state.phases[key].status != "failed":
+            raise Refused(f"phase {key} is {state.phases[key].status}: only what failed can be redriven")
+    _reopen(draft, command.phases or left, command.by, afresh=command.afresh)
+
+
+def _reopen(draft: Draft, phases: Sequence[str], by: str, *, afresh: bool = False) -> None:
+    """A new pass over `phases`, and over all that was skipped only because of them, or afresh: all that needs them."""
+    state = draft.state
+    chosen = dict.fromkeys(phases)
     for key in chosen.copy():
-        _add_downstream(state, key, chosen)
-    deadline_at = draft.now + timedelta(seconds=state.plan.timeout_s)
-    draft.emit(RunRedriven(by=command.by, phases=tuple(chosen), deadline_at=deadline_at))
+        _add_downstream(state, key, chosen, afresh=afresh)
+    deadline_at = max(state.deadline_at, draft.now + timedelta(seconds=state.plan.timeout_s))
+    draft.emit(RunRedriven(by=by, phases=tuple(chosen), deadline_at=deadline_at, afresh=afresh))
     draft.open([key for key in chosen if not any(need in chosen for need in state.plan.graph[key].needs)])
 
 
-def _add_downstream(state: RunState, key: str, chosen: dict[str, None]) -> None:
+def _add_downstream(state: RunState, key: str, chosen: dict[str, None], *, afresh: bool) -> None:
     frontier = [key]
     while frontier:
         for later in state.plan.graph[frontier.pop()].feeds:
-            if later not in chosen and state.phases[later].status not in SUCCEEDED:
+            phase = state.phases[later]
+            if later not in chosen and phase.status in TERMINAL and (afresh or not phase.lets_pass):
                 chosen[later] = None
                 frontier.append(later)
+
+
+def _resume(draft: Draft, command: Resume) -> None:
+    state = draft.state
+    _must_be_open(state)
+    if state.paused_at is None:
+        raise Refused(f"run {state.run} is not paused")
+    waiting = [(phase.key, item) for phase in state.phases.values() for item in phase.items if item.status == "ready"]
+    draft.emit(RunResumed(by=command.by))
+    for key, item in waiting:
+        due_at = item.ready_at if item.ready_at is not None and item.ready_at > draft.now else None
+        draft.emit(PhaseReady(phase=key, item=item.index, attempt=item.attempt, due_at=due_at))
+
+
+def _skip(draft: Draft, command: Skip) -> None:
+    phase = draft.state.phases.get(command.phase)
+    if phase is None:
+        raise Refused(f"run {draft.state.run} has no phase {command.phase!r}")
+    skipped = PhaseSkipped(
+        phase=phase.key,
+        reason=command.reason or f"by {command.by}",
+        by=command.by,
+        lets_pass=True,
+        output=command.output,
+    )
+    if phase.status not in TERMINAL:
+        draft.emit(skipped)
+        draft.phase_ended(phase.key)
+        return
+    if phase.lets_pass:
+        raise Refused(f"phase {phase.key} is {phase.status}: nothing waits for it")
+    # A terminal status never changes: it is skipped in a new pass.
+    state = draft.state
+    chosen = dict.fromkeys([phase.key])
+    _add_downstream(state, phase.key, chosen, afresh=False)
+    deadline_at = max(state.deadline_at, draft.now + timedelta(seconds=state.plan.timeout_s))
+    draft.emit(RunRedriven(by=command.by, phases=tuple(chosen), deadline_at=deadline_at), skipped)
+    draft.phase_ended(phase.key)
+
+
+def _signal(draft: Draft, command: Signal) -> None:
+    _must_be_open(draft.state)
+    waiting = [
+        key
+        for key, phase in draft.state.phases.items()
+        if phase.status == "waiting"
+        and (awaited := draft.state.plan.graph[key].phase.signal) is not None
+        and awaited.signal == command.signal
+    ]
+    if not waiting:
+        draft.emit(RunSignalled(signal=command.signal, by=command.by, data=command.data))
+    for key in waiting:
+        draft.emit(PhaseCompleted(phase=key, output=command.data, by=command.by))
+    for key in waiting:
+        draft.phase_ended(key)
+
+
+def _give_up(draft: Draft, command: GiveUp) -> None:
+    phase = draft.state.phases.get(command.phase)
+    total_s = draft.state.plan.graph[command.phase].phase.total_timeout_s if phase is not None else None
+    if phase is None or total_s is None or phase.opened_at is None or phase.status in TERMINAL:
+        raise Refused(f"phase {command.phase!r} has no time that could have passed")
+    if draft.now < phase.opened_at + timedelta(seconds=total_s):
+        raise Refused(f"phase {phase.key} has {total_s:g} s from {phase.opened_at:%Y-%m-%d %H:%M:%S} on")
+    late = Problem("expired", f"the phase was not done within {total_s:g} s, all attempts together", "permanent")
+    given_up = [item.index for item in phase.items if item.status not in TERMINAL and item.index is not None]
+    draft.emit(*(PhaseFailed(phase=phase.key, item=index, problem=late) for index in given_up))
+    draft.emit(PhaseFailed(phase=phase.key, problem=late))
+    draft.phase_ended(phase.key)
 
 
 def _stop(draft: Draft, ending: RunCancelled | RunFailed, reason: str) -> None:
@@ -261,6 +398,11 @@ def _find(state: RunState, key: str, index: int | None) -> tuple[PhaseState, Ite
     if phase is None or item is None:
         raise Refused(f"run {state.run} has no open phase {key if index is None else f'{key}:{index}'!r}")
     return phase, item
+
+
+def _must_have_ended(state: RunState) -> None:
+    if state.is_open:
+        raise Refused(f"run {state.run} is still in progress: what completed can be done again when it has ended")
 
 
 def _must_be_open(state: RunState) -> None:

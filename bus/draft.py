@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 
 from bus.events import (
     Event,
+    PhaseCancelled,
     PhaseCompleted,
     PhaseExpanded,
     PhaseFailed,
@@ -22,10 +23,11 @@ from bus.events import (
     RunFailed,
 )
 from bus.folding import Folding
-from bus.inputs import input_of, items_of
+from bus.inputs import input_of, is_wanted, items_of
+from bus.plan import WaitFor
 from bus.problem import Problem
 from bus.references import Unresolved
-from bus.run import SUCCEEDED, TERMINAL, Item, PhaseState, RunState
+from bus.run import TERMINAL, Item, PhaseState, RunState
 
 # Items of an `each` phase that are ready or under way at once, unless its width says less: one commit holds them all.
 WIDEST = 1_000
@@ -52,6 +54,12 @@ class Draft:
         """An item has ended: let the next one of a bounded `each` go, or end the phase, and see what follows."""
         phase = self.state.phases[key]
         if item.index is not None:
+            has_failed = phase.items[item.index].status == "failed"
+            if has_failed and self.state.plan.graph[key].phase.fail_fast:
+                left = [other.index for other in phase.items if other.status not in TERMINAL]
+                self.emit(
+                    *(PhaseCancelled(phase=key, item=index, reason=f"item {item.index} failed") for index in left)
+                )
             self._advance(phase.key)
             if self.state.phases[key].status not in TERMINAL:
                 return
@@ -70,10 +78,10 @@ class Draft:
             if phase.status != "pending":
                 continue
             needs = [self.state.phases[need] for need in self.state.plan.graph[key].needs]
-            lost = next((need for need in needs if need.status in TERMINAL and need.status not in SUCCEEDED), None)
+            lost = next((need for need in needs if need.status in TERMINAL and not need.lets_pass), None)
             if lost is not None:
                 self.emit(PhaseSkipped(phase=key, reason=f"{lost.key} {lost.status}"))
-            elif all(need.status in SUCCEEDED for need in needs):
+            elif all(need.lets_pass for need in needs):
                 self._open(key)
             if self.state.phases[key].status in TERMINAL:
                 frontier.extend(self.state.plan.graph[key].feeds)
@@ -81,6 +89,16 @@ class Draft:
 
     def _open(self, key: str) -> None:
         node = self.state.plan.graph[key]
+        try:
+            if not is_wanted(self.state, key):
+                self.emit(PhaseSkipped(phase=key, reason=f"not so: {node.phase.when}", lets_pass=True))
+                return
+        except Unresolved as error:
+            self.emit(PhaseFailed(phase=key, problem=Problem("unresolved", str(error), "configuration")))
+            return
+        if node.phase.signal is not None:
+            self._await_signal(key, node.phase.signal)
+            return
         if node.phase.approval is not None:
             expires_at = self.now + timedelta(seconds=node.phase.approval.expires_s)
             self.emit(PhaseWaiting(phase=key, expires_at=expires_at, prompt=node.phase.approval.prompt))
@@ -98,6 +116,14 @@ class Draft:
             self.emit(PhaseFailed(phase=key, problem=Problem("unresolved", str(error), "configuration")))
             return
         self._advance(key)
+
+    def _await_signal(self, key: str, awaited: WaitFor) -> None:
+        early = self.state.signals.get(awaited.signal)
+        if early is not None:
+            self.emit(PhaseCompleted(phase=key, output=early.raw))
+        else:
+            expires_at = self.now + timedelta(seconds=awaited.expires_s)
+            self.emit(PhaseWaiting(phase=key, expires_at=expires_at, signal=awaited.signal))
 
     def _advance(self, key: str) -> None:
         """Make pending items ready while there is room in the phase's width; end the phase after its last item."""
@@ -137,10 +163,10 @@ class Draft:
         state = self.state
         if state.open_phases or not state.is_open:
             return
-        if all(phase.status in SUCCEEDED for phase in state.phases.values()):
-            self.emit(RunCompleted())
+        if all(phase.lets_pass for phase in state.phases.values()):
+            self.emit(RunCompleted(failures=tuple(state.failures)))
             return
-        failed = [phase for phase in state.phases.values() if phase.status == "failed"]
+        failed = [phase for phase in state.phases.values() if phase.status == "failed" and not phase.lets_pass]
         stopped = [phase for phase in state.phases.values() if phase.status == "cancelled"]
         detail = "; ".join(
             [f"{phase.key}: {phase.problem}" for phase in failed] + [f"{p.key}: cancelled" for p in stopped]

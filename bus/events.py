@@ -21,8 +21,9 @@ COMMIT = "run.commit.v1"
 Instant = Annotated[datetime, msgspec.Meta(tz=True)]
 """A time that can be compared with any other: with its zone, in practice UTC."""
 
-Cause = Literal["error", "timed_out", "crashed", "frozen", "forgotten", "handed_back", "unclaimed"]
-"""How an attempt ended without a result: the handler raised, its deadline passed, its process died, stopped
+Cause = Literal["error", "timed_out", "silent", "crashed", "frozen", "forgotten", "handed_back", "unclaimed"]
+"""How an attempt ended without a result: the handler raised, its deadline passed, it said nothing of itself for too
+long, its process died, stopped
 answering, or no longer knows of it, a stopping process gave it back, or nobody ever took it."""
 
 
@@ -39,7 +40,9 @@ class RunStarted(_Event, frozen=True, tag="run.started.v1"):
 
 
 class RunCompleted(_Event, frozen=True, tag="run.completed.v1"):
-    """Every phase has completed or been approved."""
+    """Every phase has ended, and none that had to succeed did not. `failures` are the optional ones that failed."""
+
+    failures: tuple[str, ...] = ()
 
 
 class RunFailed(_Event, frozen=True, tag="run.failed.v1"):
@@ -56,11 +59,36 @@ class RunCancelled(_Event, frozen=True, tag="run.cancelled.v1"):
 
 
 class RunRedriven(_Event, frozen=True, tag="run.redriven.v1"):
-    """A finished run goes on: a new pass over `phases`, whatever was skipped because of them included."""
+    """A finished run goes on: a new pass over `phases`, whatever was skipped because of them included.
+
+    With `afresh` what had completed is done again too.
+    """
 
     by: str
     phases: tuple[str, ...]
     deadline_at: Instant
+    afresh: bool = False
+
+
+class RunPaused(_Event, frozen=True, tag="run.paused.v1"):
+    """Nothing more is taken until the run is resumed. What is under way goes on, and so do its deadlines."""
+
+    by: str
+    reason: str = ""
+
+
+class RunResumed(_Event, frozen=True, tag="run.resumed.v1"):
+    """Work is taken again. A PhaseReady for each item that waited comes with it: its wait in the queue begins anew."""
+
+    by: str
+
+
+class RunSignalled(_Event, frozen=True, tag="run.signalled.v1"):
+    """A signal came, and nothing waits for it yet: it is kept for the phase that will."""
+
+    signal: str
+    by: str
+    data: msgspec.Raw
 
 
 class PhaseExpanded(_Event, frozen=True, tag="phase.expanded.v1"):
@@ -101,12 +129,13 @@ class PhaseProgressed(_Event, frozen=True, tag="phase.progressed.v1"):
 
 
 class PhaseCompleted(_Event, frozen=True, tag="phase.completed.v1"):
-    """The attempt's result was accepted. Without an attempt: all items of an `each` phase are done."""
+    """The attempt's result was accepted. Without an attempt: all items are done, or the signal `by` somebody came."""
 
     phase: str
     attempt: int | None = None
     item: int | None = None
     output: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    by: str = ""
 
 
 class PhaseAttemptFailed(_Event, frozen=True, tag="phase.attempt_failed.v1"):
@@ -133,11 +162,12 @@ class PhaseFailed(_Event, frozen=True, tag="phase.failed.v1"):
 
 
 class PhaseWaiting(_Event, frozen=True, tag="phase.waiting.v1"):
-    """The gate is closed until somebody answers, or until `expires_at`."""
+    """The gate is closed until somebody answers, or `signal` comes, or until `expires_at`."""
 
     phase: str
     expires_at: Instant
     prompt: str = ""
+    signal: str = ""
 
 
 class PhaseApproved(_Event, frozen=True, tag="phase.approved.v1"):
@@ -149,17 +179,24 @@ class PhaseApproved(_Event, frozen=True, tag="phase.approved.v1"):
 
 
 class PhaseSkipped(_Event, frozen=True, tag="phase.skipped.v1"):
-    """Will not run, because of what happened to a phase it needs."""
+    """Will not run: because of a phase it needs, its condition, or its place, or because somebody said so.
+
+    With `lets_pass` what needs it goes on, with `output` if one was given in its place.
+    """
 
     phase: str
     reason: str
+    by: str = ""
+    lets_pass: bool = False
+    output: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
 class PhaseCancelled(_Event, frozen=True, tag="phase.cancelled.v1"):
-    """Was open when the run was stopped."""
+    """Was open when the run was stopped; or, with `item`, when another item failed for all of them."""
 
     phase: str
     reason: str = ""
+    item: int | None = None
 
 
 class ResultRefused(_Event, frozen=True, tag="phase.result_refused.v1"):
@@ -186,6 +223,9 @@ Known = (
     | RunFailed
     | RunCancelled
     | RunRedriven
+    | RunPaused
+    | RunResumed
+    | RunSignalled
     | PhaseExpanded
     | PhaseReady
     | PhaseStarted

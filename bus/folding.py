@@ -30,7 +30,10 @@ from bus.events import (
     RunCancelled,
     RunCompleted,
     RunFailed,
+    RunPaused,
     RunRedriven,
+    RunResumed,
+    RunSignalled,
     RunStarted,
 )
 from bus.problem import Problem
@@ -83,9 +86,15 @@ class Folding:
                 _end(state, "cancelled", at)
             case RunRedriven():
                 self._reopen(state, event)
+            case RunPaused():
+                state.paused_at, state.paused_by = at, event.by
+            case RunResumed():
+                state.paused_at, state.paused_by = None, ""
+            case RunSignalled():
+                state.signals = state.signals | {event.signal: Output(event.data)}
             case PhaseExpanded():
                 phase = self._phase(state, event.phase, at)
-                phase.items = [Item(index=index) for index in range(event.items)]
+                phase.items = [Item(index=index, attempt=phase.epoch) for index in range(event.items)]
                 phase.open_items = event.items
             case PhaseReady():
                 self._ready(state, event, at)
@@ -123,16 +132,22 @@ class Folding:
             case PhaseApproved():
                 phase = self._phase(state, event.phase, at)
                 phase.answered_by, phase.comment = event.by, event.comment
-                _close(state, phase, "approved", at)
+                _close(state, phase, "approved", at, lets_pass=True)
             case PhaseSkipped():
                 phase = self._phase(state, event.phase, at)
-                phase.reason = event.reason
-                _close(state, phase, "skipped", at)
+                phase.reason, phase.answered_by = event.reason, event.by
+                if event.output is not msgspec.UNSET:
+                    phase.output = Output(event.output)
+                _stop_items(phase, at)
+                _close(state, phase, "skipped", at, lets_pass=event.lets_pass)
+            case PhaseCancelled() if event.item is not None:
+                phase = self._phase(state, event.phase, at)
+                _put(phase, _cancelled(_item(phase, event.item), at))
+                phase.open_items -= 1
             case PhaseCancelled():
                 phase = self._phase(state, event.phase, at)
                 phase.reason = event.reason
-                phase.items = [item if item.status in TERMINAL else _cancelled(item, at) for item in phase.items]
-                phase.open_items = 0
+                _stop_items(phase, at)
                 _close(state, phase, "cancelled", at)
             case _:
                 # A start was read by `_born`, a refused result changes nothing, an unknown type is a newer version's.
@@ -164,9 +179,15 @@ class Folding:
             item = _touch(phase, _item(phase, event.item), ended_at=at)
             _put(phase, _with(item, status="completed", output=output, ended_at=at))
             phase.open_items -= 1
-        if event.item is None:
+        signal = state.plan.graph[event.phase].phase.signal
+        if signal is not None:
+            phase.answered_by = event.by
+            phase.output = Output(b"null" if event.output is msgspec.UNSET else event.output)
+            state.signals = {name: data for name, data in state.signals.items() if name != signal.signal}
+        elif event.item is None:
             phase.output = _output_of(phase)
-            _close(state, phase, "completed", at)
+        if event.item is None:
+            _close(state, phase, "completed", at, lets_pass=True)
 
     def _failed(self, state: RunState, event: PhaseFailed, at: datetime) -> None:
         phase = self._phase(state, event.phase, at)
@@ -178,7 +199,11 @@ class Folding:
             phase.open_items -= 1
         if event.item is None:
             phase.problem = event.problem
-            _close(state, phase, "failed", at)
+            is_optional = state.plan.graph[event.phase].phase.optional
+            if is_optional and phase.items and phase.items[0].index is not None:
+                # What did succeed is there for those that go on.
+                phase.output = _output_of(phase)
+            _close(state, phase, "failed", at, lets_pass=is_optional)
 
     def _reopen(self, state: RunState, event: RunRedriven) -> None:
         """A new pass: what failed is pending again, with its attempts kept; what completed stays."""
@@ -187,14 +212,15 @@ class Folding:
         state.passes += 1
         for key in event.phases:
             before = state.phases[key]
-            items = [
-                item
-                if item.status in SUCCEEDED
-                else _with(item, status="pending", problem=None, ended_at=None, earlier=len(item.attempts))
-                for item in before.items
-            ]
-            left = sum(1 for item in items if item.status not in SUCCEEDED)
-            state.phases[key] = PhaseState(key=key, items=items, open_items=left)
+            again = [item for item in before.items if event.afresh or item.status not in SUCCEEDED]
+            epoch = max((item.attempt for item in before.items), default=before.epoch)
+            if event.afresh and state.plan.graph[key].each is not None:
+                # What it goes over may be another list now; the numbers of its attempts go on.
+                state.phases[key] = PhaseState(key=key, epoch=epoch)
+            else:
+                anew = {item.index: _anew(item) for item in again}
+                items = [anew.get(item.index, item) for item in before.items]
+                state.phases[key] = PhaseState(key=key, items=items, open_items=len(again), epoch=epoch)
             self._owned.add(key)
             state.open_phases += 1
 
@@ -217,6 +243,15 @@ def _born(commit: Commit) -> RunState:
 
 def _with(item: Item, **changes: Any) -> Item:
     return replace(item, **changes)
+
+
+def _anew(item: Item) -> Item:
+    return _with(item, status="pending", problem=None, output=None, ended_at=None, earlier=len(item.attempts))
+
+
+def _stop_items(phase: PhaseState, at: datetime) -> None:
+    phase.items = [item if item.status in TERMINAL else _cancelled(item, at) for item in phase.items]
+    phase.open_items = 0
 
 
 def _cancelled(item: Item, at: datetime) -> Item:
@@ -251,10 +286,11 @@ def _output_of(phase: PhaseState) -> Output:
     return Output(b"[" + b",".join(outputs) + b"]")
 
 
-def _close(state: RunState, phase: PhaseState, status: Status, at: datetime) -> None:
-    phase.status, phase.ended_at = status, at
+def _close(state: RunState, phase: PhaseState, status: Status, at: datetime, *, lets_pass: bool = False) -> None:
+    phase.status, phase.ended_at, phase.lets_pass = status, at, lets_pass
     state.open_phases -= 1
 
 
 def _end(state: RunState, status: RunStatus, at: datetime, problem: Problem | None = None) -> None:
     state.status, state.ended_at, state.problem = status, at, problem
+    state.paused_at, state.paused_by = None, ""

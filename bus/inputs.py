@@ -6,7 +6,8 @@ from typing import Any
 
 import msgspec
 
-from bus.references import ITEM, RUN_INPUT, Unresolved, follow, resolve
+from bus.conditions import holds
+from bus.references import ABSENT, ITEM, RUN_INPUT, Unresolved, follow, resolve
 from bus.run import RunState
 from bus.subjects import Work
 
@@ -34,11 +35,19 @@ def input_of(state: RunState, key: str, index: int | None) -> Any:
     return resolve(node.phase.input, lambda root: element if root == ITEM else _root(state, root))
 
 
+def is_wanted(state: RunState, key: str) -> bool:
+    """Whether the phase's condition holds. Raises Unresolved."""
+    condition = state.plan.graph[key].phase.when
+    return condition is None or holds(condition, lambda root: _root(state, root))
+
+
 def items_of(state: RunState, key: str) -> list[Any]:
     """The list an `each` phase goes over. Raises Unresolved if it is not a list."""
     each = state.plan.graph[key].each
     assert each is not None, f"phase {key} has an each"
     elements = follow(each, lambda root: _root(state, root))
+    if elements is None and state.phases.get(each.root) is not None and state.phases[each.root].output is None:
+        return []
     if not isinstance(elements, list):
         raise Unresolved(f"{each.ref!r} is not a list, so there is nothing to do one by one: {elements!r:.60}")
     return elements
@@ -70,6 +79,8 @@ def work(state: RunState, key: str, index: int | None) -> Work:
 def _root(state: RunState, root: str) -> Any:
     if root == RUN_INPUT:
         return state.input.value
-    output = state.phases[root].output
-    assert output is not None, f"phase {root} has completed, the plan's graph sees to that"
-    return output.value
+    phase = state.phases[root]
+    if phase.output is None:
+        assert phase.lets_pass, f"phase {root} has ended, the plan's graph sees to that"
+        return ABSENT
+    return phase.output.value

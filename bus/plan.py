@@ -14,6 +14,7 @@ from typing import Any, Literal
 import msgspec
 
 from bus import subjects
+from bus.conditions import parse
 from bus.errors import InvalidName, PlanError
 from bus.references import ITEM, RUN_INPUT, Ref, references
 from bus.retry import RetryPolicy
@@ -33,13 +34,27 @@ class Approval(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, fo
     prompt: str = ""
 
 
+class WaitFor(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """A gate that a signal opens: what came with it is the phase's output. Past `expires_s` (1 week) it has failed.
+
+    A signal that came before the phase opened counts: nothing is lost by being early.
+    """
+
+    signal: str
+    expires_s: float = 7 * DAY_S
+
+
 class Phase(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
-    """One unit of a plan: work for a `capability`, or a gate (`approval`).
+    """One unit of a plan: work for a `capability`, or a gate (`approval`, `wait_for`).
 
     `key` is a name or a number, negative allowed. `each` makes one item of work per element of the list it refers
-    to, at most `width` of them (1,000 unless told) at a time. `timeout_s` bounds one attempt (otherwise the
-    capability's own bound does), `queue_timeout_s` the wait for somebody to take the work. Without `input` a handler
-    gets `{}`, or the item itself.
+    to, at most `width` of them (1,000 unless told) at a time; with `fail_fast` the first that fails ends the others.
+    Without `input` a handler gets `{}`, or the item itself. `when` is a condition (`bus.conditions`): where it does not
+    hold the phase is skipped, and what needs it goes on. `optional`: what needs it goes on even if it failed.
+
+    Four clocks: `queue_timeout_s` bounds the wait for somebody to take the work, `timeout_s` one attempt (otherwise
+    the capability's own bound does), `silence_timeout_s` how long a handler may say nothing of itself (unbounded
+    unless told), `total_timeout_s` the phase from its opening on, with all its attempts.
     """
 
     key: Key
@@ -52,6 +67,12 @@ class Phase(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fiel
     queue_timeout_s: float = DAY_S
     retry: RetryPolicy = RetryPolicy()
     approval: Approval | None = None
+    wait_for: WaitFor | str | None = None
+    when: str | None = None
+    optional: bool = False
+    fail_fast: bool = False
+    silence_timeout_s: float | None = None
+    total_timeout_s: float | None = None
 
     def __post_init__(self) -> None:
         # In builtins from here on: what is compared, stored and resolved is the JSON form.
@@ -63,10 +84,17 @@ class Phase(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fiel
             raise PlanError(f"phase {self.key!r}: input or after can't be written as JSON: {error}") from None
         msgspec.structs.force_setattr(self, "input", given)
         msgspec.structs.force_setattr(self, "after", after)
+        if isinstance(self.wait_for, str):
+            msgspec.structs.force_setattr(self, "wait_for", WaitFor(self.wait_for))
 
     @property
     def name(self) -> str:
         return str(self.key)
+
+    @property
+    def signal(self) -> WaitFor | None:
+        """What the phase waits for, if it is a gate that a signal opens."""
+        return self.wait_for if isinstance(self.wait_for, WaitFor) else None
 
 
 class Plan(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True, dict=True):
@@ -178,18 +206,32 @@ def _by_key(plan: Plan) -> dict[str, Phase]:
 
 def _check_phase(plan: Plan, key: str, phase: Phase) -> None:
     where = f"plan {plan.name!r}, phase {key!r}"
-    if (phase.capability is None) == (phase.approval is None):
-        raise PlanError(f"{where}: give it either a capability or an approval")
+    if sum(each is not None for each in (phase.capability, phase.approval, phase.wait_for)) != 1:
+        raise PlanError(f"{where}: give it one of a capability, an approval and a wait_for")
     if phase.capability is not None:
         try:
             subjects.capability(phase.capability)
         except InvalidName as error:
             raise PlanError(f"{where}: {error}") from None
-    if phase.approval is not None and (phase.each is not None or phase.input is not None):
-        raise PlanError(f"{where}: an approval has no input and no each")
+    if phase.capability is None and (phase.each is not None or phase.input is not None):
+        raise PlanError(f"{where}: a gate has no input and no each")
+    if phase.fail_fast and phase.each is None:
+        raise PlanError(f"{where}: fail_fast goes with each")
+    if phase.signal is not None:
+        try:
+            subjects.name(phase.signal.signal, "signal")
+        except InvalidName as error:
+            raise PlanError(f"{where}: {error}") from None
     if phase.width is not None and (phase.each is None or phase.width < 1):
         raise PlanError(f"{where}: width is {phase.width}, it must be 1 or more and goes with each")
-    bounds = {"timeout_s": phase.timeout_s, "queue_timeout_s": phase.queue_timeout_s}
+    bounds = {
+        "timeout_s": phase.timeout_s,
+        "queue_timeout_s": phase.queue_timeout_s,
+        "silence_timeout_s": phase.silence_timeout_s,
+        "total_timeout_s": phase.total_timeout_s,
+    }
+    if phase.signal is not None:
+        bounds["wait_for.expires_s"] = phase.signal.expires_s
     if phase.approval is not None:
         bounds["approval.expires_s"] = phase.approval.expires_s
     for field, bound in bounds.items():
@@ -206,12 +248,16 @@ def _needs(plan: Plan, phase: Phase, phases: dict[str, Phase]) -> dict[str, None
             raise PlanError(f"{where}: after names {key!r}, but there is no such phase")
         needs[key] = None
     each = _each(phase)
-    for reference in [*([each] if each else []), *references(phase.input)]:
+    try:
+        asked = [comparison.ref for comparison in parse(phase.when)] if phase.when is not None else []
+    except ValueError as error:
+        raise PlanError(f"{where}: when: {error}") from None
+    for reference in [*([each] if each else []), *asked, *references(phase.input)]:
         if reference.root in phases and phases[reference.root].approval is not None:
             raise PlanError(f"{where}: reference {reference.ref!r} leads to {reference.root!r}, a gate without output")
         if reference.root in phases:
             needs[reference.root] = None
-        elif reference.root == ITEM and (phase.each is None or reference is each):
+        elif reference.root == ITEM and (phase.each is None or reference is each or reference in asked):
             raise PlanError(f"{where}: reference {reference.ref!r} needs an each")
         elif reference.root not in (RUN_INPUT, ITEM):
             raise PlanError(

@@ -34,6 +34,10 @@ def ref(path: str) -> Ref:
     return Ref(path)
 
 
+ABSENT = object()
+"""The data of a phase that what needs it goes on without."""
+
+
 class Unresolved(Exception):
     """A reference leads nowhere in this run's data."""
 
@@ -65,8 +69,10 @@ def resolve(template: object, root: Callable[[str], Any]) -> Any:
 
 
 def follow(reference: Ref, root: Callable[[str], Any]) -> Any:
-    """What one reference points to. Raises Unresolved."""
+    """What one reference points to: null, at any depth, in what was skipped. Raises Unresolved."""
     value = root(reference.root)
+    if value is ABSENT:
+        return None
     for step in reference.steps:
         try:
             value = value[_index(step)] if isinstance(value, list) else value[step]

@@ -102,7 +102,7 @@ def delay_s(policy: RetryPolicy, problem: Problem, earlier: Iterable[Problem], *
 def _kind(problem: Problem) -> str:
     if problem.code == "handed_back":
         return problem.code
-    return "lost" if problem.code in {"lost", "timed_out"} else problem.error_class
+    return "lost" if problem.code in {"lost", "timed_out", "silent"} else problem.error_class
 
 
 def _allowance(policy: RetryPolicy, kind: str) -> tuple[int, float]:

@@ -76,7 +76,11 @@ class Item(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PhaseState(msgspec.Struct, kw_only=True):
-    """One phase of a run. `items` holds one entry for a plain phase, one per element for an `each` phase."""
+    """One phase of a run. `items` holds one entry for a plain phase, one per element for an `each` phase.
+
+    `lets_pass`: it has ended, and what needs it goes on, because it succeeded, or does not have to.
+    `epoch` is the highest number an attempt had before this pass.
+    """
 
     key: str
     status: Status = "pending"
@@ -90,6 +94,8 @@ class PhaseState(msgspec.Struct, kw_only=True):
     reason: str = ""
     problem: Problem | None = None
     output: Output | None = None
+    lets_pass: bool = False
+    epoch: int = 0
 
     def item(self, index: int | None) -> Item | None:
         """The item with that index (None for a plain phase), if it has been opened."""
@@ -100,7 +106,10 @@ class PhaseState(msgspec.Struct, kw_only=True):
 
 
 class RunState(msgspec.Struct, kw_only=True):
-    """A run as of `position`. `open_phases` counts those that have not ended; `passes` counts from 1."""
+    """A run as of `position`. `open_phases` counts those that have not ended; `passes` counts from 1.
+
+    `signals` are those that came before anything waited for them. While `paused_at` is set nothing is taken.
+    """
 
     run: str
     plan: Plan
@@ -116,6 +125,14 @@ class RunState(msgspec.Struct, kw_only=True):
     position: int = 0
     ended_at: datetime | None = None
     problem: Problem | None = None
+    paused_at: datetime | None = None
+    paused_by: str = ""
+    signals: dict[str, Output] = msgspec.field(default_factory=dict)
+
+    @property
+    def failures(self) -> list[str]:
+        """The phases that failed and were let pass."""
+        return [phase.key for phase in self.phases.values() if phase.status == "failed" and phase.lets_pass]
 
     @property
     def is_open(self) -> bool:

@@ -12,11 +12,11 @@ from typing import Literal
 
 import msgspec
 
-from bus.commands import Answer, Command, Expire, Fail
+from bus.commands import Answer, Command, Expire, Fail, GiveUp
 from bus.problem import Problem
-from bus.run import RunState
+from bus.run import TERMINAL, RunState
 
-Kind = Literal["dispatch", "unclaimed", "deadline", "expiry", "run"]
+Kind = Literal["dispatch", "unclaimed", "deadline", "expiry", "total", "run"]
 
 # A worker ends its attempt itself; this much later it is taken from it.
 _SLACK = timedelta(seconds=2)
@@ -48,8 +48,10 @@ class Timer(msgspec.Struct, frozen=True, order=True):
                 return Fail(self.phase, self.item, self.attempt, holder, problem, "timed_out", "deadline passed")
             case "expiry":
                 approval = state.plan.graph[self.phase].phase.approval
-                assert approval is not None, "only gates expire"
-                return Answer(self.phase, approval.on_expiry == "approve", "expiry", expired=True)
+                opens = approval is not None and approval.on_expiry == "approve"
+                return Answer(self.phase, opens, "expiry", expired=True)
+            case "total":
+                return GiveUp(self.phase)
             case "run":
                 return Expire()
 
@@ -62,13 +64,16 @@ def armed(state: RunState) -> Iterator[Timer]:
     for phase in state.phases.values():
         if phase.status == "waiting" and phase.expires_at is not None:
             yield Timer(phase.expires_at, "expiry", phase.key)
+        total_s = state.plan.graph[phase.key].phase.total_timeout_s
+        if total_s is not None and phase.opened_at is not None and phase.status not in TERMINAL:
+            yield Timer(phase.opened_at + timedelta(seconds=total_s), "total", phase.key)
         if phase.status not in {"ready", "in_progress"}:
             continue
         queue = timedelta(seconds=state.plan.graph[phase.key].phase.queue_timeout_s)
         for item in phase.items:
             if item.holder is not None:
                 yield Timer(item.holder.deadline_at + _SLACK, "deadline", phase.key, item.index, item.attempt)
-            elif item.status == "ready" and item.ready_at is not None:
+            elif item.status == "ready" and item.ready_at is not None and state.paused_at is None:
                 yield Timer(item.ready_at, "dispatch", phase.key, item.index, item.attempt)
                 yield Timer(item.ready_at + queue, "unclaimed", phase.key, item.index, item.attempt)
 

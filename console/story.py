@@ -19,7 +19,10 @@ from bus.events import (
     RunCancelled,
     RunCompleted,
     RunFailed,
+    RunPaused,
     RunRedriven,
+    RunResumed,
+    RunSignalled,
     RunStarted,
     UnknownEvent,
 )
@@ -39,13 +42,19 @@ def _said(event: Event) -> str:
         case RunStarted():
             return f"plan {event.plan.name} {event.plan.version}, input {to_json(event.input)}"
         case RunCompleted():
-            return ""
+            return f"without {', '.join(event.failures)}" if event.failures else ""
         case RunFailed():
             return str(event.problem)
         case RunCancelled():
             return f"by {event.by}{_because(event.reason)}"
         case RunRedriven():
             return f"by {event.by}: {', '.join(event.phases)}"
+        case RunPaused():
+            return f"by {event.by}{_because(event.reason)}"
+        case RunResumed():
+            return f"by {event.by}"
+        case RunSignalled():
+            return f"{event.signal} by {event.by}: {to_json(event.data)}"
         case PhaseExpanded():
             return f"{event.phase}: {event.items} items"
         case PhaseReady():
@@ -56,11 +65,9 @@ def _said(event: Event) -> str:
         case PhaseProgressed():
             return f"{_attempt(event)}: {event.fraction:.0%}{_because(event.note)}"
         case PhaseCompleted():
-            return (
-                f"{_place(event)}: all items"
-                if event.attempt is None
-                else f"{_attempt(event)}: {to_json(event.output)}"
-            )
+            if event.attempt is not None:
+                return f"{_attempt(event)}: {to_json(event.output)}"
+            return f"{event.phase}: {to_json(event.output)}" if event.output else f"{event.phase}: all items"
         case PhaseAttemptFailed():
             return f"{_attempt(event)} {event.cause}: {event.problem}"
         case PhaseFailed():
@@ -69,8 +76,10 @@ def _said(event: Event) -> str:
             return f"{event.phase}, until {event.expires_at:%Y-%m-%d %H:%M:%S}{_because(event.prompt)}"
         case PhaseApproved():
             return f"{event.phase} by {event.by}{_because(event.comment)}"
-        case PhaseSkipped() | PhaseCancelled():
+        case PhaseSkipped():
             return f"{event.phase}{_because(event.reason)}"
+        case PhaseCancelled():
+            return f"{_place(event)}{_because(event.reason)}"
         case ResultRefused():
             return f"{_attempt(event)} of {event.instance} {event.outcome}: {event.reason}"
         case UnknownEvent():
@@ -84,6 +93,7 @@ def _place(
     | PhaseCompleted
     | PhaseAttemptFailed
     | PhaseFailed
+    | PhaseCancelled
     | ResultRefused,
 ) -> str:
     return event.phase if event.item is None else f"{event.phase}:{event.item}"

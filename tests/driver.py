@@ -14,9 +14,11 @@ from bus.envelope import decode, encode, envelope
 from bus.errors import Refused
 from bus.events import Cause, Commit, Event
 from bus.folding import evolve
+from bus.inputs import order
 from bus.plan import Phase, Plan
 from bus.problem import Problem
 from bus.run import Item, RunState
+from bus.timers import armed
 
 BEGAN_AT = datetime(2026, 1, 1, tzinfo=UTC)
 RUN = "run-1"
@@ -29,12 +31,19 @@ HANDED_BACK = Problem("handed_back", "the process was stopped", "transient")
 class Driver:
     """One run of a plan made of `phases`, begun at once; keeps every commit, and the state after the last one."""
 
-    def __init__(self, *phases: Phase, input: object = None, timeout_s: float = 3600.0) -> None:
+    def __init__(
+        self,
+        *phases: Phase,
+        input: object = None,
+        timeout_s: float = 3600.0,
+        first: str | None = None,
+        last: str | None = None,
+    ) -> None:
         self.now = BEGAN_AT
         self.commits: list[Commit] = []
         self._state: RunState | None = None
         plan = Plan("plan", phases=list(phases), timeout_s=timeout_s)
-        self.do(Begin(plan, msgspec.Raw(msgspec.json.encode(input))))
+        self.do(Begin(plan, msgspec.Raw(msgspec.json.encode(input)), first, last))
 
     @property
     def state(self) -> RunState:
@@ -80,6 +89,29 @@ class Driver:
             assert self.state is before
             return refused.reason
         raise AssertionError(f"{command} was not refused, but led to {happened}")
+
+    def given(self, phase: str, item: int | None = None) -> object:
+        """What the handler of the current attempt gets."""
+        return order(self.state, phase, item).input
+
+    def fire_due(self) -> list[str]:
+        """Do what the timers say that are due, one after the other; returns their kinds."""
+        fired = []
+        while True:
+            due = [timer for timer in sorted(armed(self.state)) if timer.at <= self.now]
+            command = next((timer.command(self.state) for timer in due if timer.kind != "dispatch"), None)
+            if command is None:
+                return fired
+            fired.append(next(timer.kind for timer in due if timer.kind != "dispatch"))
+            self.do(command)
+
+    def taking(self, phase: str, item: int | None = None) -> Take:
+        """The command that takes the current attempt."""
+        capability = self.state.plan.graph[phase].phase.capability or ""
+        return Take(phase, item, self.item(phase, item).attempt, capability, "agent", "one", 60.0)
+
+    def answering(self, phase: str) -> Answer:
+        return Answer(phase, True, "ann")
 
     def take(
         self, phase: str, item: int | None = None, *, instance: str = "one", timeout_s: float = 60.0

@@ -31,7 +31,10 @@ from bus.events import (
     RunCancelled,
     RunCompleted,
     RunFailed,
+    RunPaused,
     RunRedriven,
+    RunResumed,
+    RunSignalled,
     RunStarted,
     body,
     type_of,
@@ -76,10 +79,16 @@ EVENTS: dict[str, Sequence[Event]] = {
     type_of(events[0]): events
     for events in (
         [RunStarted(plan=PLAN, input=msgspec.Raw(b'{"path":"src"}'), deadline_at=LATER)],
-        [RunCompleted()],
+        [RunCompleted(failures=("write",)), RunCompleted()],
         [RunFailed(problem=PROBLEM), RunFailed(problem=BARE)],
         [RunCancelled(by="ann", reason="wrong branch"), RunCancelled(by="ann")],
-        [RunRedriven(by="ann", phases=("write", "review"), deadline_at=LATER)],
+        [
+            RunRedriven(by="ann", phases=("write", "review"), deadline_at=LATER, afresh=True),
+            RunRedriven(by="ann", phases=("write", "review"), deadline_at=LATER),
+        ],
+        [RunPaused(by="ann", reason="deploy"), RunPaused(by="ann")],
+        [RunResumed(by="ann")],
+        [RunSignalled(signal="go", by="ann", data=msgspec.Raw(b'{"until":5}'))],
         [PhaseExpanded(phase="-8", items=2)],
         [PhaseReady(phase="-8", item=0, attempt=2, due_at=LATER), PhaseReady(phase="collect", attempt=1)],
         [
@@ -94,6 +103,7 @@ EVENTS: dict[str, Sequence[Event]] = {
             PhaseCompleted(phase="-8", item=0, attempt=2, output=msgspec.Raw(b'{"lines": 3}')),
             PhaseCompleted(phase="collect", attempt=1, output=msgspec.Raw(b"null")),
             PhaseCompleted(phase="-8"),
+            PhaseCompleted(phase="go", output=msgspec.Raw(b'{"until":5}'), by="ann"),
         ],
         [
             PhaseAttemptFailed(
@@ -111,10 +121,18 @@ EVENTS: dict[str, Sequence[Event]] = {
         [
             PhaseWaiting(phase="review", expires_at=LATER, prompt="good? ✓"),
             PhaseWaiting(phase="review", expires_at=LATER),
+            PhaseWaiting(phase="go", expires_at=LATER, signal="go"),
         ],
         [PhaseApproved(phase="review", by="ann", comment="fine"), PhaseApproved(phase="review", by="ann")],
-        [PhaseSkipped(phase="write", reason="-8 failed")],
-        [PhaseCancelled(phase="write", reason="by ann"), PhaseCancelled(phase="write")],
+        [
+            PhaseSkipped(phase="write", reason="known", by="ann", lets_pass=True, output=msgspec.Raw(b"{}")),
+            PhaseSkipped(phase="write", reason="-8 failed"),
+        ],
+        [
+            PhaseCancelled(phase="-8", item=1, reason="item 0 failed"),
+            PhaseCancelled(phase="write", reason="by ann"),
+            PhaseCancelled(phase="write"),
+        ],
         [
             ResultRefused(
                 phase="-8",

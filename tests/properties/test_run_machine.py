@@ -16,7 +16,23 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from bus import dead, inputs
-from bus.commands import Answer, Begin, Cancel, Command, Complete, Expire, Fail, Progress, Redrive, Take
+from bus.commands import (
+    Answer,
+    Begin,
+    Cancel,
+    Command,
+    Complete,
+    Expire,
+    Fail,
+    GiveUp,
+    Pause,
+    Progress,
+    Redrive,
+    Resume,
+    Signal,
+    Skip,
+    Take,
+)
 from bus.decide import decide
 from bus.errors import Refused
 from bus.events import (
@@ -33,7 +49,7 @@ from bus.events import (
     body,
 )
 from bus.folding import Folding, evolve, fold
-from bus.plan import Approval, Phase, Plan
+from bus.plan import Approval, Phase, Plan, WaitFor
 from bus.problem import Problem
 from bus.references import ref
 from bus.retry import RetryPolicy
@@ -50,6 +66,8 @@ OUTPUTS = [*FITTING * 2, b"null", b'"text"', b"[]", b'{"list":{"n":0}}']
 INSTANCES = ["one", "two", ""]
 CAUSES: list[Cause] = ["error", "timed_out", "crashed", "frozen", "forgotten", "handed_back", "unclaimed"]
 POLICIES = [RetryPolicy(), RetryPolicy(transient=1, dependency=0, unknown=0, lost=0), RetryPolicy(lost=1, max_s=0.0)]
+
+SIGNALS = st.sampled_from(["go", "stop"])
 
 problems = st.one_of(
     st.sampled_from(
@@ -79,20 +97,38 @@ def plans(draw: st.DrawFn) -> Plan:
         earlier = [phase.key for phase in phases]
         after = draw(st.lists(st.sampled_from(earlier), max_size=2, unique=True)) if earlier else []
         source = f"{draw(st.sampled_from(['input', *with_output]))}.list"
-        kind = draw(st.sampled_from(["plain", "plain", "each", "each", "gate"]))
+        kind = draw(st.sampled_from(["plain", "plain", "each", "each", "gate", "signal"]))
+        tolerant: Any = {
+            "optional": draw(st.booleans()),
+            "when": draw(st.sampled_from([None, None, source, f"not {source}", f"{source} == []"])),
+            "total_timeout_s": draw(st.sampled_from([None, 40.0])),
+        }
+        if kind == "signal":
+            phases.append(Phase(key, after=after, wait_for=WaitFor(draw(SIGNALS), 60.0), **tolerant))
+            with_output.append(str(key))
+            continue
         if kind == "gate":
             on_expiry: Any = draw(st.sampled_from(["reject", "approve"]))
-            phases.append(Phase(key, after=after, approval=Approval(expires_s=60.0, on_expiry=on_expiry)))
+            phases.append(Phase(key, after=after, approval=Approval(expires_s=60.0, on_expiry=on_expiry), **tolerant))
             continue
         retry, queue_s = draw(st.sampled_from(POLICIES)), draw(st.sampled_from([30.0, 3600.0]))
         if kind == "plain":
             given = draw(st.sampled_from([None, None, {"x": ref(source)}]))
-            phase = Phase(key, "do", input=given, after=after, retry=retry, queue_timeout_s=queue_s)
+            phase = Phase(key, "do", input=given, after=after, retry=retry, queue_timeout_s=queue_s, **tolerant)
         else:
             given = draw(st.sampled_from([None, None, {"x": ref("item")}, {"x": [ref("item.n")]}, {"x": ref(source)}]))
             width = draw(st.sampled_from([None, 1, 2]))
             phase = Phase(
-                key, "do", given, each=ref(source), width=width, after=after, retry=retry, queue_timeout_s=queue_s
+                key,
+                "do",
+                given,
+                each=ref(source),
+                width=width,
+                after=after,
+                retry=retry,
+                queue_timeout_s=queue_s,
+                fail_fast=draw(st.booleans()),
+                **tolerant,
             )
         phases.append(phase)
         with_output.append(str(key))
@@ -111,8 +147,13 @@ commands: st.SearchStrategy[Command] = st.one_of(
     st.builds(Fail, keys, items, attempts, instances, problems, st.sampled_from(CAUSES)),
     st.builds(Progress, keys, items, attempts, instances, st.floats(), st.just("note")),
     st.builds(Answer, keys, st.booleans(), st.just("ann"), expired=st.booleans()),
-    st.builds(Redrive, st.just("ann"), st.lists(keys, max_size=2).map(tuple)),
-    st.builds(Begin, plans(), raws),
+    st.builds(Redrive, st.just("ann"), st.lists(keys, max_size=2).map(tuple), st.booleans()),
+    st.builds(Skip, keys, st.just("ann"), output=st.one_of(st.just(msgspec.UNSET), raws)),
+    st.builds(Signal, SIGNALS, st.just("ann"), raws),
+    st.builds(GiveUp, keys),
+    st.just(Pause("ann")),
+    st.just(Resume("ann")),
+    st.builds(Begin, plans(), raws, st.one_of(st.none(), keys), st.one_of(st.none(), keys)),
     st.just(Cancel("ann")),
     st.just(Expire()),
 )
@@ -158,6 +199,8 @@ class RunMachine(RuleBasedStateMachine):
             if not choices:
                 return
             key, item = choices[number % len(choices)]
+            if self.state.paused_at is not None:
+                assert self.fire(Resume("ann"))
             assert self.fire(self.next_command(key, item, instance, outcome))
 
     def open_places(self) -> Iterator[tuple[str, Item | None]]:
@@ -170,6 +213,9 @@ class RunMachine(RuleBasedStateMachine):
         self, key: str, item: Item | None, instance: str, outcome: msgspec.Raw | Problem | None
     ) -> Command:
         if item is None:
+            awaited = self.state.plan.graph[key].phase.signal
+            if awaited is not None:
+                return Signal(awaited.signal, "ann", outcome if isinstance(outcome, msgspec.Raw) else msgspec.Raw(b"1"))
             return Answer(key, not isinstance(outcome, Problem), "ann")
         if item.holder is None:
             return Take(key, item.index, item.attempt, _capability(self.state, key), "agent", instance, 60.0)
@@ -203,9 +249,15 @@ class RunMachine(RuleBasedStateMachine):
     @precondition(lambda self: not self.state.is_open and self.state.status != "completed")
     @rule(data=st.data(), some=st.booleans())
     def redrive(self, data: st.DataObject, some: bool) -> None:
-        left = [key for key, status in self.statuses().items() if status not in SUCCEEDED]
+        left = [key for key, phase in self.state.phases.items() if not phase.lets_pass]
         chosen = data.draw(st.lists(st.sampled_from(left), unique=True)) if some else []
         assert self.fire(Redrive("ann", tuple(chosen)))
+
+    @precondition(lambda self: not self.state.is_open)
+    @rule(data=st.data())
+    def do_again(self, data: st.DataObject) -> None:
+        chosen = data.draw(st.lists(st.sampled_from(list(self.state.phases)), unique=True))
+        assert self.fire(Redrive("ann", tuple(chosen), afresh=True))
 
     @rule(seconds=st.sampled_from([0.001, 1.0, 61.0, 4000.0]))
     def wait(self, seconds: float) -> None:
@@ -247,8 +299,10 @@ class RunMachine(RuleBasedStateMachine):
             before = {key: (phase.status, list(phase.items)) for key, phase in folding.state.phases.items()}
             folding.apply([event], self.now)
             self.watch_attempts(event, folding.state.passes)
-            # A redrive opens again what did not succeed; nothing else opens what has ended.
-            final = SUCCEEDED if isinstance(event, RunRedriven) else TERMINAL
+            # A redrive opens again what did not succeed, or what it names; nothing else opens what has ended.
+            final = TERMINAL
+            if isinstance(event, RunRedriven):
+                final = frozenset() if event.afresh else SUCCEEDED
             for key, (status, were) in before.items():
                 phase = folding.state.phases[key]
                 assert status not in final or phase.status == status, f"{key} was {status}, is {phase.status}"
@@ -258,7 +312,9 @@ class RunMachine(RuleBasedStateMachine):
     def watch_attempts(self, event: Event, passes: int) -> None:
         match event:
             case PhaseReady(phase=phase, item=item, attempt=attempt):
-                assert attempt == self.attempts.get((phase, item), 0) + 1, "attempts count from 1, one by one"
+                latest = self.attempts.get((phase, item), 0)
+                waited = self.state.paused_at is not None and attempt == latest
+                assert waited or attempt > latest, "an attempt's number is used once"
                 self.attempts[phase, item] = attempt
             case (
                 PhaseStarted(phase=phase, item=item, attempt=attempt)
@@ -276,7 +332,7 @@ class RunMachine(RuleBasedStateMachine):
             return False
         node = self.state.plan.graph[event.phase]
         is_sum = event.item is None and node.each is not None and event.problem.code in {"items_failed", "expired"}
-        return node.phase.approval is None and not is_sum
+        return node.phase.capability is not None and not is_sum
 
     def statuses(self) -> dict[str, str]:
         return {key: phase.status for key, phase in self.state.phases.items()}
@@ -295,7 +351,8 @@ class RunMachine(RuleBasedStateMachine):
     def a_run_is_what_its_phases_are(self) -> None:
         statuses = set(self.statuses().values())
         assert self.state.is_open == bool(statuses - TERMINAL)
-        assert (self.state.status == "completed") == (statuses <= SUCCEEDED)
+        assert (self.state.status == "completed") == all(phase.lets_pass for phase in self.state.phases.values())
+        assert all(phase.lets_pass for phase in self.state.phases.values() if phase.status in SUCCEEDED)
         assert (self.state.status == "failed") == (self.state.problem is not None)
         assert self.state.is_open == (self.state.ended_at is None)
 
@@ -337,6 +394,8 @@ class RunMachine(RuleBasedStateMachine):
         assert under_way == width or not counts["pending"], "an item waits although there is room"
         for item in phase.items:
             where = (phase.key, item.index)
+            if item.status == "ready" and self.state.paused_at is not None:
+                continue
             if item.status == "ready":
                 assert inputs.order(self.state, *where).attempt == item.attempt
                 assert (*where, "unclaimed") in timers
@@ -372,7 +431,11 @@ class RunMachine(RuleBasedStateMachine):
         raise AssertionError(f"a run ends {sentence}")
 
     def next_step(self, state: RunState, now: datetime) -> tuple[Command, datetime]:
+        if state.paused_at is not None:
+            return Resume("ann"), now
         for phase in state.phases.values():
+            if phase.status == "waiting" and (awaited := state.plan.graph[phase.key].phase.signal) is not None:
+                return Signal(awaited.signal, "ann", msgspec.Raw(b"{}")), now
             if phase.status == "waiting":
                 return Answer(phase.key, True, "ann"), now
             for item in phase.items:
