@@ -62,6 +62,7 @@ class Subjects:
         self.namespace = name(namespace, "namespace")
         self.stream = namespace.upper()
         self.work_stream = f"{self.stream}_WORK"
+        self.payloads_bucket = f"{self.stream}_PAYLOADS"
         self.leases_bucket = f"{self.stream}_LEASES"
         self.runs = f"{namespace}.run.*"
         self.dead_letters = f"{namespace}.dead.*"

@@ -14,6 +14,7 @@ RULES = [
     "bus.events",
     "bus.folding",
     "bus.inputs",
+    "bus.payload",
     "bus.plan",
     "bus.problem",
     "bus.references",

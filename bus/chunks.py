@@ -1,0 +1,94 @@
+"""The chunks of objects: bytes of any size as messages on a subject of their own, in order.
+
+Each upload has a subject of its own, so one that was broken off is in nobody's way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, suppress
+from datetime import datetime
+from secrets import token_hex
+
+from bus import direct
+from bus.connection import Connection
+from bus.errors import BusError, Unavailable
+from bus.streams import info, purge, store
+
+_CHUNK_BYTES = 256 * 1024
+# Of all uploads together: 2 MiB on their way keep the server busy, and let other messages through in between.
+_ON_THE_WAY = 8
+
+
+class Chunks:
+    """The chunks in one bucket; an upload is known by its nuid."""
+
+    def __init__(self, connection: Connection, bucket: str, timeout_s: float) -> None:
+        self._connection = connection
+        self._stream = f"OBJ_{bucket}"
+        self._prefix = f"$O.{bucket}.C."
+        self._timeout_s = timeout_s
+        self._line = asyncio.Semaphore(_ON_THE_WAY)
+
+    @property
+    def size_bytes(self) -> int:
+        """How large each is, apart from the last of an upload."""
+        return min(_CHUNK_BYTES, self._connection.max_payload // 2)
+
+    async def upload(self, content: bytes) -> str:
+        """Store them all, each acknowledged; returns the nuid. What a failed upload leaves is removed if possible.
+
+        Raises Unavailable, NoResponders, Misconfigured.
+        """
+        nuid = token_hex(11)
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [
+                    group.create_task(self._send(nuid, content, begin))
+                    for begin in range(0, len(content), self.size_bytes)
+                ]
+        except BaseException as error:  # noqa: BLE001 - it is raised again
+            # A disk that is full would only get fuller; what can't be removed now is found by the collection.
+            with suppress(BusError):
+                await self.remove(nuid)
+            raise error.exceptions[0] if isinstance(error, ExceptionGroup) else error from None
+        positions = [task.result() for task in tasks]
+        if positions != sorted(positions):
+            raise Unavailable(f"the chunks on {self._prefix}{nuid} were not stored in the order they were sent")
+        return nuid
+
+    async def read(self, nuid: str) -> AsyncGenerator[bytes, None]:
+        """Those of an upload, in order. Raises Unavailable."""
+        read = direct.read(self._connection, self._stream, self._prefix + nuid, timeout_s=self._timeout_s)
+        async with aclosing(read) as messages:
+            async for message in messages:
+                yield message.data
+
+    async def began_at(self, nuid: str) -> datetime | None:
+        """When the first came, by the server's clock; None if there is none."""
+        read = direct.read(self._connection, self._stream, self._prefix + nuid, timeout_s=self._timeout_s)
+        async with aclosing(read) as messages:
+            async for message in messages:
+                return message.at
+        return None
+
+    async def ended_at(self, nuid: str) -> datetime | None:
+        """When the newest came, by the server's clock; None if there is none."""
+        message = await direct.last(self._connection, self._stream, self._prefix + nuid, timeout_s=self._timeout_s)
+        return message.at if message is not None else None
+
+    async def count(self) -> dict[str, int]:
+        """How many there are of each upload, those that became no object included. Raises NotFound: no bucket."""
+        there = await info(self._connection, self._stream, self._timeout_s, subjects=f"{self._prefix}*")
+        return {subject.removeprefix(self._prefix): count for subject, count in there.subjects.items()}
+
+    async def remove(self, nuid: str) -> None:
+        """Raises Unavailable, NotFound: no bucket."""
+        await purge(self._connection, self._stream, self._prefix + nuid, self._timeout_s)
+
+    async def _send(self, nuid: str, content: bytes, begin: int) -> int:
+        # All go through one line, one after the other, and so they are stored in order.
+        async with self._line:
+            chunk = content[begin : begin + self.size_bytes]
+            return await store(self._connection, self._prefix + nuid, chunk, timeout_s=self._timeout_s)
