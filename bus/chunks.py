@@ -43,19 +43,13 @@ class Chunks:
         """
         nuid = token_hex(11)
         try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [
-                    group.create_task(self._send(nuid, content, begin))
-                    for begin in range(0, len(content), self.size_bytes)
-                ]
-        except BaseException as error:  # noqa: BLE001 - it is raised again
-            # A disk that is full would only get fuller; what can't be removed now is found by the collection.
-            with suppress(BusError):
-                await self.remove(nuid)
-            raise error.exceptions[0] if isinstance(error, ExceptionGroup) else error from None
-        positions = [task.result() for task in tasks]
-        if positions != sorted(positions):
-            raise Unavailable(f"the chunks on {self._prefix}{nuid} were not stored in the order they were sent")
+            failure = await self._send_all(self._prefix + nuid, content)
+        except BaseException:
+            await self._give_up(nuid)
+            raise
+        if failure is not None:
+            await self._give_up(nuid)
+            raise failure
         return nuid
 
     async def read(self, nuid: str) -> AsyncGenerator[bytes, None]:
@@ -87,8 +81,32 @@ class Chunks:
         """Raises Unavailable, NotFound: no bucket."""
         await purge(self._connection, self._stream, self._prefix + nuid, self._timeout_s)
 
-    async def _send(self, nuid: str, content: bytes, begin: int) -> int:
-        # All go through one line, one after the other, and so they are stored in order.
-        async with self._line:
-            chunk = content[begin : begin + self.size_bytes]
-            return await store(self._connection, self._prefix + nuid, chunk, timeout_s=self._timeout_s)
+    async def _send_all(self, subject: str, content: bytes) -> BusError | None:
+        """Send them all, several at a time; returns the first failure, when nothing is under way any more."""
+        size = self.size_bytes
+        positions = [0] * -(-len(content) // size)
+        failures: list[BusError] = []
+
+        async def send(number: int) -> None:
+            # All go through one line, one after the other, and so they are stored in order.
+            async with self._line:
+                if failures:
+                    return
+                try:
+                    chunk = content[number * size : (number + 1) * size]
+                    positions[number] = await store(self._connection, subject, chunk, timeout_s=self._timeout_s)
+                except BusError as error:
+                    failures.append(error)
+
+        async with asyncio.TaskGroup() as group:
+            for number in range(len(positions)):
+                group.create_task(send(number))
+        if failures:
+            return failures[0]
+        in_order = positions == sorted(positions)
+        return None if in_order else Unavailable(f"the chunks on {subject!r} were not stored in the order they have")
+
+    async def _give_up(self, nuid: str) -> None:
+        # A disk that is full would only get fuller by tries; what can't be removed now is found by the collection.
+        with suppress(BusError):
+            await self.remove(nuid)

@@ -194,6 +194,21 @@ async def test_what_a_collector_that_was_killed_left_is_removed_by_the_next(
     assert await names(payloads) == set()
 
 
+async def test_what_is_left_of_a_removed_object_goes_and_the_object_put_again_stays(
+    payloads: Payloads, connection: Connection
+) -> None:
+    await payloads.pack(RUN, message(seed=1))
+    [found] = (await find(payloads, connection)).objects
+    gone = json.dumps({"name": found.meta.name, "nuid": found.meta.nuid, "deleted": True}).encode()
+    about = payloads.objects._about(found.meta.name)
+    await connection.request(about, gone, headers={"Nats-Rollup": "sub"}, timeout_s=2)
+    rest = await find(payloads, connection)
+    again = message(seed=1)
+    body = await payloads.pack(RUN, again)
+    await garbage.remove(payloads.objects, rest)
+    assert await payloads.unpack(body) == encode(again)
+
+
 async def test_objects_of_somebody_else_are_left_alone(
     payloads: Payloads, connection: Connection, server: Server
 ) -> None:
