@@ -201,9 +201,8 @@ async def _memory(server: Server, log: Log) -> None:
     )
     said, _ = await reader.communicate()
     count, grown_mb, rate = json.loads(said)
-    print(
-        f"{f'memory grown while reading {count:,}, at {rate:,.0f}/s':<52} {'':>10} {grown_mb:>7.1f} MB {'':>8}   < 50 MB"
-    )
+    what = f"memory grown while reading {count:,}, at {rate:,.0f}/s"
+    print(f"{what:<52} {'':>10} {grown_mb:>7.1f} MB {'':>8}   < 50 MB")
 
 
 async def _read_a_million(url: str) -> None:

@@ -15,6 +15,7 @@ RULES = [
     "bus.folding",
     "bus.inputs",
     "bus.lines",
+    "bus.payload",
     "bus.plan",
     "bus.problem",
     "bus.references",

@@ -20,6 +20,7 @@ from bus.subjects import Subjects
 from tests.cutter import Cutter
 
 RUN = "bus.run.r"
+SETTINGS = Settings(append_timeout_s=15, request_timeout_s=2, payload_limit_bytes=500_000)
 
 
 def message(text: str = "") -> Envelope:
@@ -30,14 +31,14 @@ def message(text: str = "") -> Envelope:
 async def cut_log(cutter: Cutter, server: Server) -> AsyncIterator[Log]:
     """A log over a line that breaks."""
     async with Connection.open(cutter.url(server.url), name="cut") as connection:
-        made = Log(connection, Subjects("bus"), Settings(append_timeout_s=15, request_timeout_s=2))
+        made = Log(connection, Subjects("bus"), SETTINGS)
         await made.set_up()
         yield made
 
 
 @pytest.fixture
 async def log(connection: Connection) -> AsyncIterator[Log]:
-    made = Log(connection, Subjects("bus"), Settings(append_timeout_s=15, request_timeout_s=2))
+    made = Log(connection, Subjects("bus"), SETTINGS)
     await made.set_up()
     yield made
 
