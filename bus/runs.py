@@ -192,7 +192,9 @@ def _shared_causation(batch: list[_Waiting]) -> str | None:
 
 
 def _still_ready(state: RunState, happened: Iterable[Event]) -> list[tuple[str, int | None]]:
-    """What the commit made ready and did not use up itself."""
+    """What the commit made ready and did not use up itself. Of a paused run nothing can be taken."""
+    if state.paused_at is not None:
+        return []
     return [
         (event.phase, event.item)
         for event in happened

@@ -7,6 +7,7 @@ import pytest
 
 RULES = [
     "bus.commands",
+    "bus.conditions",
     "bus.dead",
     "bus.decide",
     "bus.draft",
@@ -23,6 +24,7 @@ RULES = [
     "bus.run",
     "bus.subjects",
     "bus.timers",
+    "bus.verify",
 ]
 FOLDS = [
     "projections.attention",

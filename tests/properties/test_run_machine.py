@@ -55,6 +55,7 @@ from bus.references import ref
 from bus.retry import RetryPolicy
 from bus.run import SUCCEEDED, TERMINAL, Item, PhaseState, RunState
 from bus.timers import Kind, armed
+from bus.verify import violations
 from tests.driver import BEGAN_AT, RUN, through_the_log
 
 Timed = tuple[str, int | None, Kind]
@@ -417,6 +418,7 @@ class RunMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         if self.commits:
+            assert not list(violations(self.commits, self.now, grace=timedelta(days=36_500)))
             self.to_the_end("if everybody does what is left to do", self.next_step)
             self.to_the_end("if nobody does anything and the timers act", self.next_timer)
 
