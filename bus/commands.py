@@ -73,13 +73,14 @@ class Progress(msgspec.Struct, frozen=True):
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """Somebody, or the expiry rule, answers a gate."""
+    """Somebody, or the expiry rule, answers a gate: the one that opened in pass `gate`, if that is given."""
 
     phase: str
     approve: bool
     by: str
     comment: str = ""
     expired: bool = False
+    gate: int | None = None
 
 
 class Cancel(msgspec.Struct, frozen=True):

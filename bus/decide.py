@@ -38,6 +38,7 @@ from bus.events import (
     PhaseAttemptFailed,
     PhaseCancelled,
     PhaseCompleted,
+    PhaseEscalated,
     PhaseFailed,
     PhaseProgressed,
     PhaseReady,
@@ -237,6 +238,15 @@ def _answer(draft: Draft, command: Answer) -> None:
     signal = draft.state.plan.graph[phase.key].phase.signal
     if signal is not None and not command.expired:
         raise Refused(f"phase {phase.key} waits for signal {signal.signal!r}, not for an answer")
+    if command.gate is not None and command.gate != phase.gate:
+        raise Refused(f"phase {phase.key} was opened again since, in pass {phase.gate}: look at it anew")
+    if phase.asked and not command.expired and command.by not in phase.asked:
+        raise Refused(f"phase {phase.key} is for {', '.join(phase.asked)} to answer, not for {command.by}")
+    approval = draft.state.plan.graph[phase.key].phase.approval
+    if command.expired and approval is not None and approval.on_expiry == "escalate" and not phase.is_escalated:
+        expires_at = draft.now + timedelta(seconds=approval.expires_s)
+        draft.emit(PhaseEscalated(phase=phase.key, to=tuple(approval.escalate_to), expires_at=expires_at))
+        return
     if command.approve:
         draft.emit(PhaseApproved(phase=phase.key, by=command.by, comment=command.comment))
     elif command.expired:

@@ -100,8 +100,11 @@ class Draft:
             self._await_signal(key, node.phase.signal)
             return
         if node.phase.approval is not None:
-            expires_at = self.now + timedelta(seconds=node.phase.approval.expires_s)
-            self.emit(PhaseWaiting(phase=key, expires_at=expires_at, prompt=node.phase.approval.prompt))
+            approval = node.phase.approval
+            expires_at = self.now + timedelta(seconds=approval.expires_s)
+            if approval.on_expiry == "wait":
+                expires_at = self.state.deadline_at
+            self.emit(PhaseWaiting(phase=key, expires_at=expires_at, prompt=approval.prompt, who=tuple(approval.who)))
             return
         try:
             if node.each is None:

@@ -162,12 +162,21 @@ class PhaseFailed(_Event, frozen=True, tag="phase.failed.v1"):
 
 
 class PhaseWaiting(_Event, frozen=True, tag="phase.waiting.v1"):
-    """The gate is closed until somebody answers, or `signal` comes, or until `expires_at`."""
+    """The gate is closed until one of `who` (or anybody) answers, or `signal` comes, or until `expires_at`."""
 
     phase: str
     expires_at: Instant
     prompt: str = ""
     signal: str = ""
+    who: tuple[str, ...] = ()
+
+
+class PhaseEscalated(_Event, frozen=True, tag="phase.escalated.v1"):
+    """Nobody has answered in time: `to` are asked as well, until `expires_at`."""
+
+    phase: str
+    to: tuple[str, ...]
+    expires_at: Instant
 
 
 class PhaseApproved(_Event, frozen=True, tag="phase.approved.v1"):
@@ -234,6 +243,7 @@ Known = (
     | PhaseAttemptFailed
     | PhaseFailed
     | PhaseWaiting
+    | PhaseEscalated
     | PhaseApproved
     | PhaseSkipped
     | PhaseCancelled

@@ -20,6 +20,7 @@ from bus.events import (
     PhaseAttemptFailed,
     PhaseCancelled,
     PhaseCompleted,
+    PhaseEscalated,
     PhaseExpanded,
     PhaseFailed,
     PhaseProgressed,
@@ -129,6 +130,11 @@ class Folding:
             case PhaseWaiting():
                 phase = self._phase(state, event.phase, at)
                 phase.status, phase.expires_at = "waiting", event.expires_at
+                phase.gate, phase.asked = state.passes, event.who
+            case PhaseEscalated():
+                phase = self._phase(state, event.phase, at)
+                phase.expires_at, phase.is_escalated = event.expires_at, True
+                phase.asked = (*phase.asked, *event.to) if phase.asked else ()
             case PhaseApproved():
                 phase = self._phase(state, event.phase, at)
                 phase.answered_by, phase.comment = event.by, event.comment

@@ -27,11 +27,23 @@ TASK = "task"
 
 
 class Approval(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, forbid_unknown_fields=True):
-    """A gate that a person or an agent answers; past `expires_s` (1 week by default) `on_expiry` answers it."""
+    """A gate that a person or an agent answers: one of `who`, or anybody if that is empty.
+
+    Past `expires_s` (1 week by default) `on_expiry` answers it, or leaves it to wait until the run's own deadline, or
+    asks `escalate_to` as well, who have the same time again before it is rejected.
+    """
 
     expires_s: float = 7 * DAY_S
-    on_expiry: Literal["reject", "approve"] = "reject"
+    on_expiry: Literal["reject", "approve", "wait", "escalate"] = "reject"
     prompt: str = ""
+    who: Sequence[str] = ()
+    escalate_to: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        for field in ("who", "escalate_to"):
+            given = getattr(self, field)
+            # Text is a sequence too, of letters; it is left as it is, and refused for its type.
+            msgspec.structs.force_setattr(self, field, given if isinstance(given, str) else tuple(given))
 
 
 class WaitFor(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -232,6 +244,8 @@ def _check_phase(plan: Plan, key: str, phase: Phase) -> None:
     }
     if phase.signal is not None:
         bounds["wait_for.expires_s"] = phase.signal.expires_s
+    if phase.approval is not None and (phase.approval.on_expiry == "escalate") != bool(phase.approval.escalate_to):
+        raise PlanError(f"{where}: on_expiry = 'escalate' and escalate_to go together")
     if phase.approval is not None:
         bounds["approval.expires_s"] = phase.approval.expires_s
     for field, bound in bounds.items():

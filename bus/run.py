@@ -79,7 +79,8 @@ class PhaseState(msgspec.Struct, kw_only=True):
     """One phase of a run. `items` holds one entry for a plain phase, one per element for an `each` phase.
 
     `lets_pass`: it has ended, and what needs it goes on, because it succeeded, or does not have to.
-    `epoch` is the highest number an attempt had before this pass.
+    `epoch` is the highest number an attempt had before this pass. A gate that waits is known by the pass it was opened
+    in (`gate`), and answered by one of `asked` (anybody, if that is empty).
     """
 
     key: str
@@ -96,6 +97,9 @@ class PhaseState(msgspec.Struct, kw_only=True):
     output: Output | None = None
     lets_pass: bool = False
     epoch: int = 0
+    gate: int = 0
+    asked: tuple[str, ...] = ()
+    is_escalated: bool = False
 
     def item(self, index: int | None) -> Item | None:
         """The item with that index (None for a plain phase), if it has been opened."""

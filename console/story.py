@@ -8,6 +8,7 @@ from bus.events import (
     PhaseAttemptFailed,
     PhaseCancelled,
     PhaseCompleted,
+    PhaseEscalated,
     PhaseExpanded,
     PhaseFailed,
     PhaseProgressed,
@@ -74,6 +75,8 @@ def _said(event: Event) -> str:
             return f"{_place(event)}: {event.problem}"
         case PhaseWaiting():
             return f"{event.phase}, until {event.expires_at:%Y-%m-%d %H:%M:%S}{_because(event.prompt)}"
+        case PhaseEscalated():
+            return f"{event.phase} to {', '.join(event.to)}, until {event.expires_at:%Y-%m-%d %H:%M:%S}"
         case PhaseApproved():
             return f"{event.phase} by {event.by}{_because(event.comment)}"
         case PhaseSkipped():

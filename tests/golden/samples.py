@@ -20,6 +20,7 @@ from bus.events import (
     PhaseAttemptFailed,
     PhaseCancelled,
     PhaseCompleted,
+    PhaseEscalated,
     PhaseExpanded,
     PhaseFailed,
     PhaseProgressed,
@@ -123,7 +124,9 @@ EVENTS: dict[str, Sequence[Event]] = {
             PhaseWaiting(phase="review", expires_at=LATER, prompt="good? ✓"),
             PhaseWaiting(phase="review", expires_at=LATER),
             PhaseWaiting(phase="go", expires_at=LATER, signal="go"),
+            PhaseWaiting(phase="review", expires_at=LATER, who=("ann", "ben")),
         ],
+        [PhaseEscalated(phase="review", to=("carol",), expires_at=LATER)],
         [PhaseApproved(phase="review", by="ann", comment="fine"), PhaseApproved(phase="review", by="ann")],
         [
             PhaseSkipped(phase="write", reason="known", by="ann", lets_pass=True, output=msgspec.Raw(b"{}")),

@@ -109,8 +109,14 @@ def plans(draw: st.DrawFn) -> Plan:
             with_output.append(str(key))
             continue
         if kind == "gate":
-            on_expiry: Any = draw(st.sampled_from(["reject", "approve"]))
-            phases.append(Phase(key, after=after, approval=Approval(expires_s=60.0, on_expiry=on_expiry), **tolerant))
+            on_expiry: Any = draw(st.sampled_from(["reject", "approve", "wait", "escalate"]))
+            gate = Approval(
+                expires_s=60.0,
+                on_expiry=on_expiry,
+                who=draw(st.sampled_from([(), ("ann", "ben")])),
+                escalate_to=("carol",) if on_expiry == "escalate" else (),
+            )
+            phases.append(Phase(key, after=after, approval=gate, **tolerant))
             continue
         retry, queue_s = draw(st.sampled_from(POLICIES)), draw(st.sampled_from([30.0, 3600.0]))
         if kind == "plain":
@@ -147,7 +153,14 @@ commands: st.SearchStrategy[Command] = st.one_of(
     st.builds(Complete, keys, items, attempts, instances, raws),
     st.builds(Fail, keys, items, attempts, instances, problems, st.sampled_from(CAUSES)),
     st.builds(Progress, keys, items, attempts, instances, st.floats(), st.just("note")),
-    st.builds(Answer, keys, st.booleans(), st.just("ann"), expired=st.booleans()),
+    st.builds(
+        Answer,
+        keys,
+        st.booleans(),
+        st.sampled_from(["ann", "dan"]),
+        expired=st.booleans(),
+        gate=st.sampled_from([None, None, 1, 2]),
+    ),
     st.builds(Redrive, st.just("ann"), st.lists(keys, max_size=2).map(tuple), st.booleans()),
     st.builds(Skip, keys, st.just("ann"), output=st.one_of(st.just(msgspec.UNSET), raws)),
     st.builds(Signal, SIGNALS, st.just("ann"), raws),

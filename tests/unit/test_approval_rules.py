@@ -5,6 +5,7 @@ from datetime import timedelta
 import pytest
 
 from bus.commands import Answer, Take
+from bus.errors import PlanError
 from bus.events import PhaseApproved, PhaseWaiting
 from bus.plan import Approval, Phase
 from tests.driver import BEGAN_AT, Driver
@@ -95,3 +96,43 @@ def test_a_gate_at_the_beginning_waits_from_the_first_commit() -> None:
     assert run.statuses == {"gate": "waiting"}
     run.answer("gate")
     assert run.state.status == "completed"
+
+
+def test_only_those_who_are_asked_may_answer() -> None:
+    run = Driver(Phase("gate", approval=Approval(who=["ann", "ben"])))
+    assert "for ann, ben to answer, not for dan" in run.refusal(Answer("gate", True, "dan"))
+    run.do(Answer("gate", True, "ben"))
+    assert run.state.phases["gate"].answered_by == "ben"
+
+
+def test_an_answer_to_a_gate_of_an_earlier_pass_is_refused() -> None:
+    run = Driver(Phase("gate", approval=Approval()))
+    seen = run.state.phases["gate"].gate
+    run.do(Answer("gate", False, "ann"))
+    run.redrive()
+    assert "opened again since" in run.refusal(Answer("gate", True, "ann", gate=seen))
+    run.do(Answer("gate", True, "ann", gate=run.state.phases["gate"].gate))
+
+
+def test_a_gate_nobody_answers_is_put_to_others_once_and_then_rejected() -> None:
+    asked = Approval(expires_s=60, who=["ann"], on_expiry="escalate", escalate_to=["carol"])
+    run = Driver(Phase("gate", approval=asked))
+    run.wait(61)
+    assert run.fire_due() == ["expiry"]
+    assert (run.statuses["gate"], run.state.phases["gate"].asked) == ("waiting", ("ann", "carol"))
+    run.wait(61)
+    assert run.fire_due() == ["expiry"]
+    assert run.statuses["gate"] == "failed"
+
+
+def test_a_gate_may_wait_as_long_as_the_run() -> None:
+    run = Driver(Phase("gate", approval=Approval(expires_s=60, on_expiry="wait")), timeout_s=3600)
+    run.wait(3599)
+    assert run.fire_due() == []
+    run.do(Answer("gate", True, "ann"))
+    assert run.state.status == "completed"
+
+
+def test_escalating_to_nobody_is_refused_when_the_plan_is_made() -> None:
+    with pytest.raises(PlanError, match="escalate_to go together"):
+        Driver(Phase("gate", approval=Approval(on_expiry="escalate")))
