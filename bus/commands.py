@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 
 from bus.events import Cause
@@ -10,12 +12,17 @@ from bus.problem import Problem
 
 
 class Begin(msgspec.Struct, frozen=True):
-    """Start the run; with `first` and `last`, only the phases from the one to the other, in the plan's order."""
+    """Start the run; with `first` and `last`, only the phases from the one to the other, in the plan's order.
+
+    `adopted` are outputs of phases that were done elsewhere, in `origin`, and are taken over.
+    """
 
     plan: Plan
     input: msgspec.Raw
     first: str | None = None
     last: str | None = None
+    adopted: Mapping[str, msgspec.Raw] = {}
+    origin: str = ""
 
 
 class Take(msgspec.Struct, frozen=True):
@@ -133,6 +140,22 @@ class Signal(msgspec.Struct, frozen=True):
     signal: str
     by: str
     data: msgspec.Raw
+
+
+class Checkpoint(msgspec.Struct, frozen=True):
+    """Somebody names this moment, to go back to it."""
+
+    name: str
+    by: str
+
+
+class Rollback(msgspec.Struct, frozen=True):
+    """Go back to before a phase, or to a checkpoint (one of the two): undo what was done since, then do it again."""
+
+    by: str
+    before: str | None = None
+    checkpoint: str | None = None
+    reason: str = ""
 
 
 class GiveUp(msgspec.Struct, frozen=True):

@@ -122,9 +122,9 @@ def is_open(letter: DeadLetter, state: RunState) -> bool:
 
 def _is_work(state: RunState, event: PhaseFailed) -> bool:
     """Of an `each` phase, the items are the work, not the phase."""
-    node = state.plan.graph[event.phase]
-    of_item = event.item is not None or node.each is None or not state.phases[event.phase].items
-    return node.phase.capability is not None and of_item
+    node, phase = state.plan.graph[event.phase], state.phases[event.phase]
+    is_one = node.each is None or not phase.items or phase.undoing is not None
+    return node.phase.capability is not None and (event.item is not None or is_one)
 
 
 def _letter_of(state: RunState, event: PhaseFailed) -> DeadLetter:
@@ -136,7 +136,7 @@ def _letter_of(state: RunState, event: PhaseFailed) -> DeadLetter:
     except Unresolved:
         payload = msgspec.Raw(b"null")
     return DeadLetter(
-        capability=state.plan.graph[event.phase].phase.capability or "",
+        capability=state.capability(event.phase) or "",
         run=state.run,
         plan=state.plan.name,
         phase=event.phase,

@@ -15,6 +15,7 @@ from bus.commands import (
     Answer,
     Begin,
     Cancel,
+    Checkpoint,
     Command,
     Complete,
     Expire,
@@ -25,6 +26,7 @@ from bus.commands import (
     Progress,
     Redrive,
     Resume,
+    Rollback,
     Signal,
     Skip,
     Take,
@@ -46,10 +48,12 @@ from bus.events import (
     PhaseStarted,
     ResultRefused,
     RunCancelled,
+    RunCheckpointed,
     RunFailed,
     RunPaused,
     RunRedriven,
     RunResumed,
+    RunRollingBack,
     RunSignalled,
     RunStarted,
 )
@@ -91,6 +95,10 @@ def decide(state: RunState | None, command: Command, *, run: str, now: datetime)
             _skip(draft, command)
         case Signal():
             _signal(draft, command)
+        case Checkpoint():
+            _checkpoint(draft, command)
+        case Rollback():
+            _roll_back(draft, command)
         case GiveUp():
             _give_up(draft, command)
         case Cancel():
@@ -110,11 +118,22 @@ def _begin(command: Begin, run: str, now: datetime) -> Sequence[Event]:
     deadline = now + timedelta(seconds=command.plan.timeout_s)
     started = RunStarted(plan=command.plan, input=command.input, deadline_at=deadline)
     draft = Draft(evolve(None, Commit(run, "", now, 0, [started])), now)
+    adopted = [key for key in command.plan.graph if key in command.adopted]
+    for key in adopted:
+        draft.emit(_adoption(draft.state, key, command))
     outside = _outside(list(command.plan.graph), command.first, command.last)
     said = f"outside of {command.first or 'the first'} to {command.last or 'the last'}"
-    draft.emit(*(PhaseSkipped(phase=key, reason=said, lets_pass=True) for key in outside))
+    left_out = [key for key in outside if key not in adopted]
+    draft.emit(*(PhaseSkipped(phase=key, reason=said, lets_pass=True) for key in left_out))
     draft.open([key for key in command.plan.graph if key not in outside])
     return [started, *draft.events]
+
+
+def _adoption(state: RunState, key: str, command: Begin) -> PhaseApproved | PhaseCompleted:
+    """A phase that was done elsewhere, as it ended there."""
+    if state.plan.graph[key].phase.approval is not None:
+        return PhaseApproved(phase=key, by=command.origin)
+    return PhaseCompleted(phase=key, output=command.adopted[key], by=command.origin)
 
 
 def _outside(keys: list[str], first: str | None, last: str | None) -> list[str]:
@@ -131,7 +150,7 @@ def _outside(keys: list[str], first: str | None, last: str | None) -> list[str]:
 
 def _take(draft: Draft, command: Take) -> None:
     phase, item = _find(draft.state, command.phase, command.item)
-    needed = draft.state.plan.graph[phase.key].phase.capability
+    needed = draft.state.capability(phase.key)
     if needed != command.capability:
         raise Refused(f"{_label(phase, item)} needs {needed!r}, not {command.capability!r}")
     if draft.state.paused_at is not None:
@@ -174,7 +193,7 @@ def _go_on(draft: Draft, offer: Offer, instance: str) -> None:
     if draft.state.paused_at is not None:
         return
     for event in draft.events:
-        if isinstance(event, PhaseReady) and draft.state.plan.graph[event.phase].phase.capability == offer.capability:
+        if isinstance(event, PhaseReady) and draft.state.capability(event.phase) == offer.capability:
             item = draft.state.phases[event.phase].item(event.item)
             assert item is not None, "what is ready has been opened"
             _start(draft, event.phase, item, offer.agent, instance, offer.timeout_s)
@@ -261,6 +280,7 @@ def _answer(draft: Draft, command: Answer) -> None:
 
 def _redrive(draft: Draft, command: Redrive) -> None:
     state = draft.state
+    _must_not_roll_back(state)
     if command.afresh:
         _must_have_ended(state)
         left = [key for key, phase in state.phases.items() if phase.status in TERMINAL]
@@ -298,6 +318,67 @@ def _add_downstream(state: RunState, key: str, chosen: dict[str, None], *, afres
                 frontier.append(later)
 
 
+def _checkpoint(draft: Draft, command: Checkpoint) -> None:
+    state = draft.state
+    _must_be_open(state)
+    _must_not_roll_back(state)
+    if command.name in state.checkpoints:
+        raise Refused(f"run {state.run} has a checkpoint {command.name!r} already")
+    done = tuple(key for key, phase in state.phases.items() if phase.lets_pass)
+    draft.emit(RunCheckpointed(name=command.name, by=command.by, done=done))
+
+
+def _roll_back(draft: Draft, command: Rollback) -> None:
+    state = draft.state
+    if state.is_open:
+        _must_not_roll_back(state)
+    chosen = [key for key in _since(state, command) if state.phases[key].status != "pending"]
+    if not chosen:
+        raise Refused(f"run {state.run} has done nothing since then that could be rolled back")
+    reason = command.reason or f"rolled back by {command.by}"
+    still_open = [key for key in chosen if state.phases[key].status not in TERMINAL]
+    draft.emit(*(PhaseCancelled(phase=key, reason=reason) for key in still_open))
+    undo = [key for key in chosen if state.plan.graph[key].phase.compensate and _is_to_be_undone(state.phases[key])]
+    undo.sort(key=lambda key: state.phases[key].ended_at or draft.now, reverse=True)
+    draft.emit(
+        RunRollingBack(
+            by=command.by,
+            phases=tuple(chosen),
+            undo=tuple(undo),
+            deadline_at=max(state.deadline_at, draft.now + timedelta(seconds=state.plan.timeout_s)),
+            reason=command.reason,
+        )
+    )
+    draft.roll_back()
+
+
+def _since(state: RunState, command: Rollback) -> list[str]:
+    """The phases that a rollback is about, in the plan's order."""
+    if (command.before is None) == (command.checkpoint is None):
+        raise Refused("say either the phase before which to go back, or the checkpoint to go back to")
+    if command.checkpoint is not None:
+        if command.checkpoint not in state.checkpoints:
+            known = ", ".join(state.checkpoints) or "none"
+            raise Refused(f"run {state.run} has no checkpoint {command.checkpoint!r}; there are: {known}")
+        done = state.checkpoints[command.checkpoint]
+        return [key for key in state.phases if key not in done]
+    assert command.before is not None, "one of the two is there"
+    if command.before not in state.phases:
+        raise Refused(f"run {state.run} has no phase {command.before!r}")
+    behind = {command.before}
+    frontier = [command.before]
+    while frontier:
+        later = [key for key in state.plan.graph[frontier.pop()].feeds if key not in behind]
+        behind.update(later)
+        frontier += later
+    return [key for key in state.phases if key in behind]
+
+
+def _is_to_be_undone(phase: PhaseState) -> bool:
+    """It did something; or a compensation of it has failed before."""
+    return phase.status == "completed" or (phase.undoing is not None and phase.status != "rolled_back")
+
+
 def _resume(draft: Draft, command: Resume) -> None:
     state = draft.state
     _must_be_open(state)
@@ -325,6 +406,7 @@ def _skip(draft: Draft, command: Skip) -> None:
         draft.emit(skipped)
         draft.phase_ended(phase.key)
         return
+    _must_not_roll_back(draft.state)
     if phase.lets_pass:
         raise Refused(f"phase {phase.key} is {phase.status}: nothing waits for it")
     # A terminal status never changes: it is skipped in a new pass.
@@ -408,6 +490,11 @@ def _find(state: RunState, key: str, index: int | None) -> tuple[PhaseState, Ite
     if phase is None or item is None:
         raise Refused(f"run {state.run} has no open phase {key if index is None else f'{key}:{index}'!r}")
     return phase, item
+
+
+def _must_not_roll_back(state: RunState) -> None:
+    if state.rollback is not None and state.rollback.left:
+        raise Refused(f"run {state.run} is being rolled back: {', '.join(state.rollback.left)} have to be undone first")
 
 
 def _must_have_ended(state: RunState) -> None:

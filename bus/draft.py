@@ -10,6 +10,8 @@ from collections import deque
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
+import msgspec
+
 from bus.events import (
     Event,
     PhaseCancelled,
@@ -18,16 +20,18 @@ from bus.events import (
     PhaseFailed,
     PhaseReady,
     PhaseSkipped,
+    PhaseUndoing,
     PhaseWaiting,
     RunCompleted,
     RunFailed,
+    RunRedriven,
 )
 from bus.folding import Folding
-from bus.inputs import input_of, is_wanted, items_of
+from bus.inputs import given_to, input_of, is_wanted, items_of
 from bus.plan import WaitFor
 from bus.problem import Problem
 from bus.references import Unresolved
-from bus.run import TERMINAL, Item, PhaseState, RunState
+from bus.run import TERMINAL, Item, Output, PhaseState, RunState, Undoing
 
 # Items of an `each` phase that are ready or under way at once, unless its width says less: one commit holds them all.
 WIDEST = 1_000
@@ -67,10 +71,46 @@ class Draft:
 
     def phase_ended(self, key: str) -> None:
         """A phase has ended: open what waited for it, skip what can't run any more, end the run after the last one."""
+        phase = self.state.phases[key]
+        if phase.undoing is not None and phase.status == "failed":
+            self._stop_rolling_back(phase)
+            return
+        if phase.undoing is not None:
+            self.roll_back()
+            return
         self.open(self.state.plan.graph[key].feeds)
+
+    def roll_back(self) -> None:
+        """Undo the next phase of a rollback, or begin the new pass when all are undone."""
+        rollback = self.state.rollback
+        assert rollback is not None, "a phase is undone in a rollback"
+        if not rollback.left:
+            deadline_at = self.state.deadline_at
+            self.emit(RunRedriven(by=rollback.by, phases=rollback.phases, deadline_at=deadline_at, afresh=True))
+            self.open(list(self.state.phases))
+            return
+        key = rollback.left[0]
+        phase = self.state.phases[key]
+        # A compensation that did not come to its end is begun anew, with what it was given before.
+        undoing = phase.undoing or Undoing(
+            Output(msgspec.json.encode(given_to(self.state, key))), phase.output or Output(b"null")
+        )
+        self.emit(PhaseUndoing(phase=key, input=undoing.input.raw, output=undoing.output.raw))
+        item = self.state.phases[key].items[0]
+        self.emit(PhaseReady(phase=key, attempt=item.attempt + 1))
+
+    def _stop_rolling_back(self, phase: PhaseState) -> None:
+        """What can't be undone needs a person: the run ends as it is."""
+        title = f"{phase.key} could not be undone, so the rollback stopped"
+        problem = Problem("rollback_failed", title, "permanent", str(phase.problem))
+        still_open = [other.key for other in self.state.phases.values() if other.status not in TERMINAL]
+        self.emit(*(PhaseCancelled(phase=key, reason=title) for key in still_open), RunFailed(problem=problem))
 
     def open(self, keys: Sequence[str]) -> None:
         """Open those of `keys` whose time has come, and whatever follows from that at once."""
+        if self.state.rollback is not None and self.state.rollback.left:
+            # Nothing begins while something is being undone; the new pass opens what can be.
+            return
         frontier = deque(keys)
         while frontier:
             key = frontier.popleft()
@@ -110,7 +150,7 @@ class Draft:
             if node.each is None:
                 input_of(self.state, key, None)
                 item = self.state.phases[key].item(None)
-                self.emit(PhaseReady(phase=key, attempt=item.attempt + 1 if item else 1))
+                self.emit(PhaseReady(phase=key, attempt=(item.attempt if item else self.state.phases[key].epoch) + 1))
                 return
             # A later pass goes over the items of the first one.
             if not self.state.phases[key].items:

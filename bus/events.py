@@ -91,6 +91,35 @@ class RunSignalled(_Event, frozen=True, tag="run.signalled.v1"):
     data: msgspec.Raw
 
 
+class RunCheckpointed(_Event, frozen=True, tag="run.checkpointed.v1"):
+    """Somebody gave this moment a name: `done` are the phases that need not run again after going back to it."""
+
+    name: str
+    by: str
+    done: tuple[str, ...]
+
+
+class RunRollingBack(_Event, frozen=True, tag="run.rolling_back.v1"):
+    """The run goes back to before `phases`: those in `undo` are compensated first, one after the other, in this order.
+
+    A RunRedriven follows when that is done.
+    """
+
+    by: str
+    phases: tuple[str, ...]
+    undo: tuple[str, ...]
+    deadline_at: Instant
+    reason: str = ""
+
+
+class PhaseUndoing(_Event, frozen=True, tag="phase.undoing.v1"):
+    """What the phase did is being undone: its next attempts are those of its compensation, with this as their input."""
+
+    phase: str
+    input: msgspec.Raw
+    output: msgspec.Raw
+
+
 class PhaseExpanded(_Event, frozen=True, tag="phase.expanded.v1"):
     """An `each` phase has become `items` items, numbered from 0."""
 
@@ -235,6 +264,9 @@ Known = (
     | RunPaused
     | RunResumed
     | RunSignalled
+    | RunCheckpointed
+    | RunRollingBack
+    | PhaseUndoing
     | PhaseExpanded
     | PhaseReady
     | PhaseStarted

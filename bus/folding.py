@@ -27,18 +27,33 @@ from bus.events import (
     PhaseReady,
     PhaseSkipped,
     PhaseStarted,
+    PhaseUndoing,
     PhaseWaiting,
     RunCancelled,
+    RunCheckpointed,
     RunCompleted,
     RunFailed,
     RunPaused,
     RunRedriven,
     RunResumed,
+    RunRollingBack,
     RunSignalled,
     RunStarted,
 )
 from bus.problem import Problem
-from bus.run import SUCCEEDED, TERMINAL, Attempt, Item, Output, PhaseState, RunState, RunStatus, Status
+from bus.run import (
+    SUCCEEDED,
+    TERMINAL,
+    Attempt,
+    Item,
+    Output,
+    PhaseState,
+    Rollback,
+    RunState,
+    RunStatus,
+    Status,
+    Undoing,
+)
 
 
 def fold(commits: Iterable[Commit], state: RunState | None = None) -> RunState | None:
@@ -93,6 +108,21 @@ class Folding:
                 state.paused_at, state.paused_by = None, ""
             case RunSignalled():
                 state.signals = state.signals | {event.signal: Output(event.data)}
+            case RunCheckpointed():
+                state.checkpoints = state.checkpoints | {event.name: event.done}
+            case RunRollingBack():
+                state.status, state.problem, state.ended_at = "in_progress", None, None
+                state.deadline_at = event.deadline_at
+                state.rollback = Rollback(event.by, event.phases, event.undo)
+            case PhaseUndoing():
+                before = self._phase(state, event.phase, at)
+                epoch = max((item.attempt for item in before.items), default=before.epoch)
+                undoing = Undoing(Output(event.input), Output(event.output))
+                work = Item(attempt=epoch)
+                phase = PhaseState(key=event.phase, items=[work], open_items=1, epoch=epoch, undoing=undoing)
+                phase.opened_at = at
+                state.phases[event.phase] = phase
+                state.open_phases += 1
             case PhaseExpanded():
                 phase = self._phase(state, event.phase, at)
                 phase.items = [Item(index=index, attempt=phase.epoch) for index in range(event.items)]
@@ -145,7 +175,10 @@ class Folding:
                 if event.output is not msgspec.UNSET:
                     phase.output = Output(event.output)
                 _stop_items(phase, at)
-                _close(state, phase, "skipped", at, lets_pass=event.lets_pass)
+                if phase.undoing is not None:
+                    _undone(state, phase, at)
+                else:
+                    _close(state, phase, "skipped", at, lets_pass=event.lets_pass)
             case PhaseCancelled() if event.item is not None:
                 phase = self._phase(state, event.phase, at)
                 _put(phase, _cancelled(_item(phase, event.item), at))
@@ -185,15 +218,19 @@ class Folding:
             item = _touch(phase, _item(phase, event.item), ended_at=at)
             _put(phase, _with(item, status="completed", output=output, ended_at=at))
             phase.open_items -= 1
+        if event.item is not None:
+            return
+        if phase.undoing is not None:
+            _undone(state, phase, at)
+            return
         signal = state.plan.graph[event.phase].phase.signal
         if signal is not None:
-            phase.answered_by = event.by
-            phase.output = Output(b"null" if event.output is msgspec.UNSET else event.output)
             state.signals = {name: data for name, data in state.signals.items() if name != signal.signal}
-        elif event.item is None:
+        if event.attempt is None and event.output is not msgspec.UNSET:
+            phase.answered_by, phase.output = event.by, Output(event.output)
+        else:
             phase.output = _output_of(phase)
-        if event.item is None:
-            _close(state, phase, "completed", at, lets_pass=True)
+        _close(state, phase, "completed", at, lets_pass=True)
 
     def _failed(self, state: RunState, event: PhaseFailed, at: datetime) -> None:
         phase = self._phase(state, event.phase, at)
@@ -205,7 +242,7 @@ class Folding:
             phase.open_items -= 1
         if event.item is None:
             phase.problem = event.problem
-            is_optional = state.plan.graph[event.phase].phase.optional
+            is_optional = state.plan.graph[event.phase].phase.optional and phase.undoing is None
             if is_optional and phase.items and phase.items[0].index is not None:
                 # What did succeed is there for those that go on.
                 phase.output = _output_of(phase)
@@ -216,11 +253,12 @@ class Folding:
         state.status, state.problem, state.ended_at = "in_progress", None, None
         state.deadline_at = event.deadline_at
         state.passes += 1
+        state.rollback = None
         for key in event.phases:
             before = state.phases[key]
             again = [item for item in before.items if event.afresh or item.status not in SUCCEEDED]
             epoch = max((item.attempt for item in before.items), default=before.epoch)
-            if event.afresh and state.plan.graph[key].each is not None:
+            if before.undoing is not None or (event.afresh and state.plan.graph[key].each is not None):
                 # What it goes over may be another list now; the numbers of its attempts go on.
                 state.phases[key] = PhaseState(key=key, epoch=epoch)
             else:
@@ -253,6 +291,13 @@ def _with(item: Item, **changes: Any) -> Item:
 
 def _anew(item: Item) -> Item:
     return _with(item, status="pending", problem=None, output=None, ended_at=None, earlier=len(item.attempts))
+
+
+def _undone(state: RunState, phase: PhaseState, at: datetime) -> None:
+    if state.rollback is not None:
+        left = tuple(key for key in state.rollback.left if key != phase.key)
+        state.rollback = replace(state.rollback, left=left)
+    _close(state, phase, "rolled_back", at)
 
 
 def _stop_items(phase: PhaseState, at: datetime) -> None:

@@ -27,6 +27,9 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
 def input_of(state: RunState, key: str, index: int | None) -> Any:
     """The input of a phase, or of one of its items, as JSON values. Raises Unresolved."""
     node = state.plan.graph[key]
+    undoing = state.phases[key].undoing
+    if undoing is not None:
+        return {"input": undoing.input.value, "output": undoing.output.value}
     if node.each is None:
         return resolve(node.phase.input, lambda root: _root(state, root)) if node.phase.input is not None else {}
     element = items_of(state, key)[index or 0]
@@ -39,6 +42,14 @@ def is_wanted(state: RunState, key: str) -> bool:
     """Whether the phase's condition holds. Raises Unresolved."""
     condition = state.plan.graph[key].phase.when
     return condition is None or holds(condition, lambda root: _root(state, root))
+
+
+def given_to(state: RunState, key: str) -> Any:
+    """The input of a phase as a whole: that of its work, or a list of what its items got. Raises Unresolved."""
+    items = state.phases[key].items
+    if state.plan.graph[key].each is None:
+        return input_of(state, key, None)
+    return [input_of(state, key, item.index) for item in items]
 
 
 def items_of(state: RunState, key: str) -> list[Any]:
@@ -70,7 +81,7 @@ def order(state: RunState, key: str, index: int | None) -> Order:
 
 def work(state: RunState, key: str, index: int | None) -> Work:
     """What the current attempt's work subject says."""
-    capability = state.plan.graph[key].phase.capability
+    capability = state.capability(key)
     item = state.phases[key].item(index)
     assert item is not None and capability is not None, f"phase {key} is open and has a capability"
     return Work(capability, state.run, key, index, item.attempt)

@@ -63,6 +63,7 @@ class Phase(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fiel
     to, at most `width` of them (1,000 unless told) at a time; with `fail_fast` the first that fails ends the others.
     Without `input` a handler gets `{}`, or the item itself. `when` is a condition (`bus.conditions`): where it does not
     hold the phase is skipped, and what needs it goes on. `optional`: what needs it goes on even if it failed.
+    `compensate` is the capability that undoes it when a run is rolled back: it gets `{"input": ..., "output": ...}`.
 
     Four clocks: `queue_timeout_s` bounds the wait for somebody to take the work, `timeout_s` one attempt (otherwise
     the capability's own bound does), `silence_timeout_s` how long a handler may say nothing of itself (unbounded
@@ -85,6 +86,7 @@ class Phase(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fiel
     fail_fast: bool = False
     silence_timeout_s: float | None = None
     total_timeout_s: float | None = None
+    compensate: str | None = None
 
     def __post_init__(self) -> None:
         # In builtins from here on: what is compared, stored and resolved is the JSON form.
@@ -137,7 +139,8 @@ class Plan(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_field
     @property
     def capabilities(self) -> list[str]:
         """Every capability the plan needs, once, in the order of its phases."""
-        return list(dict.fromkeys(phase.capability for phase in self.phases if phase.capability is not None))
+        needed = [each for phase in self.phases for each in (phase.capability, phase.compensate)]
+        return list(dict.fromkeys(each for each in needed if each is not None))
 
 
 class Node(msgspec.Struct, frozen=True):
@@ -220,9 +223,11 @@ def _check_phase(plan: Plan, key: str, phase: Phase) -> None:
     where = f"plan {plan.name!r}, phase {key!r}"
     if sum(each is not None for each in (phase.capability, phase.approval, phase.wait_for)) != 1:
         raise PlanError(f"{where}: give it one of a capability, an approval and a wait_for")
-    if phase.capability is not None:
+    if phase.compensate is not None and phase.capability is None:
+        raise PlanError(f"{where}: a gate does nothing that compensate could undo")
+    for capability in (phase.capability, phase.compensate):
         try:
-            subjects.capability(phase.capability)
+            subjects.capability(capability or "none")
         except InvalidName as error:
             raise PlanError(f"{where}: {error}") from None
     if phase.capability is None and (phase.each is not None or phase.input is not None):

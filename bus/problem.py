@@ -22,7 +22,8 @@ Code = Literal[
     "unclaimed",  # nobody took the work in time
     "expired",  # an approval's or the run's own deadline passed
     "items_failed",  # some items of an `each` phase failed for good
-    "phases_failed",  # some phases of a run failed for good
+    "phases_failed",
+    "rollback_failed",  # some phases of a run failed for good
 ]
 
 

@@ -14,9 +14,18 @@ from bus.problem import Problem
 
 RunStatus = Literal["in_progress", "completed", "failed", "cancelled"]
 Status = Literal[
-    "pending", "ready", "in_progress", "waiting", "completed", "approved", "failed", "skipped", "cancelled"
+    "pending",
+    "ready",
+    "in_progress",
+    "waiting",
+    "completed",
+    "approved",
+    "failed",
+    "skipped",
+    "cancelled",
+    "rolled_back",
 ]
-TERMINAL: frozenset[str] = frozenset({"completed", "approved", "failed", "skipped", "cancelled"})
+TERMINAL: frozenset[str] = frozenset({"completed", "approved", "failed", "skipped", "cancelled", "rolled_back"})
 SUCCEEDED: frozenset[str] = frozenset({"completed", "approved"})
 
 
@@ -75,6 +84,21 @@ class Item(msgspec.Struct, frozen=True, kw_only=True):
         return self.attempts[-1] if self.status == "in_progress" else None
 
 
+class Undoing(msgspec.Struct, frozen=True):
+    """What a compensation is about: what the phase was given, and what came of it."""
+
+    input: Output
+    output: Output
+
+
+class Rollback(msgspec.Struct, frozen=True):
+    """A rollback under way: `phases` get a new pass when those in `left` are undone, one after the other."""
+
+    by: str
+    phases: tuple[str, ...]
+    left: tuple[str, ...]
+
+
 class PhaseState(msgspec.Struct, kw_only=True):
     """One phase of a run. `items` holds one entry for a plain phase, one per element for an `each` phase.
 
@@ -100,6 +124,7 @@ class PhaseState(msgspec.Struct, kw_only=True):
     gate: int = 0
     asked: tuple[str, ...] = ()
     is_escalated: bool = False
+    undoing: Undoing | None = None
 
     def item(self, index: int | None) -> Item | None:
         """The item with that index (None for a plain phase), if it has been opened."""
@@ -113,6 +138,7 @@ class RunState(msgspec.Struct, kw_only=True):
     """A run as of `position`. `open_phases` counts those that have not ended; `passes` counts from 1.
 
     `signals` are those that came before anything waited for them. While `paused_at` is set nothing is taken.
+    `checkpoints` name what had ended well at a moment, so that it can be gone back to.
     """
 
     run: str
@@ -132,6 +158,13 @@ class RunState(msgspec.Struct, kw_only=True):
     paused_at: datetime | None = None
     paused_by: str = ""
     signals: dict[str, Output] = msgspec.field(default_factory=dict)
+    rollback: Rollback | None = None
+    checkpoints: dict[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
+
+    def capability(self, key: str) -> str | None:
+        """What the phase's work needs now: its own capability, or that which undoes it."""
+        node = self.plan.graph[key].phase
+        return node.capability if self.phases[key].undoing is None else node.compensate
 
     @property
     def failures(self) -> list[str]:

@@ -37,7 +37,7 @@ class Timer(msgspec.Struct, frozen=True, order=True):
             case "dispatch":
                 return None
             case "unclaimed":
-                capability = state.plan.graph[self.phase].phase.capability
+                capability = state.capability(self.phase)
                 problem = Problem(
                     "unclaimed", f"nobody took the work in time: no free agent for {capability!r}", "dependency"
                 )

@@ -19,7 +19,9 @@ from bus.events import (
     PhaseCompleted,
     PhaseReady,
     PhaseStarted,
+    PhaseUndoing,
     RunRedriven,
+    RunRollingBack,
     type_of,
 )
 from bus.folding import Folding
@@ -96,6 +98,10 @@ class _Checked:
         final: frozenset[str] = TERMINAL
         if isinstance(event, RunRedriven):
             final = frozenset() if event.afresh else SUCCEEDED
+        elif isinstance(event, PhaseUndoing):
+            final = frozenset()
+        elif isinstance(event, RunRollingBack):
+            pass
         elif not was_open and state.is_open:
             yield self._broken(state, "an ended run goes on only when it is redriven", type_of(event))
         for key, (status, items) in before.items():
@@ -150,7 +156,7 @@ def _stuck(state: RunState, phase: PhaseState, timers: Container[tuple[str, int 
     """Why nothing will move the phase on."""
     key = phase.key
     match phase.status:
-        case "pending":
+        case "pending" if state.rollback is None:
             if all(state.phases[need].status in TERMINAL for need in state.plan.graph[key].needs):
                 yield "is pending, and what it needs has ended"
         case "waiting":

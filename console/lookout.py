@@ -47,7 +47,7 @@ def untaken(state: RunState, now: datetime) -> dict[str, str]:
     """The phases with work that could be taken now, each with its capability."""
     found: dict[str, str] = {}
     for key, phase in state.phases.items():
-        capability = state.plan.graph[key].phase.capability
+        capability = state.capability(key)
         due = any(item.status == "ready" and item.ready_at is not None and item.ready_at <= now for item in phase.items)
         if capability is not None and due:
             found[key] = capability

@@ -15,14 +15,17 @@ from bus.events import (
     PhaseReady,
     PhaseSkipped,
     PhaseStarted,
+    PhaseUndoing,
     PhaseWaiting,
     ResultRefused,
     RunCancelled,
+    RunCheckpointed,
     RunCompleted,
     RunFailed,
     RunPaused,
     RunRedriven,
     RunResumed,
+    RunRollingBack,
     RunSignalled,
     RunStarted,
     UnknownEvent,
@@ -56,6 +59,12 @@ def _said(event: Event) -> str:
             return f"by {event.by}"
         case RunSignalled():
             return f"{event.signal} by {event.by}: {to_json(event.data)}"
+        case RunCheckpointed():
+            return f"{event.name} by {event.by}"
+        case RunRollingBack():
+            return f"by {event.by} to before {', '.join(event.phases)}{_because(event.reason)}"
+        case PhaseUndoing():
+            return event.phase
         case PhaseExpanded():
             return f"{event.phase}: {event.items} items"
         case PhaseReady():

@@ -98,7 +98,7 @@ def _of_item(
         return None
     if item.ready_at > now:
         return _retrying(state, phase, item)
-    capability = state.plan.graph[phase.key].phase.capability
+    capability = state.capability(phase.key)
     if living is None or capability in living.capabilities or _age_s(item.ready_at, now) < _PATIENCE_S:
         return None
     return Concern(

@@ -107,7 +107,7 @@ class Driver:
 
     def taking(self, phase: str, item: int | None = None) -> Take:
         """The command that takes the current attempt."""
-        capability = self.state.plan.graph[phase].phase.capability or ""
+        capability = self.state.capability(phase) or ""
         return Take(phase, item, self.item(phase, item).attempt, capability, "agent", "one", 60.0)
 
     def answering(self, phase: str) -> Answer:
@@ -117,7 +117,7 @@ class Driver:
         self, phase: str, item: int | None = None, *, instance: str = "one", timeout_s: float = 60.0
     ) -> Sequence[Event]:
         """An instance takes the current attempt."""
-        capability = self.state.plan.graph[phase].phase.capability or ""
+        capability = self.state.capability(phase) or ""
         return self.do(Take(phase, item, self.item(phase, item).attempt, capability, "agent", instance, timeout_s))
 
     def complete(

@@ -20,6 +20,7 @@ from bus.commands import (
     Answer,
     Begin,
     Cancel,
+    Checkpoint,
     Command,
     Complete,
     Expire,
@@ -29,6 +30,7 @@ from bus.commands import (
     Progress,
     Redrive,
     Resume,
+    Rollback,
     Signal,
     Skip,
     Take,
@@ -44,6 +46,7 @@ from bus.events import (
     PhaseFailed,
     PhaseReady,
     PhaseStarted,
+    PhaseUndoing,
     ResultRefused,
     RunRedriven,
     body,
@@ -104,6 +107,7 @@ def plans(draw: st.DrawFn) -> Plan:
             "when": draw(st.sampled_from([None, None, source, f"not {source}", f"{source} == []"])),
             "total_timeout_s": draw(st.sampled_from([None, 40.0])),
         }
+        undo = draw(st.sampled_from([None, "undo"]))
         if kind == "signal":
             phases.append(Phase(key, after=after, wait_for=WaitFor(draw(SIGNALS), 60.0), **tolerant))
             with_output.append(str(key))
@@ -121,7 +125,9 @@ def plans(draw: st.DrawFn) -> Plan:
         retry, queue_s = draw(st.sampled_from(POLICIES)), draw(st.sampled_from([30.0, 3600.0]))
         if kind == "plain":
             given = draw(st.sampled_from([None, None, {"x": ref(source)}]))
-            phase = Phase(key, "do", input=given, after=after, retry=retry, queue_timeout_s=queue_s, **tolerant)
+            phase = Phase(
+                key, "do", input=given, after=after, retry=retry, queue_timeout_s=queue_s, compensate=undo, **tolerant
+            )
         else:
             given = draw(st.sampled_from([None, None, {"x": ref("item")}, {"x": [ref("item.n")]}, {"x": ref(source)}]))
             width = draw(st.sampled_from([None, 1, 2]))
@@ -135,6 +141,7 @@ def plans(draw: st.DrawFn) -> Plan:
                 retry=retry,
                 queue_timeout_s=queue_s,
                 fail_fast=draw(st.booleans()),
+                compensate=undo,
                 **tolerant,
             )
         phases.append(phase)
@@ -165,6 +172,8 @@ commands: st.SearchStrategy[Command] = st.one_of(
     st.builds(Skip, keys, st.just("ann"), output=st.one_of(st.just(msgspec.UNSET), raws)),
     st.builds(Signal, SIGNALS, st.just("ann"), raws),
     st.builds(GiveUp, keys),
+    st.builds(Checkpoint, SIGNALS, st.just("ann")),
+    st.builds(Rollback, st.just("ann"), st.one_of(st.none(), keys), st.one_of(st.none(), SIGNALS)),
     st.just(Pause("ann")),
     st.just(Resume("ann")),
     st.builds(Begin, plans(), raws, st.one_of(st.none(), keys), st.one_of(st.none(), keys)),
@@ -261,13 +270,20 @@ class RunMachine(RuleBasedStateMachine):
         self.fire(data.draw(st.sampled_from(self.sent)))
 
     @precondition(lambda self: not self.state.is_open and self.state.status != "completed")
+    @precondition(lambda self: not (self.state.rollback and self.state.rollback.left))
     @rule(data=st.data(), some=st.booleans())
     def redrive(self, data: st.DataObject, some: bool) -> None:
         left = [key for key, phase in self.state.phases.items() if not phase.lets_pass]
         chosen = data.draw(st.lists(st.sampled_from(left), unique=True)) if some else []
         assert self.fire(Redrive("ann", tuple(chosen)))
 
-    @precondition(lambda self: not self.state.is_open)
+    @rule(data=st.data())
+    def roll_back(self, data: st.DataObject) -> None:
+        begun = [key for key, phase in self.state.phases.items() if phase.status != "pending"]
+        if begun and not (self.state.is_open and self.state.rollback is not None and self.state.rollback.left):
+            assert self.fire(Rollback("ann", data.draw(st.sampled_from(begun))))
+
+    @precondition(lambda self: not self.state.is_open and not (self.state.rollback and self.state.rollback.left))
     @rule(data=st.data())
     def do_again(self, data: st.DataObject) -> None:
         chosen = data.draw(st.lists(st.sampled_from(list(self.state.phases)), unique=True))
@@ -312,18 +328,20 @@ class RunMachine(RuleBasedStateMachine):
         for event in happened:
             before = {key: (phase.status, list(phase.items)) for key, phase in folding.state.phases.items()}
             folding.apply([event], self.now)
-            self.watch_attempts(event, folding.state.passes)
+            self.watch_attempts(event, folding.state)
             # A redrive opens again what did not succeed, or what it names; nothing else opens what has ended.
             final = TERMINAL
             if isinstance(event, RunRedriven):
                 final = frozenset() if event.afresh else SUCCEEDED
+            if isinstance(event, PhaseUndoing):
+                final = frozenset()
             for key, (status, were) in before.items():
                 phase = folding.state.phases[key]
                 assert status not in final or phase.status == status, f"{key} was {status}, is {phase.status}"
                 for was, now in zip(were, phase.items, strict=False):
                     assert was.status not in final or was == now, f"{key}: an item that had ended has changed"
 
-    def watch_attempts(self, event: Event, passes: int) -> None:
+    def watch_attempts(self, event: Event, state: RunState) -> None:
         match event:
             case PhaseReady(phase=phase, item=item, attempt=attempt):
                 latest = self.attempts.get((phase, item), 0)
@@ -337,15 +355,23 @@ class RunMachine(RuleBasedStateMachine):
                 assert attempt == self.attempts[phase, item]
             case PhaseCompleted(phase=phase, item=item, attempt=int(attempt)):
                 assert attempt == self.attempts[phase, item]
-                self.accepted[passes, phase, item] += 1
-                assert self.accepted[passes, phase, item] == 1, "one result of a piece of work counts"
+                work = state.passes, phase if state.phases[phase].undoing is None else f"undo {phase}", item
+                self.accepted[work] += 1
+                # A compensation that failed may be tried again: what counts then is in the rollback that begins anew.
+                assert self.accepted[work] == 1, "one result of a piece of work counts"
 
     def is_given_up_work(self, event: Event) -> bool:
         """Of an `each` phase that has been opened, the items are the work."""
         if not isinstance(event, PhaseFailed):
             return False
         node = self.state.plan.graph[event.phase]
-        is_sum = event.item is None and node.each is not None and event.problem.code in {"items_failed", "expired"}
+        undoing = self.state.phases[event.phase].undoing is not None
+        is_sum = (
+            not undoing
+            and event.item is None
+            and node.each is not None
+            and event.problem.code in {"items_failed", "expired"}
+        )
         return node.phase.capability is not None and not is_sum
 
     def statuses(self) -> dict[str, str]:
@@ -394,7 +420,8 @@ class RunMachine(RuleBasedStateMachine):
             match phase.status:
                 case "pending":
                     needs = self.state.plan.graph[key].needs
-                    assert any(is_open(self.state.phases[need]) for need in needs), f"{key} waits for nothing"
+                    waits = self.state.rollback is not None or any(is_open(self.state.phases[need]) for need in needs)
+                    assert waits, f"{key} waits for nothing"
                 case "waiting":
                     assert (key, None, "expiry") in timers
                 case "ready" | "in_progress":
@@ -476,4 +503,4 @@ TestRunMachine.settings = settings(deadline=None, max_examples=100, stateful_ste
 def _capability(state: RunState | None, key: str) -> str:
     assert state is not None
     node = state.plan.graph.get(key)
-    return (node.phase.capability or "") if node is not None else ""
+    return (state.capability(key) or "") if node is not None else ""

@@ -1,0 +1,147 @@
+"""Going back: to before a phase or to a checkpoint, what was done undone in reverse order, the history kept."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from bus.commands import Begin, Cancel, Checkpoint, Redrive, Rollback, Skip
+from bus.decide import decide
+from bus.events import Commit, PhaseReady
+from bus.folding import fold
+from bus.plan import Approval, Phase, Plan
+from bus.references import ref
+from bus.verify import violations
+from tests.driver import BEGAN_AT, RUN, Driver
+
+
+def saga() -> Driver:
+    """Three steps done one after the other, the fourth under way; the first and the third can be undone."""
+    run = Driver(
+        Phase("book", "do", input={"seat": ref("input.seat")}, compensate="cancel.booking"),
+        Phase("notify", "do", after=["book"]),
+        Phase("pay", "do", each=ref("notify"), compensate="refund"),
+        Phase("ship", "do", after=["pay"]),
+        input={"seat": 7},
+    )
+    run.complete("book", {"id": 1})
+    run.complete("notify", ["a", "b"])
+    run.wait(1)
+    run.complete("pay", 10, item=0)
+    run.complete("pay", 20, item=1)
+    run.take("ship")
+    return run
+
+
+def test_what_was_done_is_undone_in_reverse_order_and_then_done_again() -> None:
+    run = saga()
+    run.do(Rollback("ann", "book", reason="wrong seat"))
+    assert run.statuses == {"book": "completed", "notify": "completed", "pay": "ready", "ship": "cancelled"}
+    assert run.state.capability("pay") == "refund"
+    assert run.given("pay") == {"input": ["a", "b"], "output": [10, 20]}
+    run.complete("pay")
+    assert run.statuses == {"book": "ready", "notify": "completed", "pay": "rolled_back", "ship": "cancelled"}
+    assert run.given("book") == {"input": {"seat": 7}, "output": {"id": 1}}
+    run.complete("book")
+    assert run.statuses == {"book": "ready", "notify": "pending", "pay": "pending", "ship": "pending"}
+    assert (run.state.passes, run.state.capability("book"), run.given("book")) == (2, "do", {"seat": 7})
+    run.complete("book", {"id": 2})
+    run.complete("notify", ["c"])
+    run.complete("pay", item=0)
+    run.complete("ship")
+    assert run.state.status == "completed"
+    assert not list(violations(run.commits, run.now))
+
+
+def test_a_result_of_what_was_rolled_back_is_refused() -> None:
+    run = saga()
+    attempt = run.item("ship").attempt
+    run.do(Rollback("ann", "ship"))
+    assert run.statuses["ship"] == "ready"
+    assert run.item("ship").attempt == attempt + 1
+
+
+def test_going_back_without_anything_to_undo_begins_the_new_pass_at_once() -> None:
+    run = saga()
+    happened = run.do(Rollback("ann", "ship"))
+    assert PhaseReady(phase="ship", attempt=2) in happened
+    assert (run.state.rollback, run.state.passes) == (None, 2)
+
+
+def test_a_checkpoint_is_gone_back_to_by_its_name() -> None:
+    run = Driver(Phase("a", "do"), Phase("b", "do", after=["a"]), Phase("c", "do", after=["b"]))
+    run.complete("a")
+    run.do(Checkpoint("before-b", "ann"))
+    assert "already" in run.refusal(Checkpoint("before-b", "ann"))
+    run.complete("b")
+    run.complete("c")
+    assert run.state.status == "completed"
+    run.do(Rollback("ann", checkpoint="before-b"))
+    assert run.statuses == {"a": "completed", "b": "ready", "c": "pending"}
+    assert "there are: before-b" in run.refusal(Rollback("ann", checkpoint="other"))
+
+
+@pytest.mark.parametrize("command", [Rollback("ann"), Rollback("ann", "a", "b"), Rollback("ann", "nowhere")])
+def test_a_rollback_to_nowhere_is_refused(command: Rollback) -> None:
+    assert saga().refusal(command)
+
+
+def test_nothing_else_begins_or_is_done_again_while_something_is_undone() -> None:
+    run = Driver(Phase("a", "do", compensate="undo"), Phase("x", "do"), Phase("b", "do", after=["a", "x"]))
+    run.complete("a")
+    run.take("x")
+    run.do(Rollback("ann", "a"))
+    run.complete("x")
+    assert run.statuses == {"a": "ready", "x": "completed", "b": "pending"}
+    for command in (Rollback("ann", "x"), Checkpoint("now", "ann")):
+        assert "being rolled back" in run.refusal(command)
+    run.complete("a")
+    run.complete("a")
+    assert run.statuses == {"a": "completed", "x": "completed", "b": "ready"}
+
+
+def test_what_can_not_be_undone_ends_the_run_and_can_be_tried_again_or_skipped() -> None:
+    run = saga()
+    run.do(Rollback("ann", "book"))
+    run.fail("pay")
+    assert run.state.status == "failed"
+    assert run.state.problem is not None and run.state.problem.code == "rollback_failed"
+    assert "being rolled back" in run.refusal(Redrive("ann"))
+    run.do(Rollback("ann", "book"))
+    assert run.given("pay") == {"input": ["a", "b"], "output": [10, 20]}
+    run.do(Skip("pay", "ann", "refunded by hand"))
+    assert (run.statuses["pay"], run.statuses["book"]) == ("rolled_back", "ready")
+    assert not list(violations(run.commits, run.now))
+
+
+def test_a_rollback_that_was_cancelled_can_be_begun_anew() -> None:
+    run = saga()
+    run.do(Rollback("ann", "book"))
+    run.do(Cancel("ann"))
+    run.do(Rollback("ann", "book"))
+    run.complete("pay")
+    run.complete("book")
+    assert run.statuses["book"] == "ready"
+
+
+def test_a_run_can_begin_with_what_another_has_done() -> None:
+    plan = Plan(
+        "p",
+        phases=[
+            Phase("a", "do"),
+            Phase("gate", approval=Approval(), after=["a"]),
+            Phase("b", "do", ref("a"), after=["gate"]),
+        ],
+    )
+    begin = Begin(
+        plan, msgspec.Raw(b"{}"), adopted={"a": msgspec.Raw(b"5"), "gate": msgspec.Raw(b"null")}, origin="r-1@7"
+    )
+    happened = decide(None, begin, run=RUN, now=BEGAN_AT)
+    state = fold([Commit(RUN, "1", BEGAN_AT, 1, happened)])
+    assert state is not None
+    assert {key: phase.status for key, phase in state.phases.items()} == {
+        "a": "completed",
+        "gate": "approved",
+        "b": "ready",
+    }
+    assert state.phases["a"].answered_by == "r-1@7"
