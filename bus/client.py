@@ -33,6 +33,7 @@ from bus.problem import Problem
 from bus.references import ref
 from bus.run import RunState
 from bus.runs import Runs
+from bus.schemas import MESSAGES
 from bus.server import embedded
 from bus.settings import Settings
 from bus.subjects import Subjects
@@ -40,7 +41,6 @@ from bus.subjects import Subjects
 logger = structlog.get_logger(__name__)
 
 T = TypeVar("T")
-LETTER_REDRIVEN = "ops.letter_redriven.v1"
 _TASK_PHASE = "work"
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 
@@ -172,7 +172,7 @@ class Client:
         if gives is None:
             return done.output.value
         try:
-            return msgspec.json.decode(done.output.raw, type=gives)
+            return MESSAGES.decode(done.output.raw, gives)
         except msgspec.ValidationError as error:
             wanted = getattr(gives, "__name__", repr(gives))
             raise MalformedMessage(f"the output of {phase!r} is not what was asked for ({wanted}): {error}") from error
@@ -245,8 +245,8 @@ class Client:
             return
         if letter.size_bytes > len(letter.body):
             raise Refused(f"dead letter {number} is the beginning of {letter.size_bytes} bytes: it can't be sent again")
-        said = {"by": by, "dead_letter": number, "subject": letter.subject}
-        record = envelope(LETTER_REDRIVEN, said, id=uuid4().hex, source=self.source, time=utc_now())
+        said = dead.LetterRedriven(by, number, letter.subject)
+        record = envelope(dead.LETTER_REDRIVEN, said, id=uuid4().hex, source=self.source, time=utc_now())
         await self.log.append(self.subjects.ops("dead"), record)
         self.connection.publish(letter.subject, letter.body)
 

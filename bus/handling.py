@@ -17,6 +17,7 @@ from bus.agent import Capability, Reject
 from bus.context import Context
 from bus.problem import ErrorClass, Problem
 from bus.retry import RetryLater
+from bus.schemas import MESSAGES
 
 _LETTING_GO_S = 1.0
 _TRACE_CHARACTERS = 4_000
@@ -37,7 +38,7 @@ async def perform(capability: Capability, value: object, context: Context, *, ti
     still return is dropped here and refused by the log.
     """
     try:
-        given = msgspec.convert(value, capability.takes)
+        given = MESSAGES.convert(value, capability.takes)
     except Exception as error:  # noqa: BLE001 - a type's own check may raise anything
         return Problem("undecodable", f"the input does not fit {capability.name!r}", "permanent", detail=_text(error))
     task = asyncio.create_task(_call(capability, given, context))
