@@ -287,7 +287,7 @@ def body(events: Sequence[Event]) -> dict[str, Sequence[object]]:
 
 
 def commit(message: Envelope, position: int, unknown: Callable[[str], None] = lambda _type: None) -> Commit:
-    """The commit in an envelope read from the log at `position`; `unknown` is told the types that are kept as they came.
+    """The commit in an envelope read from the log at `position`; `unknown` is told each type that is kept as it came.
 
     Raises MalformedMessage.
     """

@@ -7,6 +7,7 @@ Whatever the catalogue has no type and no chain for is unknown: its reader keeps
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, TypeVar, Union
@@ -154,15 +155,15 @@ class Catalogue:
         return self._convert(*self._newest(wire, value))
 
     def convert(self, value: object, type: Any) -> Any:
-        """JSON values as `type`, whatever version of it they say they are (`{"type": "price.v1", ...}`).
+        """JSON values as `type`, whatever versions of it, or of what is inside, they are (`{"type": "price.v1", ...}`).
 
         Raises msgspec.ValidationError if they are something else, MalformedMessage if an upcaster can't do with them.
         """
         try:
             return msgspec.convert(value, type)
         except msgspec.ValidationError:
-            newest = self._newer(value)
-            if newest is None:
+            newest = self._renewed(value)
+            if newest is value:
                 raise
             return msgspec.convert(newest, type)
 
@@ -171,17 +172,25 @@ class Catalogue:
         try:
             return msgspec.json.decode(body, type=type)
         except msgspec.ValidationError:
-            newest = self._newer(msgspec.json.decode(body))
-            if newest is None:
+            value = msgspec.json.decode(body)
+            newest = self._renewed(value)
+            if newest is value:
                 raise
             return msgspec.json.decode(msgspec.json.encode(newest), type=type)
 
-    def _newer(self, value: object) -> object | None:
-        """What an older version's value has become; nothing for any other."""
-        wire = value.get("type") if isinstance(value, dict) else None
-        return self._newest(wire, value)[1] if isinstance(wire, str) and self.standing(wire) == "older" else None
+    def _renewed(self, value: object) -> object:
+        """The value with everything in it at its newest version, from the outside in; itself if it is already."""
+        if isinstance(value, list):
+            items = [self._renewed(item) for item in value]
+            return value if all(map(operator.is_, items, value)) else items
+        if not isinstance(value, dict):
+            return value
+        wire = value.get("type")
+        newest = self._newest(wire, value)[1] if isinstance(wire, str) and self.standing(wire) == "older" else value
+        members = {name: self._renewed(member) for name, member in newest.items()}
+        return newest if all(members[name] is newest[name] for name in members) else members
 
-    def _newest(self, wire: str, value: object) -> tuple[str, object]:
+    def _newest(self, wire: str, value: object) -> tuple[str, JsonObject]:
         """The value after every upcaster there is for it, and what it is then. It is a copy."""
         if self._end_of(wire) is None:
             raise MalformedMessage(f"there is no type {wire!r} here, and no upcaster that leads from it to one")
