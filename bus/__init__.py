@@ -19,6 +19,7 @@ from bus.errors import (
     TooLarge,
     Unavailable,
 )
+from bus.messages import message, upcaster
 from bus.plan import Approval, Phase, Plan
 from bus.problem import Problem
 from bus.references import Ref, ref
@@ -57,6 +58,8 @@ __all__ = [
     "Unavailable",
     "WorkFailed",
     "connect",
+    "message",
     "ref",
     "serving",
+    "upcaster",
 ]

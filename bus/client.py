@@ -26,6 +26,7 @@ from bus.events import Commit, Event, is_ending
 from bus.ledger import Ledger, utc_now
 from bus.log import Log
 from bus.logs import configure_if_not
+from bus.messages import MESSAGES
 from bus.natscontext import read_context
 from bus.plan import TASK, Phase, Plan
 from bus.presence import Beat, is_offered, roster
@@ -33,7 +34,6 @@ from bus.problem import Problem
 from bus.references import ref
 from bus.run import RunState
 from bus.runs import Runs
-from bus.schemas import MESSAGES
 from bus.server import embedded
 from bus.settings import Settings
 from bus.subjects import Subjects

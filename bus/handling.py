@@ -15,9 +15,9 @@ import msgspec
 
 from bus.agent import Capability, Reject
 from bus.context import Context
+from bus.messages import MESSAGES
 from bus.problem import ErrorClass, Problem
 from bus.retry import RetryLater
-from bus.schemas import MESSAGES
 
 _LETTING_GO_S = 1.0
 _TRACE_CHARACTERS = 4_000

@@ -91,7 +91,7 @@ class Catalogue:
         Raises InvalidName if that is none, SettingsError if it is taken, or if the type is tagged with another one.
         """
         version(wire)
-        if wire in self._types:
+        if wire in self._types and not _is_made_again(self._types[wire], type):
             raise SettingsError(
                 f"{wire!r} is there already, as {_named(self._types[wire])}: give this one another name"
             )
@@ -103,6 +103,7 @@ class Catalogue:
         if tag is not None and tag != wire:
             raise SettingsError(f"{_named(type)} is tagged {tag!r}, so it can't be {wire!r}: let both be the same")
         self._types[wire] = type
+        self._decoders.pop(wire, None)
 
     def message(self, wire: str) -> Callable[[C], C]:
         """Add the decorated class under the name `wire`. Raises as `add`."""
@@ -120,12 +121,12 @@ class Catalogue:
         The chain may go on from there. Raises InvalidName, and SettingsError if there is a type or an upcaster already.
         """
         version(wire)
-        if wire in self._upcasters:
-            raise SettingsError(f"{wire!r} has two upcasters: leave out one of them")
         if wire in self._types:
             raise SettingsError(f"{wire!r} is read as it is: leave out its type or its upcaster")
 
         def register(function: U) -> U:
+            if wire in self._upcasters and not _is_made_again(self._upcasters[wire], function):
+                raise SettingsError(f"{wire!r} has two upcasters: leave out one of them")
             self._upcasters[wire] = function
             return function
 
@@ -229,10 +230,6 @@ class Catalogue:
         return wire if wire in self._types else None
 
 
-MESSAGES = Catalogue()
-"""The types of a program of yours: what its capabilities take and give, beyond one process and one version of it."""
-
-
 def tag_of(type: Any) -> str | None:
     """The tag that values of a struct carry, if it has one."""
     config = getattr(type, "__struct_config__", None)
@@ -244,6 +241,12 @@ def anything(hint: Any) -> JsonObject:
     if hint is object:
         return {"title": "anything"}
     raise NotImplementedError(hint)
+
+
+def _is_made_again(before: Any, now: Any) -> bool:
+    """Whether both are one definition that ran twice: of a module that was reloaded, or a notebook's cell."""
+    places = [(getattr(each, "__module__", None), getattr(each, "__qualname__", None)) for each in (before, now)]
+    return places[0] == places[1] and None not in places[0]
 
 
 def _named(type: Any) -> str:

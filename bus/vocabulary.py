@@ -12,8 +12,8 @@ from bus.envelope import Envelope
 from bus.errors import SettingsError
 from bus.events import COMMIT, EVENTS, Body, Known
 from bus.ledger import WORK
+from bus.messages import MESSAGES
 from bus.presence import Beat
-from bus.schemas import MESSAGES
 from bus.worker import AGENT_DEREGISTERED, AGENT_REGISTERED
 
 BEAT = "beat.v1"

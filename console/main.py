@@ -22,6 +22,7 @@ _COMMANDS = {
     "replay": ("console.commands.replay:replay", "Tell a run again, event by event, from the log alone."),
     "dead": ("console.commands.dead:dead", "Work that was given up: look at it, send it again."),
     "attention": ("console.commands.attention:attention", "List what needs a look, each with the command to type."),
+    "schema": ("console.commands.schema:schema", "Print the schemas of everything on the wire."),
     "version": ("console.commands.version:version", "Print the versions of phasebus and what it runs on."),
     "completion": ("console.commands.completion:completion", "Print the script that completes commands in a shell."),
 }
