@@ -261,7 +261,7 @@ class Reader:
             wire = _tag.decode(raw).type
         except UNDECODABLE as error:
             raise MalformedMessage(f"not an event of a run: {error}") from error
-        if self._catalogue.standing(wire) in ("known", "older"):
+        if self._catalogue.reads(wire):
             event: Event = self._catalogue.read(wire, raw)
             return event
         unknown(wire)

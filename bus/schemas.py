@@ -132,12 +132,14 @@ class Catalogue:
 
         return register
 
+    def reads(self, wire: str) -> bool:
+        """Whether it has a type for it, or a chain of upcasters that leads to one."""
+        return wire in self._types or self._end_of(wire) is not None
+
     def standing(self, wire: str) -> Standing:
         """What this reader can do with a wire type; whatever is no name is unknown."""
-        if wire in self._types:
-            return "known"
-        if self._end_of(wire) is not None:
-            return "older"
+        if self.reads(wire):
+            return "known" if wire in self._types else "older"
         match = _WIRE.fullmatch(wire)
         numbers = [other.number for other in map(version, self._types) if match is not None and other.name == match[1]]
         return "newer" if match is not None and numbers and int(match[2]) > max(numbers) else "unknown"
@@ -187,7 +189,7 @@ class Catalogue:
         if not isinstance(value, dict):
             return value
         wire = value.get("type")
-        newest = self._newest(wire, value)[1] if isinstance(wire, str) and self.standing(wire) == "older" else value
+        newest = self._newest(wire, value)[1] if isinstance(wire, str) and self._end_of(wire) else value
         members = {name: self._renewed(member) for name, member in newest.items()}
         return newest if all(members[name] is newest[name] for name in members) else members
 

@@ -6,19 +6,26 @@ import grimp
 import pytest
 
 RULES = [
+    "bus.asyncapi",
     "bus.commands",
+    "bus.comparison",
+    "bus.compatibility",
     "bus.dead",
     "bus.decide",
+    "bus.document",
     "bus.draft",
     "bus.envelope",
     "bus.events",
     "bus.folding",
     "bus.inputs",
+    "bus.messages",
     "bus.plan",
     "bus.problem",
     "bus.references",
     "bus.retry",
     "bus.run",
+    "bus.schemas",
+    "bus.shapes",
     "bus.subjects",
     "bus.timers",
 ]

@@ -9,13 +9,13 @@ import msgspec
 import pytest
 
 from bus import dead, events
-from bus.dead import LETTER, UNREADABLE
+from bus.dead import LETTER, LETTER_REDRIVEN, UNREADABLE, LetterRedriven
 from bus.envelope import decode, decode_data
 from bus.events import COMMIT, Event, Known
 from bus.ledger import WORK
 from bus.presence import Beat
 from bus.worker import AGENT_DEREGISTERED, AGENT_REGISTERED
-from tests.golden.samples import AT, BEAT, DIED, EVENTS, FOLDER, MESSAGES, RUN, UNDECODED, golden
+from tests.golden.samples import AT, BEAT, DIED, EVENTS, FOLDER, MESSAGES, REDRIVEN, RUN, UNDECODED, golden
 
 DECISION = (
     "the bytes of {name} have changed. Other processes, other versions and old logs hold the old ones, so this is an "
@@ -57,6 +57,11 @@ def test_golden_work_says_whose_it_is_and_leaves_the_rest_to_the_log() -> None:
 @pytest.mark.parametrize(("name", "expected"), [(LETTER, DIED), (UNREADABLE, UNDECODED)])
 def test_a_golden_dead_letter_is_read_back_equal(name: str, expected: object) -> None:
     assert dead.read(decode(golden(name).read_bytes())) == expected
+
+
+def test_a_golden_redrive_of_a_letter_is_read_back_equal() -> None:
+    message = decode(golden(LETTER_REDRIVEN).read_bytes())
+    assert decode_data(message, msgspec.json.Decoder(LetterRedriven), "a redrive") == REDRIVEN
 
 
 @pytest.mark.parametrize("name", [AGENT_REGISTERED, AGENT_DEREGISTERED])
