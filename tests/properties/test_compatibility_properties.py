@@ -20,7 +20,7 @@ from bus.compatibility import changes
 from bus.document import Document, Entry
 from tests.unit.test_compatibility import Aware
 
-bounded = settings(deadline=None, max_examples=200)
+bounded = settings(deadline=None, max_examples=300)
 numbers = count()
 _NAMES = ["a", "b", "c", "d"]
 
@@ -128,6 +128,10 @@ def on_both(change: Callable[..., Kind], *pairs: Pair) -> Pair:
     return change(*(pair[0] for pair in pairs)), change(*(pair[1] for pair in pairs))
 
 
+def row(kinds: list[Kind]) -> Kind:
+    return Kind(tuple[tuple(kind.type for kind in kinds)], st.tuples(*(kind.values for kind in kinds)))
+
+
 def collections(inner: st.SearchStrategy[Pair]) -> st.SearchStrategy[Pair]:
     return st.one_of(
         inner.map(partial(on_both, lambda kind: Kind(list[kind.type], st.lists(kind.values, max_size=2)))),
@@ -139,10 +143,8 @@ def collections(inner: st.SearchStrategy[Pair]) -> st.SearchStrategy[Pair]:
                 ),
             )
         ),
-        st.tuples(inner, inner).map(
-            lambda two: on_both(
-                lambda one, other: Kind(tuple[one.type, other.type], st.tuples(one.values, other.values)), *two
-            )
+        st.tuples(inner, inner, inner, st.integers(1, 3)).map(
+            lambda drawn: (row([old for old, _ in drawn[:3]]), row([new for _, new in drawn[:3]][: drawn[3]]))
         ),
         structs(inner),
         structs(inner),
@@ -160,7 +162,14 @@ def number_or_text(kind: Kind) -> Kind:
 
 few = st.one_of(scalars(), scalars().map(optional), scalars().map(number_or_text))
 same = few.map(lambda kind: (kind, kind))
-changed = st.one_of(same, same, st.tuples(few, few), few.map(lambda kind: (kind, optional(kind))))
+whole, fractions = Kind(int, st.integers(-9, 9)), Kind(float, st.sampled_from([-0.5, 0.25, 1.0, 2]))
+changed = st.one_of(
+    same,
+    same,
+    st.tuples(few, few),
+    few.map(lambda kind: (kind, optional(kind))),
+    st.permutations([whole, fractions]).map(lambda two: (two[0], two[1])),
+)
 deep = collections(collections(changed))
 pairs = st.one_of(changed, collections(changed), deep, deep.map(lambda pair: (pair[0], optional(pair[1]))))
 turned = st.one_of(pairs, pairs.map(lambda pair: (pair[1], pair[0])))
