@@ -20,7 +20,8 @@ from bus.compatibility import changes
 from bus.document import Document, Entry
 from tests.unit.test_compatibility import Aware
 
-bounded = settings(deadline=None, max_examples=300)
+bounded = settings(deadline=None, max_examples=150)
+thorough = settings(deadline=None, max_examples=1_200)
 numbers = count()
 _NAMES = ["a", "b", "c", "d"]
 
@@ -197,7 +198,7 @@ def test_no_change_is_no_change_and_whatever_is_written_is_read(pair: Pair, data
     assert is_read(kind, data.draw(kind.values))
 
 
-@bounded
+@thorough
 @given(turned, st.data())
 def test_what_the_check_calls_harmless_is_read_by_the_other_side(pair: Pair, data: st.DataObject) -> None:
     old, new = pair
