@@ -173,7 +173,7 @@ changed = st.one_of(
 )
 deep = collections(collections(changed))
 pairs = st.one_of(changed, collections(changed), deep, deep.map(lambda pair: (pair[0], optional(pair[1]))))
-turned = st.one_of(pairs, pairs.map(lambda pair: (pair[1], pair[0])))
+turned = st.one_of(structs(changed), pairs, pairs.map(lambda pair: (pair[1], pair[0])))
 
 
 def described(kind: Kind) -> Document:
