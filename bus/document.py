@@ -107,9 +107,15 @@ def encode(value: Document | Schema) -> bytes:
 def decode(body: bytes) -> Document:
     """A document that was written before. Raises MalformedMessage."""
     try:
-        return msgspec.json.decode(body, type=Document)
-    except UNDECODABLE as error:
+        found = msgspec.json.decode(body, type=Document)
+        schemas = [*found.definitions.values(), *(each.schema for each in found.types.values())]
+        schemas += [side for each in found.capabilities.values() for side in (each.takes, each.gives)]
+        missing = {name for schema in schemas for name in references(schema)} - found.definitions.keys()
+    except (*UNDECODABLE, AttributeError, TypeError) as error:
         raise MalformedMessage(f"not a document of `phasebus schema`: {error}") from error
+    if missing:
+        raise MalformedMessage(f"not a document of `phasebus schema`: there is no definition {min(missing)!r} in it")
+    return found
 
 
 def part(whole: Document, wire: str) -> Schema:

@@ -18,7 +18,15 @@ class Alternative(NamedTuple):
 Shape = dict[str, list[Alternative]]
 """Alternatives by kind: null, boolean, integer, number, string, array, object; or `anything`, alone."""
 
-_KINDS = {bool: "boolean", int: "integer", str: "string", type(None): "null"}
+_KINDS = {
+    type(None): "null",
+    bool: "boolean",
+    int: "integer",
+    float: "number",
+    str: "string",
+    list: "array",
+    dict: "object",
+}
 
 
 def shape(schema: Schema, definitions: Mapping[str, Schema]) -> Shape:

@@ -19,7 +19,8 @@ _said: set[str] = set()
 
 def report(type: str, *, run: str, position: int) -> None:
     """Log that a type is unknown, unless this process has done so before."""
-    shown = type[:_TYPE_CHARACTERS]
+    # Logs are read on terminals too, and the name is whatever somebody wrote: nothing in it may move the cursor.
+    shown = repr(type[:_TYPE_CHARACTERS])[1:-1]
     if shown in _said or len(_said) > _TYPES:
         return
     _said.add(shown)
