@@ -68,7 +68,11 @@ _CHANNELS = (
         True,
     ),
     Channel(
-        "operations", "ops.{area}", "What operators did to things that are not runs.", ("ops.letter_redriven.v1",), True
+        "operations",
+        "ops.{area}",
+        "What operators did to things that are not runs.",
+        ("ops.letter_redriven.v1", "ops.payloads_collected.v1"),
+        True,
     ),
     Channel("beats", "beat.{instance}", "An instance lives. Not stored.", (_BEAT,)),
 )
@@ -163,7 +167,7 @@ def _to(place: str, name: str) -> dict[str, str]:
 def _messages(document: Document) -> Iterator[tuple[str, dict[str, Any]]]:
     logged = {name for channel in _CHANNELS if channel.is_logged for name in channel.messages}
     headers = {name: {"type": "string", "description": says} for name, says in _HEADERS.items()}
-    envelope = document.types["envelope.v1"].schema
+    envelope, *packed = (document.types[f"envelope{form}.v1"].schema for form in ("", ".compressed", ".referring"))
     for wire, each in document.types.items():
         if each.carried == "data":
             yield (
@@ -172,13 +176,19 @@ def _messages(document: Document) -> Iterator[tuple[str, dict[str, Any]]]:
                     "name": wire,
                     "contentType": CONTENT_TYPE,
                     "correlationId": {"$ref": "#/components/correlationIds/correlation"},
-                    "payload": _draft_07(message(wire, each.schema, envelope)),
+                    "payload": _draft_07(_in_all_forms(wire, each.schema, envelope, packed if wire in logged else [])),
                     **({"headers": {"type": "object", "properties": headers}} if wire in logged else {}),
                 },
             )
     beat = _draft_07(document.types[_BEAT].schema)
     yield _BEAT, {"name": _BEAT, "contentType": "application/json", "payload": beat}
     yield _QUESTION, {"name": _QUESTION, "summary": "An empty message; whoever is meant answers with a beat."}
+
+
+def _in_all_forms(wire: str, schema: Schema, envelope: Schema, packed: list[Schema]) -> Schema:
+    inline = message(wire, schema, envelope)
+    others = [{"allOf": [form, {"properties": {"type": {"const": wire}}}]} for form in packed]
+    return {"anyOf": [inline, *others]} if others else inline
 
 
 def _schemas(document: Document) -> dict[str, Schema]:

@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
 
 from nats import errors
 
+from bus.answers import Answers
 from bus.errors import InvalidName, NoResponders, SettingsError, TooLarge, Unavailable
 from bus.line import Callback, Line, LoginRefused, options
 from bus.wire import Message, header_block
@@ -62,7 +63,7 @@ class Connection:
         self._client = client
         self._inbox_prefix = inbox_prefix
         self._inbox = f"{self.new_inbox()}."
-        self._waiting: dict[str, asyncio.Future[Message]] = {}
+        self._waiting: dict[str, tuple[asyncio.Future[Message], str]] = {}
         self._streams: dict[str, Callback] = {}
 
     @classmethod
@@ -176,20 +177,52 @@ class Connection:
         Raises NoResponders at once if nobody listens, Unavailable after `timeout_s` or when the line is lost: then the
         request may or may not have been carried out. Otherwise as `publish`.
         """
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[Message] = loop.create_future()
+        return await self.request_soon(subject, data, headers=headers, timeout_s=timeout_s)
+
+    def request_soon(
+        self, subject: str, data: bytes = b"", *, headers: Mapping[str, str] | None = None, timeout_s: float
+    ) -> asyncio.Future[Message]:
+        """Send now; the future gets what `request` returns or raises. What is wrong with the request raises here."""
         token = token_hex(8)
         self._publish(subject, data, headers, self._inbox + token)
-        self._waiting[token] = answer
-        timer = loop.call_later(timeout_s, _expire, answer, subject, timeout_s)
+        return self._expect(token, subject, timeout_s)
+
+    async def request_batch(
+        self, members: Sequence[tuple[str, bytes, Mapping[str, str]]], *, timeout_s: float
+    ) -> Message:
+        """Send (subject, data, headers) of each, next to each other on the line, and wait for the answer to the last.
+
+        Raises as `request`; what can't be sent is refused before the first has left.
+        """
+        token = token_hex(8)
+        frames: list[bytes] = []
+        for number, (subject, data, headers) in enumerate(members, 1):
+            frames += self._frame(subject, data, headers, self._inbox + token if number == len(members) else "")
+        self._client.send(*frames)
+        return await self._expect(token, members[-1][0], timeout_s)
+
+    async def request_page(
+        self, subject: str, data: bytes, *, is_end: Callable[[Message], bool], timeout_s: float
+    ) -> list[Message]:
+        """Send, and wait for all answers up to and including the one that is the end.
+
+        Raises Unavailable if none has come for `timeout_s`, or when the line is lost: ask again from the last one that
+        was taken. NoResponders, and otherwise, as `request`.
+        """
+        answers = Answers(subject, is_end, timeout_s)
+        token = token_hex(8)
+        self._streams[token] = answers.take
+        forget = self.on_disconnect(answers.lose)
         try:
-            message = await answer
+            self._publish(subject, data, None, self._inbox + token)
+            await answers.ended
         finally:
-            timer.cancel()
-            del self._waiting[token]
-        if message.status == NO_RESPONDERS:
+            answers.close()
+            del self._streams[token]
+            forget()
+        if answers.messages[-1].status == NO_RESPONDERS:
             raise NoResponders(subject)
-        return message
+        return answers.messages
 
     async def request_many(self, subject: str, data: bytes = b"", *, timeout_s: float) -> AsyncGenerator[Message, None]:
         """Send, and yield every answer until none has come for `timeout_s`, or the caller stops.
@@ -251,13 +284,19 @@ class Connection:
 
     def _fail_waiting(self) -> None:
         """The line has gone: the answers to what was sent on it will not come."""
-        for answer in self._waiting.values():
+        for answer, _ in self._waiting.values():
             if not answer.done():
                 answer.set_exception(
                     Unavailable("the line was lost before the answer came: it may have been carried out")
                 )
 
     def _publish(self, subject: str, data: bytes, headers: Mapping[str, str] | None, reply: str) -> None:
+        self._client.send(*self._frame(subject, data, headers, reply))
+
+    def _frame(
+        self, subject: str, data: bytes, headers: Mapping[str, str] | None, reply: str
+    ) -> tuple[bytes, bytes, bytes]:
+        """A message as it goes on the line. Raises InvalidName, TooLarge."""
         if not _SUBJECT.fullmatch(subject):
             raise InvalidName(f"{subject!r} is not a subject: tokens joined by dots, without spaces or wildcards")
         name = subject.encode()
@@ -268,14 +307,32 @@ class Connection:
         if size > self._client.max_payload:
             raise TooLarge(f"the message to {subject!r}", size, self._client.max_payload)
         if head:
-            self._client.send(b"HPUB %b %b %d %d\r\n%b" % (name, reply.encode(), len(head), size, head), data, b"\r\n")
-        else:
-            self._client.send(b"PUB %b %b %d\r\n" % (name, reply.encode(), size), data, b"\r\n")
+            return b"HPUB %b %b %d %d\r\n%b" % (name, reply.encode(), len(head), size, head), data, b"\r\n"
+        return b"PUB %b %b %d\r\n" % (name, reply.encode(), size), data, b"\r\n"
+
+    def _expect(self, token: str, subject: str, timeout_s: float) -> asyncio.Future[Message]:
+        """The answer to what was sent with this token."""
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Message] = loop.create_future()
+        self._waiting[token] = answer, subject
+        timer = loop.call_later(timeout_s, _expire, answer, subject, timeout_s)
+
+        def forget(_: object) -> None:
+            timer.cancel()
+            self._waiting.pop(token, None)
+
+        answer.add_done_callback(forget)
+        return answer
 
     def _on_reply(self, message: Message) -> None:
         token = message.subject[len(self._inbox) :]
-        if answer := self._waiting.get(token):
-            if not answer.done():
+        if waiting := self._waiting.get(token):
+            answer, subject = waiting
+            if answer.done():
+                return
+            if message.status == NO_RESPONDERS:
+                answer.set_exception(NoResponders(subject))
+            else:
                 answer.set_result(message)
         elif take := self._streams.get(token):
             take(message)

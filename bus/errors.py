@@ -41,12 +41,28 @@ class TooLarge(BusError):
         self.limit_bytes = limit_bytes
 
 
+class TooMany(BusError):
+    """More at once than the server takes. Refused before anything was sent: split it where it can be split."""
+
+    def __init__(self, what: str, count: int, limit: int) -> None:
+        super().__init__(f"{count} {what}: the limit is {limit}")
+        self.count = count
+        self.limit = limit
+
+
 class InvalidName(BusError, ValueError):
     """A name can't be part of a subject. Says which characters can."""
 
 
 class MalformedMessage(BusError, ValueError):
     """Bytes that are not one of our messages. Says what was expected and where it broke."""
+
+
+class PayloadLost(MalformedMessage):
+    """The payload a message refers to is gone or damaged, or never was. Restore the bucket from a backup, or go on.
+
+    A kind of MalformedMessage because anybody who may publish can refer to what is not there.
+    """
 
 
 class PlanError(BusError, ValueError):

@@ -236,7 +236,7 @@ EVENTS = Catalogue.of(*Known.__args__)
 TYPES = frozenset(EVENTS.types)
 
 
-class Reader:
+class EventReader:
     """Reads events as the newest version of their types, whatever version wrote them."""
 
     def __init__(self, catalogue: Catalogue) -> None:
@@ -268,7 +268,7 @@ class Reader:
         return UnknownEvent(wire, raw.copy())
 
 
-READER = Reader(EVENTS)
+EVENT_READER = EventReader(EVENTS)
 
 
 def is_ending(event: Event) -> bool:
@@ -298,7 +298,7 @@ def commit(message: Envelope, position: int, unknown: Callable[[str], None] = la
         id=message.id,
         at=message.time,
         position=position,
-        events=READER.read(message, unknown),
+        events=EVENT_READER.read(message, unknown),
         source=message.source,
         correlation=message.correlationid,
         causation=message.causationid,

@@ -19,7 +19,7 @@ from bus.errors import BusError, MalformedMessage, NotFound, TooLarge, Unavailab
 from bus.events import Commit
 from bus.folding import fold
 from bus.inputs import work
-from bus.log import Log
+from bus.log import Log, Part
 from bus.record import Record
 from bus.run import RunState
 from bus.unknown import report
@@ -104,10 +104,10 @@ class Ledger:
         commit: Commit,
     ) -> int:
         """Append the commit and its dead letters together; of very many, the rest in batches that follow."""
-        parts: list[tuple[str, Envelope, int | None]] = [(subject, message, expected)]
+        parts = [Part(subject, message, expected)]
         for letter in letters:
             record = self._envelope(dead.LETTER, letter, after, at=commit.at, phase=letter.phase, causation=commit.id)
-            parts.append((self._log.subjects.dead(letter.capability), record, None))
+            parts.append(Part(self._log.subjects.dead(letter.capability), record))
         position = await self._log.append_together(parts[: _LETTERS_IN_BATCH + 1])
         for begin in range(_LETTERS_IN_BATCH + 1, len(parts), _LETTERS_IN_BATCH):
             await self._log.append_together(parts[begin : begin + _LETTERS_IN_BATCH])

@@ -222,7 +222,7 @@ class Intake:
 
 
 def _description(message: Message) -> str:
-    return (message.headers or {}).get("Description", "")
+    return message.headers.get("Description", "")
 
 
 def _is_missing(ended: Message) -> bool:

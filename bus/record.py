@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
+from datetime import datetime
 
 import msgspec
 
@@ -12,44 +13,68 @@ from bus.connection import Connection, Message
 from bus.envelope import Envelope, decode
 from bus.errors import MalformedMessage
 
-# The server adds it; whoever publishes can write anything else into the headers, a status too.
-POSITION = "Nats-Sequence"
+# The server adds them, behind whatever the publisher wrote.
+_POSITION, _SUBJECT, _STORED_AT, _BEFORE = b"Nats-Sequence", b"Nats-Subject", b"Nats-Time-Stamp", b"Nats-Last-Sequence"
+_OF_THE_SERVER = {
+    *(f"Nats-{name}" for name in ("Stream", "Sequence", "Subject", "Time-Stamp", "Last-Sequence", "Num-Pending")),
+    *(f"Nats-{name}" for name in ("Batch-Id", "Batch-Sequence", "Batch-Commit")),
+    *(f"Nats-Expected-Last-{name}" for name in ("Sequence", "Subject-Sequence", "Subject-Sequence-Subject")),
+    "Nats-Expected-Stream",
+    "Nats-UpTo-Sequence",
+    "Description",
+}
 _LIVE_MESSAGES = 10_000
 
 
 class Record(msgspec.Struct, frozen=True, gc=False):
-    """One message of the log: its position (stream sequence, from 1), its subject and its bytes."""
+    """One message of the log: its position (stream sequence, from 1), its subject, its bytes, its headers unparsed."""
 
     position: int
     subject: str
     body: bytes
+    head: bytes = b""
 
     def envelope(self) -> Envelope:
         """Raises MalformedMessage if the bytes are not one of ours."""
         return decode(self.body)
 
+    @property
+    def stored_at(self) -> datetime:
+        """When the server stored it, by the server's clock (UTC). Raises MalformedMessage if it does not say."""
+        stamp = Message("", b"", head=self.head).stamp(_STORED_AT)
+        try:
+            return datetime.fromisoformat((stamp or b"").decode())
+        except ValueError:
+            raise MalformedMessage(f"position {self.position} does not say when it was stored: {stamp!r}") from None
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What the publisher put into the headers and still means something: no expectations, no batch."""
+        found = Message("", b"", head=self.head).headers
+        return {name: value for name, value in found.items() if name not in _OF_THE_SERVER}
+
 
 def is_record(message: Message) -> bool:
     # Whoever publishes can write a status into the headers; only the server adds a position to them.
-    return POSITION in (message.headers or {})
+    return message.stamp(_POSITION) is not None
 
 
 def read_record(message: Message) -> Record:
-    headers = message.headers or {}
-    try:
-        return Record(int(headers[POSITION]), headers["Nats-Subject"], message.data)
-    except (KeyError, ValueError):
-        raise MalformedMessage(f"{message.subject!r} does not say which position it has: {headers}") from None
+    """Raises MalformedMessage if the server does not say where it stands."""
+    position, subject = message.stamp(_POSITION), message.stamp(_SUBJECT)
+    if position is None or subject is None or not position.isdigit():
+        raise MalformedMessage(f"{message.subject!r} does not say which position it has: {message.headers}")
+    return Record(int(position), subject.decode("utf-8", "surrogateescape"), message.data, message.head)
 
 
 class Live:
-    """The live copies of a subject, in a bounded buffer that remembers whether it may have missed one."""
+    """The live copies of some subjects, in a bounded buffer that remembers whether it may have missed one."""
 
-    def __init__(self, connection: Connection, subject: str) -> None:
-        self._records: deque[Record] = deque()
+    def __init__(self, connection: Connection, subjects: Sequence[str]) -> None:
+        self._records: deque[tuple[int, Record]] = deque()
         self._woken = asyncio.Event()
         self._missed = False
-        self._subscription = connection.subscribe(subject, self._take)
+        self._subscriptions = [connection.subscribe(subject, self._take) for subject in subjects]
         self._unregister = connection.on_reconnect(self._miss)
 
     def caught_up(self) -> None:
@@ -57,26 +82,42 @@ class Live:
         self._missed = False
         self._records.clear()
 
-    async def records(self) -> AsyncGenerator[Record, None]:
-        """What arrives, until something may have been missed."""
+    async def records(self, after: int, *, idle_s: float) -> AsyncGenerator[Record, None]:
+        """What arrives after a position, once each, until something may have been missed or nothing came for `idle_s`.
+
+        Each copy names the position before it on its subject: one that was not seen here has been lost on its way.
+        """
         while True:
             while self._records:
-                yield self._records.popleft()
+                before, record = self._records.popleft()
+                if before > after:
+                    return
+                if record.position > after:
+                    yield record
+                    after = record.position
             if self._missed:
                 return
             self._woken.clear()
-            await self._woken.wait()
+            try:
+                async with asyncio.timeout(idle_s):
+                    await self._woken.wait()
+            except TimeoutError:
+                return
 
     def close(self) -> None:
         self._unregister()
-        self._subscription.unsubscribe()
+        for subscription in self._subscriptions:
+            subscription.unsubscribe()
 
     def _take(self, message: Message) -> None:
-        if len(self._records) >= _LIVE_MESSAGES:
+        if self._missed:
+            return
+        if len(self._records) >= _LIVE_MESSAGES or not is_record(message):
             self._miss()
-        elif not self._missed:
-            self._records.append(read_record(message))
-            self._woken.set()
+            return
+        before = message.stamp(_BEFORE) or b""
+        self._records.append((int(before) if before.isdigit() else 0, read_record(message)))
+        self._woken.set()
 
     def _miss(self) -> None:
         self._missed = True

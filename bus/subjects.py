@@ -7,12 +7,14 @@ parts (a dotted capability, an item of a phase), they are joined by `:`, which n
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import NamedTuple
 
 from bus.errors import InvalidName, MalformedMessage
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 _PHASE = re.compile(r"-?[a-z0-9][a-z0-9_-]{0,62}")
+_WILD = {"*": r"[^.]+", ">": ".+"}
 _CAPABILITY_CHARACTERS = 128
 
 
@@ -45,6 +47,13 @@ def capability_token(value: str) -> str:
     return capability(value).replace(".", ":")
 
 
+@lru_cache(maxsize=256)
+def pattern(subject: str) -> re.Pattern[str]:
+    """Matches in full the subjects that one with wildcards names: `*` is any one token, `>` at the end one or more."""
+    tokens = [_WILD.get(token) or re.escape(token) for token in subject.split(".")]
+    return re.compile(r"\.".join(tokens), re.DOTALL)
+
+
 class Work(NamedTuple):
     """What a work subject says: the attempt that waits to be taken."""
 
@@ -62,6 +71,7 @@ class Subjects:
         self.namespace = name(namespace, "namespace")
         self.stream = namespace.upper()
         self.work_stream = f"{self.stream}_WORK"
+        self.payloads_bucket = f"{self.stream}_PAYLOADS"
         self.leases_bucket = f"{self.stream}_LEASES"
         self.runs = f"{namespace}.run.*"
         self.dead_letters = f"{namespace}.dead.*"
@@ -126,8 +136,10 @@ class Subjects:
     def beat(self, instance: str) -> str:
         return f"{self.namespace}.beat.{name(instance, 'instance')}"
 
-    def live_copy(self, subject: str) -> str:
-        return f"live.{subject}"
+
+def live_copy(subject: str) -> str:
+    """Where the server publishes once more what it has stored on `subject`."""
+    return f"live.{subject}"
 
 
 def _index(text: str) -> int | None:

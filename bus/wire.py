@@ -25,8 +25,30 @@ class Message(Struct, frozen=True, gc=False):
     subject: str
     data: bytes
     reply: str = ""
-    headers: dict[str, str] | None = None
-    status: int = 0
+    head: bytes = b""
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Parsed when asked for: of a hundred thousand records read, hardly one is looked at that closely.
+
+        Of two headers with one name the last counts, lines that are none are left out.
+        """
+        return _parse_headers(self.head)
+
+    @property
+    def status(self) -> int:
+        if not self.head.startswith(b"NATS/1.0 "):
+            return 0
+        digits = self.head[9:12]
+        return int(digits) if digits.isdigit() else 0
+
+    def stamp(self, name: bytes) -> bytes | None:
+        """The last header of that name, the others unparsed: the server writes its own behind the publisher's."""
+        begin = self.head.rfind(b"\r\n%b: " % name)
+        if begin < 0:
+            return None
+        begin += len(name) + 4
+        return self.head[begin : self.head.find(b"\r\n", begin)].strip()
 
 
 class Frames:
@@ -60,9 +82,8 @@ class Frames:
                 break
             with_headers = line[0] == ord("H")
             body = begin + int(words[-2]) if with_headers else begin
-            headers, status = _parse_headers(buffer[begin:body]) if with_headers else (None, 0)
             reply = text(words[3]) if len(words) == 5 + with_headers else ""
-            yield int(words[2]), Message(text(words[1]), buffer[body:stop], reply, headers, status)
+            yield int(words[2]), Message(text(words[1]), buffer[body:stop], reply, buffer[begin:body])
             position, missing = stop + 2, 1
         self._parts = [buffer[position:]]
         self._missing = missing
@@ -80,22 +101,19 @@ def header_block(headers: Mapping[str, str]) -> bytes:
         raise InvalidName(f"a header is not UTF-8: {error}") from error
 
 
-def _parse_headers(block: bytes) -> tuple[dict[str, str] | None, int]:
-    """Headers and status; lines that are none are left out, and None says that nothing was left.
-
-    Of two headers with one name the last counts, and a broken first line does not hide the others: in the answer to
-    a Direct Get the server's own headers come behind whatever the publisher had stored.
+def _parse_headers(block: bytes) -> dict[str, str]:
+    """A broken first line does not hide the others: in the answer to a Direct Get the server's own headers come behind
+    whatever the publisher had stored.
     """
     first, *lines = text(block).split("\r\n")
     headers: dict[str, str] = {}
-    status = first[9:12] if first.startswith("NATS/1.0 ") else ""
-    if status and (description := first[13:]):
+    if first.startswith("NATS/1.0 ") and (description := first[13:]):
         headers["Description"] = description
     for line in lines:
         name, colon, value = line.partition(":")
         if colon:
             headers[name] = value.strip()
-    return headers or None, int(status) if status.isascii() and status.isdecimal() else 0
+    return headers
 
 
 def text(raw: bytes) -> str:

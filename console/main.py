@@ -21,6 +21,7 @@ _COMMANDS = {
     "run": ("console.commands.run:run", "Start runs, look at them, and decide about them."),
     "replay": ("console.commands.replay:replay", "Tell a run again, event by event, from the log alone."),
     "dead": ("console.commands.dead:dead", "Work that was given up: look at it, send it again."),
+    "payload": ("console.commands.payload:payload", "Payloads too large for a message: list them, remove garbage."),
     "attention": ("console.commands.attention:attention", "List what needs a look, each with the command to type."),
     "schema": ("console.commands.schema:schema", "Print the schemas of everything on the wire."),
     "version": ("console.commands.version:version", "Print the versions of phasebus and what it runs on."),

@@ -37,7 +37,9 @@ from bus.events import (
     body,
     type_of,
 )
+from bus.garbage import COLLECTED, PayloadsCollected
 from bus.ledger import WORK
+from bus.payload import Limits, Packed, pack
 from bus.plan import Approval, Phase, Plan
 from bus.presence import Beat, Held
 from bus.problem import Problem
@@ -147,6 +149,7 @@ DIED = DeadLetter(
     ],
 )
 UNDECODED = Unreadable("code.analyse", f"bus.work.code:analyse.{RUN}.-8:0.2", b"\x00\xff not JSON", "why", "coder-1")
+REMOVED = PayloadsCollected(by="ann", objects=2, size_bytes=4711, uploads=1, older_than_s=3600.0)
 REDRIVEN = LetterRedriven("ann", 42, UNDECODED.subject)
 BEAT = Beat(
     agent="coder",
@@ -203,9 +206,28 @@ MESSAGES: dict[str, bytes] = {
     LETTER: about_work(LETTER, DIED),
     UNREADABLE: about_agent(UNREADABLE, UNDECODED),
     LETTER_REDRIVEN: about_agent(LETTER_REDRIVEN, REDRIVEN),
+    COLLECTED: about_agent(COLLECTED, REMOVED),
     AGENT_REGISTERED: about_agent(AGENT_REGISTERED, BEAT),
     AGENT_DEREGISTERED: about_agent(AGENT_DEREGISTERED, BEAT),
     "beat": msgspec.json.encode(BEAT),
+}
+
+
+# The forms of one payload: compressed in the message, and as an object that is compressed or not.
+LARGE = envelope(
+    COMMIT,
+    {"events": [{"type": "phase.completed.v1", "phase": "collect", "output": [{"lines": 3}] * 20}]},
+    id="4b1d8f0a6c2e4d7b9f3a5e1c8d0b2f46",
+    source="agent/coder/coder-1",
+    time=AT,
+    correlationid="order-7",
+    runid=RUN,
+)
+ROOMY = 2**20
+PAYLOADS: dict[str, Packed] = {
+    "compressed": pack(LARGE, Limits(ROOMY, 0, ROOMY)),
+    "object": pack(msgspec.structs.replace(LARGE, data=msgspec.Raw(b'"0f9e8d7c6b5a4938"')), Limits(ROOMY, 0, 0)),
+    "object-compressed": pack(LARGE, Limits(ROOMY, 0, 0)),
 }
 
 
@@ -221,5 +243,7 @@ def schemas() -> bytes:
 if __name__ == "__main__":
     for name, message in MESSAGES.items():
         golden(name).write_bytes(message)
+    for name, packed in PAYLOADS.items():
+        golden(f"payload/{name}").write_bytes(packed.body)
     SCHEMAS.parent.mkdir(exist_ok=True)
     SCHEMAS.write_bytes(schemas())

@@ -15,7 +15,7 @@ from bus import document, vocabulary
 from bus.asyncapi import asyncapi
 from bus.compatibility import changes
 from bus.document import Document
-from bus.subjects import Subjects, Work
+from bus.subjects import Subjects, Work, live_copy
 from tests.golden.samples import EVENTS, FOLDER, MESSAGES, SCHEMAS, schemas
 
 ROOT = Path(__file__).parents[2]
@@ -58,7 +58,8 @@ def test_whatever_the_sources_name_as_a_type_is_in_the_vocabulary(now: Document)
 
 def test_every_type_has_golden_bytes_and_all_golden_bytes_have_a_type(now: Document) -> None:
     named = {"commit": "run.commit.v1", "beat": "beat.v1"}
-    assert {named.get(name, name) for name in MESSAGES} | {"envelope.v1"} == set(now.types)
+    envelopes = {vocabulary.ENVELOPE, vocabulary.COMPRESSED, vocabulary.REFERRING}
+    assert {named.get(name, name) for name in MESSAGES} | envelopes == set(now.types)
 
 
 def test_the_document_is_json_schema(now: Document) -> None:
@@ -76,6 +77,21 @@ def test_the_golden_bytes_of_a_message_have_its_schema(name: str, now: Document)
     Draft202012Validator(document.part(now, body["type"])).validate(payload)
     for event in payload["events"] if name in EVENTS else []:
         Draft202012Validator(document.part(now, name)).validate(event)
+
+
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [("compressed", "compressed"), ("object", "referring"), ("object-compressed", "referring")],
+)
+def test_large_messages_have_the_schema_of_their_form(name: str, form: str, now: Document) -> None:
+    body = json.loads((FOLDER / "payload" / f"{name}.json").read_bytes())
+    fits = [each for each in ("compressed", "referring") if is_valid(document.part(now, f"envelope.{each}.v1"), body)]
+    assert fits == [form]
+    assert is_valid(json.loads(schemas()), body)
+
+
+def is_valid(schema: dict[str, Any], body: Any) -> bool:
+    return bool(Draft202012Validator(schema).is_valid(body))
 
 
 def commit(event: Any) -> dict[str, Any]:
@@ -151,7 +167,7 @@ def test_the_channels_are_the_subjects_of_the_namespace(described: dict[str, Any
     }
     assert found == {
         **stored,
-        **{f"live_{name}": subjects.live_copy(subject) for name, subject in stored.items()},
+        **{f"live_{name}": live_copy(subject) for name, subject in stored.items()},
         "work": subjects.work(Work("git.collect", "r-1", "-8", 2, 3)),
         "beats": subjects.beat("git-1"),
         "everyone": subjects.everyone,

@@ -12,7 +12,7 @@ import structlog
 
 from bus import Agent, Client, Phase, Plan, connect, events, messages, unknown
 from bus.envelope import envelope
-from bus.events import COMMIT, EVENTS, PhaseReady, PhaseStarted, Reader, UnknownEvent
+from bus.events import COMMIT, EVENTS, EventReader, PhaseReady, PhaseStarted, UnknownEvent
 from bus.ledger import utc_now
 from bus.schemas import Catalogue
 from bus.server import Server
@@ -81,7 +81,7 @@ async def test_a_log_of_this_version_is_read_by_one_two_versions_on(
         await finished(client, server, "twice-1")
         now = await client.runs.load("twice-1")
         told = await happenings(client, "twice-1")
-        monkeypatch.setattr(events, "READER", Reader(version_to_come()))
+        monkeypatch.setattr(events, "EVENT_READER", EventReader(version_to_come()))
         later = [each.event for each in await happenings(client, "twice-1")]
         started = [event for event in later if isinstance(event, PhaseStarted)]
         assert len(later) == len(told)
@@ -141,7 +141,7 @@ async def test_a_malformed_event_of_an_older_version_is_set_aside_with_its_commi
         await client.start(Plan("twice", phases=[Phase("one", "nobody.offers")]), run="twice-4")
         before = await client.runs.load("twice-4")
         await append(client, "twice-4", {"type": "phase.started.v1", "phase": "one", "attempt": 1})
-        monkeypatch.setattr(events, "READER", Reader(version_to_come()))
+        monkeypatch.setattr(events, "EVENT_READER", EventReader(version_to_come()))
         async with connect(server.url) as other:
             state = await other.runs.load("twice-4")
         assert (state.phases, state.events) == (before.phases, before.events)

@@ -12,7 +12,7 @@ from bus import SettingsError, dead, events, message, messages
 from bus.context import Context
 from bus.envelope import envelope
 from bus.errors import InvalidName, MalformedMessage
-from bus.events import COMMIT, PhaseReady, Reader, UnknownEvent
+from bus.events import COMMIT, EventReader, PhaseReady, UnknownEvent
 from bus.handling import perform
 from bus.problem import Problem
 from bus.schemas import Catalogue, Version, version
@@ -218,7 +218,7 @@ def test_events_of_all_versions_in_one_commit_are_read_in_their_order() -> None:
     ]
     stored = envelope(COMMIT, {"events": written}, id="1", source="test", time=BEGAN_AT, runid="run-1")
     unknown: list[str] = []
-    first, second, *rest = Reader(next_version()).read(stored, unknown.append)
+    first, second, *rest = EventReader(next_version()).read(stored, unknown.append)
     assert first == ReadyNow(phase="a", attempt=1, why="because")
     assert second == ReadyNow(phase="b", attempt=1, why="new")
     assert [events.type_of(event) for event in rest] == ["phase.ready.v3", "run.completed.v1", "phase.dreamt.v1"]
@@ -229,7 +229,7 @@ def test_events_of_all_versions_in_one_commit_are_read_in_their_order() -> None:
 def test_an_old_event_that_is_malformed_stays_so() -> None:
     stored = envelope(COMMIT, {"events": [{"type": "phase.ready.v1"}]}, id="1", source="x", time=BEGAN_AT, runid="r")
     with pytest.raises(MalformedMessage, match="missing required field `phase`"):
-        Reader(next_version()).read(stored, lambda _type: None)
+        EventReader(next_version()).read(stored, lambda _type: None)
 
 
 def test_a_dead_letter_of_a_newer_version_is_not_taken_for_one_of_this() -> None:

@@ -1,0 +1,202 @@
+"""Appending to the log: sent until there is an answer that settles it, and never stored twice.
+
+An append answers exactly one of three things: stored, `VersionConflict` (and then it is true: nothing of ours is
+there), or `Unavailable` (not known, and it was tried for as long as the settings allow).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import aclosing
+from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
+from uuid import uuid4
+
+import msgspec
+
+from bus.connection import Connection, Message
+from bus.envelope import CONTENT_TYPE, UNDECODABLE, Envelope
+from bus.errors import BusError, Misconfigured, NoResponders, TooMany, Unavailable
+from bus.payloads import Payloads
+from bus.reading import Reader
+from bus.record import Record
+from bus.settings import Settings
+from bus.streams import ApiError
+
+BATCH_MEMBERS = 1_000
+_CONFLICTS = {10071, 10164}
+_ALREADY_COMMITTED = 10201
+_TEMPORARY = {408, 429, 503}
+_PAUSE_S = 0.05
+_LONGEST_PAUSE_S = 1.0
+# The server knows a message's id again for two minutes; a first try is not older than that, clocks being what they are.
+_RECENT = timedelta(minutes=5)
+
+_Send = Callable[[float], Awaitable[Message]]
+
+
+class VersionConflict(BusError):
+    """Another writer appended first. Decide again on what `tail` adds, and append again.
+
+    `tail` holds the records stored on `subject` after position `expected`, read when the conflict was found.
+    """
+
+    def __init__(self, subject: str, expected: int, tail: Sequence[Record]) -> None:
+        super().__init__(f"{subject!r} has moved on from position {expected}")
+        self.subject = subject
+        self.expected = expected
+        self.tail = tail
+
+
+class Part(NamedTuple):
+    """A message for a subject. `expected`: newest position there that the writer has seen, 0: none, None: any."""
+
+    subject: str
+    message: Envelope
+    expected: int | None = None
+
+
+class _Ack(msgspec.Struct, frozen=True):
+    stream: str = ""
+    seq: int = 0
+    error: ApiError | None = None
+
+
+class _Identity(msgspec.Struct, frozen=True):
+    """Of a message whose payload may be lost, too."""
+
+    id: str
+
+
+_identity = msgspec.json.Decoder(_Identity)
+_ack = msgspec.json.Decoder(_Ack)
+
+
+class Appender:
+    """Writes one stream over one connection. It owns nothing that has to be closed."""
+
+    def __init__(self, connection: Connection, reader: Reader, payloads: Payloads, settings: Settings) -> None:
+        self._connection = connection
+        self._reader = reader
+        self._payloads = payloads
+        self._settings = settings
+
+    async def append(self, part: Part) -> int:
+        """Raises VersionConflict, TooLarge before sending, Unavailable."""
+        headers, body = _headers(part), await self._payloads.pack(part.subject, part.message)
+        # Without an expectation the id alone makes a resend harmless, within the server's window for duplicates.
+        return await self._insist(
+            lambda timeout_s: self._connection.request(part.subject, body, headers=headers, timeout_s=timeout_s), [part]
+        )
+
+    async def append_soon(self, part: Part) -> asyncio.Future[Message]:
+        """Send, once; `position_of` reads the answer. Raises TooLarge, and Unavailable if too much waits."""
+        body = await self._payloads.pack(part.subject, part.message)
+        return self._connection.request_soon(
+            part.subject, body, headers=_headers(part), timeout_s=self._settings.request_timeout_s
+        )
+
+    def position_of(self, sent: asyncio.Future[Message]) -> int | None:
+        """What an `append_soon` was answered, if that settles it; if not, `append` has to be tried."""
+        if sent.cancelled() or sent.exception() is not None:
+            return None
+        try:
+            answer = _ack.decode(sent.result().data)
+        except msgspec.DecodeError:
+            return None
+        return answer.seq if answer.error is None else None
+
+    async def append_together(self, parts: Sequence[Part]) -> int:
+        """Raises VersionConflict, TooLarge and TooMany before sending, Unavailable."""
+        if len(parts) > BATCH_MEMBERS:
+            raise TooMany("messages of one batch", len(parts), BATCH_MEMBERS)
+        encoded = [
+            (part.subject, await self._payloads.pack(part.subject, part.message), _headers(part)) for part in parts
+        ]
+
+        async def send(timeout_s: float) -> Message:
+            batch = uuid4().hex
+            members = [
+                (subject, body, headers | {"Nats-Batch-Id": batch, "Nats-Batch-Sequence": str(number)})
+                for number, (subject, body, headers) in enumerate(encoded, 1)
+            ]
+            members[-1][2]["Nats-Batch-Commit"] = "1"
+            return await self._connection.request_batch(members, timeout_s=timeout_s)
+
+        return await self._insist(send, parts)
+
+    async def _insist(self, send: _Send, parts: Sequence[Part]) -> int:
+        """Send until there is an answer that settles it. What may have been stored unseen is looked up by its id."""
+        deadline = time.monotonic() + self._settings.append_timeout_s
+        pause_s = _PAUSE_S
+        while True:
+            try:
+                # Nothing is queued for a server that is away: each resend would be one copy more.
+                answer = await self._answer(send)
+            except (Unavailable, NoResponders, msgspec.DecodeError) as error:
+                reason: object = error
+            else:
+                if answer.error is None:
+                    # The members of a batch stand next to each other; the answer names the last one.
+                    return answer.seq - len(parts) + 1
+                if answer.error.err_code in _CONFLICTS | {_ALREADY_COMMITTED}:
+                    return await self._settle(parts)
+                if answer.error.code not in _TEMPORARY:
+                    raise Misconfigured(
+                        f"the log refused a message to {parts[0].subject!r}: {answer.error.description}"
+                    )
+                reason = answer.error.description
+            if time.monotonic() + pause_s > deadline:
+                raise Unavailable(
+                    f"{parts[0].subject!r} was not appended within {self._settings.append_timeout_s:g} s ({reason}); "
+                    "it may still arrive, so repeat it only with the same id"
+                )
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+
+    async def _answer(self, send: _Send) -> _Ack:
+        if not self._connection.is_connected:
+            raise Unavailable("the line is down")
+        return _ack.decode((await send(self._settings.request_timeout_s)).data)
+
+    async def _settle(self, parts: Sequence[Part]) -> int:
+        """A conflict may be our own first try, whose answer was lost: only what stands there tells.
+
+        Where one member of a batch is stored all are, next to each other.
+        """
+        conflict: VersionConflict | None = None
+        for number, part in enumerate(parts):
+            if part.expected is None:
+                continue
+            tail = [record async for record in self._reader.read(part.subject, after=part.expected)]
+            for record in tail:
+                if _is(record, part.message):
+                    return record.position - number
+            if tail and conflict is None:
+                conflict = VersionConflict(part.subject, part.expected, tail)
+        if conflict is not None:
+            raise conflict
+        recent = datetime.now(UTC) - _RECENT
+        async with aclosing(self._reader.read_back(parts[0].subject)) as records:
+            async for record in records:
+                if _is(record, parts[0].message):
+                    return record.position
+                if record.stored_at < recent:
+                    break
+        raise Unavailable(f"{parts[0].subject!r} refused what it does not have: append it again with the same id")
+
+
+def _is(record: Record, message: Envelope) -> bool:
+    try:
+        return _identity.decode(record.body).id == message.id
+    except UNDECODABLE:
+        return False
+
+
+def _headers(part: Part) -> dict[str, str]:
+    headers = {"Nats-Msg-Id": part.message.id, "Content-Type": CONTENT_TYPE}
+    if part.expected is not None:
+        headers["Nats-Expected-Last-Subject-Sequence"] = str(part.expected)
+    return headers
