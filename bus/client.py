@@ -250,7 +250,8 @@ class Client:
         said = {"by": by, "letter": message.id, "subject": letter.subject}
         record = envelope(LETTER_REDRIVEN, said, id=uuid4().hex, source=self.source, time=utc_now())
         await self.log.append(self.subjects.ops("dead"), record)
-        self.connection.publish(letter.subject, letter.body)
+        # A letter that was imported names a subject of the bus it comes from.
+        self.connection.publish(self.subjects.ours(letter.subject), letter.body)
 
     async def _dead_message(self, number: int) -> Envelope:
         record = await self.log.at(number)

@@ -20,7 +20,8 @@ from bus.selection import Selection
 async def happenings(log: Log, selection: Selection, *, follow: bool = False) -> AsyncGenerator[Happening, None]:
     """The selected events, one by one. With `follow`, it goes on with what is stored from now on, for ever.
 
-    Raises SettingsError for a selection that can't be followed: one with an end, or backwards. InvalidName, Unavailable.
+    Raises SettingsError for a selection that can't be followed (one with an end, or backwards), InvalidName,
+    Unavailable.
     """
     count = 0
     async with aclosing(_places(log, selection, follow=follow)) as places:

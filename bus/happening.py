@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 import msgspec
+from msgspec.structs import replace
 
 from bus.envelope import Envelope, decode
 from bus.errors import MalformedMessage
@@ -72,27 +73,22 @@ class Happening(msgspec.Struct, frozen=True, kw_only=True):
 
 def happenings(position: int, subject: str, stored_at: datetime, body: bytes) -> Sequence[Happening]:
     """What a record says: at least one happening. Never raises."""
-    message: Envelope | None = None
+    whole = Happening(position=position, subject=subject, stored_at=stored_at)
     try:
-        message = decode(body)
-        kind, _, name = subject.partition(".")[2].partition(".")
-        if kind != "run":
-            return [Happening(position=position, subject=subject, stored_at=stored_at, message=message)]
-        found = commit(message, position)
-        if found.run != name:
-            raise MalformedMessage(f"position {position} holds a commit of {found.run!r} on the subject of {name!r}")
+        whole = replace(whole, message=decode(body))
+        if whole.kind != "run":
+            return [whole]
+        found = _commit_of(whole)
     except MalformedMessage as error:
-        broken = Happening(position=position, subject=subject, stored_at=stored_at, message=message, problem=str(error))
-        return [broken]
-    return [
-        Happening(
-            position=position,
-            subject=subject,
-            stored_at=stored_at,
-            index=index,
-            message=message,
-            commit=found,
-            event=event,
-        )
-        for index, event in enumerate(found.events)
-    ]
+        return [replace(whole, problem=str(error))]
+    return [replace(whole, index=index, commit=found, event=event) for index, event in enumerate(found.events)]
+
+
+def _commit_of(whole: Happening) -> Commit:
+    """Raises MalformedMessage, also for another run's commit."""
+    assert whole.message is not None, "it has been decoded"
+    found = commit(whole.message, whole.position)
+    on = whole.subject.split(".", 2)[2]
+    if found.run != on:
+        raise MalformedMessage(f"position {whole.position} holds a commit of {found.run!r} on the subject of {on!r}")
+    return found
