@@ -1,14 +1,15 @@
-"""A convoy: copies of records, appended in one order, many at a time, none before its predecessor.
+"""A convoy: copies of records, appended in order, many at a time, none before its predecessor on its subject.
 
-Each names the position it must follow in the whole log, so one that fails makes all behind it fail, and whatever is
-lost on the line, no copy stands before its predecessor or twice.
+Each names the position its predecessor will have if nobody else writes meanwhile. So whatever is lost on the line or
+comes in between, no copy stands before its predecessor, and none twice: what fails is looked for, and sent again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Container, Mapping, Sequence
+from collections import deque
+from collections.abc import Mapping, Sequence
 from contextlib import aclosing
 
 import msgspec
@@ -19,8 +20,8 @@ from bus.errors import InvalidName, Misconfigured, NoResponders, Refused, Unavai
 from bus.record import Record
 from bus.streams import ApiError
 
-_EXPECTED = "Nats-Expected-Last-Sequence"
-_CONFLICT = 10071
+_EXPECTED = "Nats-Expected-Last-Subject-Sequence"
+_CONFLICTS = {10071, 10164}
 _TEMPORARY = {408, 429, 503}
 _PAUSE_S = 0.1
 # The server takes a message whose id it has seen within two minutes for a resend, even if the log it comes from has
@@ -52,71 +53,97 @@ class Copy(msgspec.Struct, frozen=True):
 
 
 class Convoy:
-    """Writes one log, behind position `last`. `stored` counts its copies.
+    """Writes one log. `stored` counts its copies.
 
-    `subjects` are the convoy's own: nobody else may write there meanwhile.
+    `lasts` is the newest position of each subject that has one, as of position `upto` of the log. Nobody else may write
+    to the subjects of a convoy; elsewhere they may.
     """
 
-    def __init__(self, client: Client, subjects: Container[str], last: int) -> None:
+    def __init__(self, client: Client, lasts: Mapping[str, int], upto: int) -> None:
         self._client = client
-        self._subjects = subjects
-        self._last = last
+        self._lasts = dict(lasts)
+        # The newest position heard of; and the one up to which it is known what became of whatever was sent.
+        self._newest = self._settled = upto
         self.stored = 0
 
     async def append(self, copies: Sequence[Copy]) -> None:
-        """Store them, or raise: Refused (somebody else wrote to the convoy's subjects), Misconfigured, Unavailable."""
+        """Store them, or raise: Refused (somebody else wrote to one of their subjects), Misconfigured, Unavailable."""
         began = time.monotonic()
-        patience_s = self._client.log.patience_s
         while copies:
-            refusal, stored = None, 0
+            missing, refusal = copies, None
             try:
-                stored, refusal = await self._send(copies)
-                if refusal is not None:
-                    stored += await self._look(copies[stored:])
+                missing, refusal = await self._send(copies)
+                if refusal is None:
+                    self._settled = self._newest
+                else:
+                    missing = await self._look(missing)
             except (Unavailable, NoResponders) as error:
                 refusal = _Refusal(str(error))
-            copies = copies[stored:]
-            self.stored += stored
-            if stored:
+            self.stored += len(copies) - len(missing)
+            if len(missing) < len(copies):
                 began = time.monotonic()
             elif refusal is not None:
-                if time.monotonic() - began > (_DUPLICATES_S if refusal.is_duplicate else patience_s):
+                patience_s = _DUPLICATES_S if refusal.is_duplicate else self._client.log.patience_s
+                if time.monotonic() - began > patience_s:
                     raise Unavailable(f"it goes no further ({refusal.reason}); what is stored stays: repeat it")
                 await asyncio.sleep(_PAUSE_S)
+            copies = missing
 
-    async def _send(self, copies: Sequence[Copy]) -> tuple[int, _Refusal | None]:
-        """Send all; how many from the first on were stored, and why not all."""
+    async def _send(self, copies: Sequence[Copy]) -> tuple[Sequence[Copy], _Refusal | None]:
+        """Send all; those that are not known to be stored, and why the first of them is not."""
         connection, timeout_s = self._client.connection, self._client.settings.request_timeout_s
         if not connection.is_connected:
             raise Unavailable("the line is down")
+        ahead: dict[str, int] = {}
         sent = []
-        for number, copy in enumerate(copies):
-            headers = {**copy.headers, _EXPECTED: str(self._last + number)}
+        for position, copy in enumerate(copies, self._newest + 1):
+            expected = ahead.get(copy.subject) or self._lasts.get(copy.subject, 0)
+            headers = {**copy.headers, _EXPECTED: str(expected)}
             sent.append(connection.request_soon(copy.subject, copy.content, headers=headers, timeout_s=timeout_s))
-        answers = await asyncio.gather(*sent, return_exceptions=True)
-        for number, answer in enumerate(answers):
-            refusal = _refusal(answer, self._last + 1)
-            if refusal is not None:
-                return number, refusal
-            self._last += 1
-        return len(copies), None
+            ahead[copy.subject] = position
+        answers = [_position_in(answer) for answer in await asyncio.gather(*sent, return_exceptions=True)]
+        missing: deque[Copy] = deque()
+        refusal: _Refusal | None = None
+        followed: set[str] = set()
+        for copy, answer in zip(reversed(copies), reversed(answers), strict=True):
+            if isinstance(answer, int):
+                self._newest = max(self._newest, answer)
+                self._lasts[copy.subject] = max(self._lasts.get(copy.subject, 0), answer)
+                followed.add(copy.subject)
+            elif copy.subject not in followed:  # what its successor could follow is there
+                missing.appendleft(copy)
+                refusal = answer
+        return list(missing), refusal
 
-    async def _look(self, copies: Sequence[Copy]) -> int:
-        """How many of these stand in the log after all: their answers were lost.
-
-        All up to the newest position is looked at, and the next copy has to follow it: none is stored twice.
-        """
+    async def _look(self, copies: Sequence[Copy]) -> Sequence[Copy]:
+        """Those of the copies that are not there; the answers to the others were lost. Raises Refused."""
         upto = await last_position(self._client)
-        found = 0
+        waiting: dict[str, deque[Copy]] = {}
+        for copy in copies:
+            waiting.setdefault(copy.subject, deque()).append(copy)
         everything = f"{self._client.subjects.namespace}.>"
-        async with aclosing(self._client.log.read(everything, after=self._last, upto=upto)) as records:
+        async with aclosing(self._client.log.read(everything, after=self._settled, upto=upto)) as records:
             async for record in records:
-                if found < len(copies) and copies[found].is_in(record):
-                    found += 1
-                elif record.subject in self._subjects:
-                    raise Refused(f"position {record.position}: somebody else writes to {record.subject!r} meanwhile")
-        self._last = upto
-        return found
+                rest = waiting.get(record.subject)
+                if rest is None or record.position <= self._lasts.get(record.subject, 0):
+                    continue
+                if not rest or not rest[0].is_in(record):
+                    raise _meddled(record)
+                rest.popleft()
+                self._lasts[record.subject] = record.position
+        self._newest = self._settled = upto
+        left = {id(copy) for rest in waiting.values() for copy in rest}
+        missing = [copy for copy in copies if id(copy) in left]
+        if len(missing) == len(copies):
+            # Nothing of it came since; what stands in its way may have come before.
+            newest = await self._client.log.last(copies[0].subject)
+            if newest is not None and self._lasts.get(newest.subject, 0) < newest.position <= upto:
+                raise _meddled(newest)
+        return missing
+
+
+def _meddled(record: Record) -> Refused:
+    return Refused(f"position {record.position}: somebody else writes to {record.subject!r} meanwhile")
 
 
 async def last_position(client: Client) -> int:
@@ -154,8 +181,8 @@ _ack = msgspec.json.Decoder(_Ack)
 _info = msgspec.json.Decoder(_Info)
 
 
-def _refusal(answer: Message | BaseException, position: int) -> _Refusal | None:
-    """Why a copy is not known to stand at its position. Raises Misconfigured for what can't get better."""
+def _position_in(answer: Message | BaseException) -> int | _Refusal:
+    """Where a copy stands now, if the answer says so. Raises Misconfigured for what can't get better."""
     if isinstance(answer, Unavailable | NoResponders):
         return _Refusal(str(answer))
     if isinstance(answer, BaseException):
@@ -165,7 +192,7 @@ def _refusal(answer: Message | BaseException, position: int) -> _Refusal | None:
     except msgspec.DecodeError as error:
         return _Refusal(str(error))
     if ack.error is None:
-        return None if ack.seq == position else _Refusal(f"the server takes it for position {ack.seq}", ack.duplicate)
-    if ack.error.err_code != _CONFLICT and ack.error.code not in _TEMPORARY:
+        return ack.seq if not ack.duplicate else _Refusal(f"it has the id of position {ack.seq}", is_duplicate=True)
+    if ack.error.err_code not in _CONFLICTS and ack.error.code not in _TEMPORARY:
         raise Misconfigured(f"the log refused a record: {ack.error.description}")
     return _Refusal(ack.error.description)

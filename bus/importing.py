@@ -43,7 +43,7 @@ async def import_lines(client: Client, opened: Callable[[], Iterable[bytes]]) ->
     upto = await last_position(client)
     there = await _standing(client, upto)
     wanted, left_out = await _check(client, opened, there)
-    convoy = Convoy(client, wanted, upto)
+    convoy = Convoy(client, {subject: stand.last for subject, stand in there.items()}, upto)
     # What of the lines of a subject is still to be passed over.
     rest = {subject: min(stand.count, wanted[subject].count) for subject, stand in there.items() if subject in wanted}
     skipped = sum(rest.values())
@@ -65,10 +65,11 @@ async def import_lines(client: Client, opened: Callable[[], Iterable[bytes]]) ->
 
 
 class _Stand(msgspec.Struct):
-    """What a subject holds: so many records, whose bytes and headers make this digest."""
+    """What a subject holds: so many records, whose bytes and headers make this digest, the last at this position."""
 
     count: int = 0
     digest: bytes = b""
+    last: int = 0
 
     def add(self, copy: Copy) -> None:
         said = msgspec.json.encode(sorted(copy.headers.items())) + b"\n" + copy.content
@@ -81,9 +82,11 @@ async def _standing(client: Client, upto: int) -> dict[str, _Stand]:
     there: dict[str, _Stand] = {}
     async with aclosing(client.log.read(f"{client.subjects.namespace}.>", upto=upto)) as records:
         async for record in records:
+            stand = there.setdefault(record.subject, _Stand())
+            stand.last = record.position
             copy = _copy_of(record)
             if copy.objection(client.connection) is None:
-                there.setdefault(record.subject, _Stand()).add(copy)
+                stand.add(copy)
     return there
 
 
@@ -131,7 +134,7 @@ async def _begins_with(client: Client, subject: str, stand: _Stand) -> bool:
                 first.add(copy)
             if first.count == stand.count:
                 break
-    return first == stand
+    return first.digest == stand.digest
 
 
 def _copies(subjects: Subjects, opened: Callable[[], Iterable[bytes]]) -> Iterator[tuple[int, Copy]]:

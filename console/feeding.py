@@ -7,7 +7,7 @@ import inspect
 import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack, aclosing
+from contextlib import aclosing
 from typing import Any
 
 import click
@@ -37,9 +37,8 @@ async def feed(
 ) -> int:
     """Feed what is chosen into the agent or the function that `into` names; returns the exit code."""
     wanted = await selection(client, chosen)
-    async with AsyncExitStack() as stack:
-        # Before their code is imported: what it connects to then is the fork, too.
-        fork = await stack.enter_async_context(forked())
+    # Before their code is imported: what it connects to then is the fork, too.
+    async with forked() as fork:
         target = load(into, object)
         if isinstance(target, Agent):
             return await _to_agent(client, fork, printer, target, wanted, capabilities, speed)
@@ -70,9 +69,8 @@ async def _to_agent(
             verdicts[each.verdict] += 1
             _show(printer, each)
     counts = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items())
-    printer.hint(
-        f"{verdicts.total()} attempts: {counts}" if counts else f"no attempts were recorded for {_listed(agent)}"
-    )
+    none = f"no attempts were recorded for {_listed(agent)}"
+    printer.hint(f"{verdicts.total()} attempts: {counts}" if counts else none)
     return FAILED if verdicts["differs"] or verdicts["failed"] else OK
 
 
@@ -91,9 +89,7 @@ async def _to_function(
                 trace = error.__traceback__.tb_next if error.__traceback__ is not None else None
                 click.echo("".join(traceback.format_exception(type(error), error, trace)), err=True, nl=False)
                 place = f"{each.position}.{each.index}"
-                what = (
-                    f"{name} raised {type(error).__name__} on the event at {place}, {count} events before it were taken"
-                )
+                what = f"{name} raised {type(error).__name__} on the event at {place}; it took {count} before"
                 raise Failure(FAILED, what, f"to go on there: --after {each.position - 1}") from None
             count += 1
     if printer.as_json:

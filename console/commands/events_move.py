@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from console.address import Address
     from console.printer import Printer
 
+_OF_ITS_OWN = "phasebus events import FILE --into NAMESPACE"
+
 
 @click.command()
 @click.option(
@@ -92,6 +94,7 @@ def import_(
 async def _import(place: Address, into: str | None, file: IO[bytes]) -> Imported:
     from agents.leadership import Leadership
     from bus.connecting import connect
+    from bus.errors import Refused
     from bus.importing import import_lines
     from console import address
 
@@ -108,9 +111,12 @@ async def _import(place: Address, into: str | None, file: IO[bytes]) -> Imported
                 REFUSED,
                 f"{at_work[0]} is at work in namespace {client.subjects.namespace!r}: it would go on with runs that "
                 "are half there",
-                "phasebus events import FILE --into NAMESPACE",
+                _OF_ITS_OWN,
             )
-        return await import_lines(client, opened)
+        try:
+            return await import_lines(client, opened)
+        except Refused as refused:
+            raise Failure(REFUSED, refused.reason, _OF_ITS_OWN) from None
 
 
 @contextmanager

@@ -13,6 +13,7 @@ RULES = [
     "bus.envelope",
     "bus.events",
     "bus.folding",
+    "bus.happening",
     "bus.inputs",
     "bus.lines",
     "bus.plan",
@@ -20,6 +21,7 @@ RULES = [
     "bus.references",
     "bus.retry",
     "bus.run",
+    "bus.selection",
     "bus.subjects",
     "bus.timers",
 ]
