@@ -33,6 +33,13 @@ def instant(ctx: click.Context | None, param: click.Parameter | None, value: str
     return found if found.tzinfo is not None else found.replace(tzinfo=UTC)
 
 
+def moment(ctx: click.Context | None, param: click.Parameter | None, value: str | None) -> int | datetime | None:
+    """A position of the log, or a time."""
+    if value is not None and value.isdigit() and int(value) > 0:
+        return int(value)
+    return instant(ctx, param, value)
+
+
 def speed(ctx: click.Context | None, param: click.Parameter | None, value: str) -> float | None:
     """How many times as fast as it was: `original` is 1; `full`, None, does not wait."""
     if value == "full":

@@ -99,13 +99,13 @@ async def test_what_is_replayed_can_be_chosen(server: Server, client: Client) ->
 
 
 async def test_a_handler_that_fails_now_is_told_from_one_that_never_answered(client: Client) -> None:
-    agent, entered = Agent("slow"), asyncio.Event()
+    agent, entered, released = Agent("slow"), asyncio.Event(), asyncio.Event()
 
     @agent.capability("slow")
     async def slow(answer: int) -> int:
         if answer == 2:
             entered.set()
-            await asyncio.sleep(BOUND_S)
+            await released.wait()
         return answer
 
     broken = Agent("slow")
@@ -119,6 +119,7 @@ async def test_a_handler_that_fails_now_is_told_from_one_that_never_answered(cli
         left = await client.send("slow", 2)
         await entered.wait()
         await client.cancel(left.run, by="test")
+        released.set()
     async with forked() as fork:
         found = await replayed(client, fork, broken)
     assert [(each.verdict, each.recorded is None) for each in found] == [("failed", False), ("new", True)]
