@@ -16,11 +16,13 @@ import msgspec
 
 from bus.client import Client
 from bus.connection import Connection, Message
-from bus.errors import InvalidName, Misconfigured, NoResponders, Refused, Unavailable
+from bus.envelope import Envelope, decode, encode
+from bus.errors import InvalidName, MalformedMessage, Misconfigured, NoResponders, Refused, TooLarge, Unavailable
 from bus.record import Record
-from bus.streams import ApiError
+from bus.streams import ApiError, info
 
 _EXPECTED = "Nats-Expected-Last-Subject-Sequence"
+_FARTHEST = 10**18
 _CONFLICTS = {10071, 10164}
 _TEMPORARY = {408, 429, 503}
 _PAUSE_S = 0.1
@@ -30,11 +32,12 @@ _DUPLICATES_S = 150.0
 
 
 class Copy(msgspec.Struct, frozen=True):
-    """What was published once, to be stored again as it was."""
+    """What was published once, to be stored again as it was; `body` is how it is sent, the payload packed."""
 
     subject: str
     headers: Mapping[str, str]
     content: bytes
+    body: bytes = b""
 
     def objection(self, connection: Connection) -> str | None:
         """Why it can't be sent: a hostile client can store what ours refuses to send."""
@@ -44,9 +47,39 @@ class Copy(msgspec.Struct, frozen=True):
             return str(error)
         return None
 
-    def check_size(self, connection: Connection) -> None:
+    def check_size(self, client: Client) -> None:
         """Raises TooLarge."""
-        connection.check(self.subject, self.content, {**self.headers, _EXPECTED: "9" * 19})
+        message, limit_bytes = self._message(client), client.settings.payload_limit_bytes
+        if message is None:
+            client.connection.check(self.subject, self.content, self._guarded(_FARTHEST))
+        elif (size_bytes := len(memoryview(message.data))) > limit_bytes:
+            raise TooLarge(f"the payload of {message.type}", size_bytes, limit_bytes)
+
+    async def packed(self, client: Client) -> Copy:
+        """The same, ready to be sent. Raises Unavailable if its payload can't be stored beside the log."""
+        message = self._message(client)
+        body = self.content if message is None else await client.log.pack(self.subject, message)
+        return msgspec.structs.replace(self, body=body)
+
+    def send(self, client: Client, expected: int) -> asyncio.Future[Message]:
+        """Send it, to follow a position on its subject."""
+        timeout_s = client.settings.request_timeout_s
+        return client.connection.request_soon(
+            self.subject, self.body, headers=self._guarded(expected), timeout_s=timeout_s
+        )
+
+    def _guarded(self, expected: int) -> dict[str, str]:
+        return {**self.headers, _EXPECTED: str(expected)}
+
+    def _message(self, client: Client) -> Envelope | None:
+        """The message, if its payload is worth packing, and it would be read again as it is."""
+        if len(self.content) <= client.settings.compress_above_bytes:
+            return None
+        try:
+            message = decode(self.content)
+        except MalformedMessage:
+            return None
+        return message if encode(message) == self.content else None
 
     def is_in(self, record: Record) -> bool:
         return (record.subject, record.body, record.headers) == (self.subject, self.content, self.headers)
@@ -91,15 +124,13 @@ class Convoy:
 
     async def _send(self, copies: Sequence[Copy]) -> tuple[Sequence[Copy], _Refusal | None]:
         """Send all; those that are not known to be stored, and why the first of them is not."""
-        connection, timeout_s = self._client.connection, self._client.settings.request_timeout_s
-        if not connection.is_connected:
+        if not self._client.connection.is_connected:
             raise Unavailable("the line is down")
         ahead: dict[str, int] = {}
         sent = []
         for position, copy in enumerate(copies, self._newest + 1):
             expected = ahead.get(copy.subject) or self._lasts.get(copy.subject, 0)
-            headers = {**copy.headers, _EXPECTED: str(expected)}
-            sent.append(connection.request_soon(copy.subject, copy.content, headers=headers, timeout_s=timeout_s))
+            sent.append(copy.send(self._client, expected))
             ahead[copy.subject] = position
         answers = [_position_in(answer) for answer in await asyncio.gather(*sent, return_exceptions=True)]
         missing: deque[Copy] = deque()
@@ -147,13 +178,8 @@ def _meddled(record: Record) -> Refused:
 
 
 async def last_position(client: Client) -> int:
-    """The log's last position, even if nothing stands there any more. Raises Unavailable, NoResponders."""
-    subject = f"$JS.API.STREAM.INFO.{client.subjects.stream}"
-    answer = await client.connection.request(subject, timeout_s=client.settings.request_timeout_s)
-    try:
-        return _info.decode(answer.data).state.last_seq
-    except msgspec.MsgspecError as error:
-        raise Unavailable(f"the log's stream does not say how far it goes: {error}") from error
+    """The log's last position, even if nothing stands there any more. Raises Unavailable."""
+    return (await info(client.connection, client.subjects.stream, client.settings.request_timeout_s)).last
 
 
 class _Refusal(msgspec.Struct, frozen=True):
@@ -169,16 +195,7 @@ class _Ack(msgspec.Struct, frozen=True):
     error: ApiError | None = None
 
 
-class _State(msgspec.Struct, frozen=True):
-    last_seq: int
-
-
-class _Info(msgspec.Struct, frozen=True):
-    state: _State
-
-
 _ack = msgspec.json.Decoder(_Ack)
-_info = msgspec.json.Decoder(_Info)
 
 
 def _position_in(answer: Message | BaseException) -> int | _Refusal:

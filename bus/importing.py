@@ -58,7 +58,7 @@ async def import_lines(client: Client, opened: Callable[[], Iterable[bytes]]) ->
         if len(chunk) == _CHUNK or size_bytes > _CHUNK_BYTES:
             await convoy.append(chunk)
             chunk, size_bytes = [], 0
-        chunk.append(copy)
+        chunk.append(await copy.packed(client))
         size_bytes += len(copy.content)
     await convoy.append(chunk)
     return Imported(convoy.stored, skipped, left_out)
@@ -105,7 +105,7 @@ async def _check(
         stand.add(copy)
         found = there.get(copy.subject, _NOTHING)
         if stand.count > found.count:
-            copy.check_size(client.connection)
+            copy.check_size(client)
         elif stand.count == found.count and stand.digest != found.digest:
             foreign.add(copy.subject)
         if number % _CHUNK == 0:

@@ -25,6 +25,7 @@ _COMMANDS = {
         "Tell a run again from the log, or do its work again in a fork.",
     ),
     "dead": ("console.commands.dead:dead", "Work that was given up: look at it, send it again."),
+    "payload": ("console.commands.payload:payload", "Payloads too large for a message: list them, remove garbage."),
     "attention": ("console.commands.attention:attention", "List what needs a look, each with the command to type."),
     "version": ("console.commands.version:version", "Print the versions of phasebus and what it runs on."),
     "completion": ("console.commands.completion:completion", "Print the script that completes commands in a shell."),

@@ -16,6 +16,7 @@ RULES = [
     "bus.happening",
     "bus.inputs",
     "bus.lines",
+    "bus.payload",
     "bus.plan",
     "bus.problem",
     "bus.references",

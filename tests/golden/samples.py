@@ -37,6 +37,7 @@ from bus.events import (
     type_of,
 )
 from bus.ledger import WORK
+from bus.payload import Limits, Packed, pack
 from bus.plan import Approval, Phase, Plan
 from bus.presence import Beat, Held
 from bus.problem import Problem
@@ -205,6 +206,24 @@ MESSAGES: dict[str, bytes] = {
 }
 
 
+# The forms of one payload: compressed in the message, and as an object that is compressed or not.
+LARGE = envelope(
+    COMMIT,
+    {"events": [{"type": "phase.completed.v1", "phase": "collect", "output": [{"lines": 3}] * 20}]},
+    id="4b1d8f0a6c2e4d7b9f3a5e1c8d0b2f46",
+    source="agent/coder/coder-1",
+    time=AT,
+    correlationid="order-7",
+    runid=RUN,
+)
+ROOMY = 2**20
+PAYLOADS: dict[str, Packed] = {
+    "compressed": pack(LARGE, Limits(ROOMY, 0, ROOMY)),
+    "object": pack(msgspec.structs.replace(LARGE, data=msgspec.Raw(b'"0f9e8d7c6b5a4938"')), Limits(ROOMY, 0, 0)),
+    "object-compressed": pack(LARGE, Limits(ROOMY, 0, 0)),
+}
+
+
 def golden(name: str) -> Path:
     return FOLDER / f"{name}.json"
 
@@ -212,3 +231,5 @@ def golden(name: str) -> Path:
 if __name__ == "__main__":
     for name, message in MESSAGES.items():
         golden(name).write_bytes(message)
+    for name, packed in PAYLOADS.items():
+        golden(f"payload/{name}").write_bytes(packed.body)

@@ -84,6 +84,17 @@ async def test_an_imported_log_says_the_same_and_exports_the_same_lines(client: 
         assert await views(other, "one", "two") == await views(client, "one", "two")
 
 
+async def test_payloads_that_no_message_can_hold_move_along(client: Client, tmp_path: Path) -> None:
+    large = {"text": "".join(chr(32 + number * 7919 % 90) for number in range(3_000_000))}
+    receipt = await client.send("read", large)
+    text = await exported(client)
+    async with fresh(tmp_path / "other") as (other, _):
+        assert (await imported(other, text)).stored == len(text)
+        assert (await other.runs.load(receipt.run)).input.value == large
+        assert [*map(but_for_its_place, await exported(other))] == [*map(but_for_its_place, text)]
+        assert (await imported(other, text)).there == len(text)
+
+
 async def test_an_imported_run_goes_on(client: Client, tmp_path: Path) -> None:
     await client.start(PLAN, {"items": [1, 2]}, run="open")
     text = await exported(client)

@@ -32,9 +32,10 @@ def groups() -> list[LazyGroup]:
     from console.commands.agent import agent
     from console.commands.dead import dead
     from console.commands.events import events
+    from console.commands.payload import payload
     from console.commands.run import run
 
-    found = [cli, agent, dead, events, run]
+    found = [cli, agent, dead, events, payload, run]
     return [group for group in found if isinstance(group, LazyGroup)]
 
 
@@ -63,7 +64,7 @@ sys.exit(code)
 
 
 def test_what_a_list_of_commands_says_is_what_the_command_says_itself() -> None:
-    assert len(groups()) == 5
+    assert len(groups()) == 6
     for group in groups():
         context = click.Context(group)
         for name, (place, says) in group._commands_at.items():
@@ -233,6 +234,14 @@ def test_an_event_is_told_in_a_line() -> None:
 )
 def test_durations_are_short(seconds: float, words: str) -> None:
     assert text.duration(seconds) == words
+
+
+@pytest.mark.parametrize(
+    ("count", "words"),
+    [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (999_960, "1.0 MB"), (5_000_000, "5.0 MB"), (10**13, "10000.0 GB")],
+)
+def test_sizes_are_short(count: int, words: str) -> None:
+    assert text.size(count) == words
 
 
 def test_times_are_relative() -> None:
