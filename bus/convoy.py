@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import aclosing
 
 import msgspec
+import structlog
 
 from bus.client import Client
 from bus.connection import Connection, Message
@@ -21,6 +22,8 @@ from bus.errors import InvalidName, MalformedMessage, Misconfigured, NoResponder
 from bus.record import Record
 from bus.streams import ApiError, info
 
+logger = structlog.get_logger(__name__)
+
 _EXPECTED = "Nats-Expected-Last-Subject-Sequence"
 _FARTHEST = 10**18
 _CONFLICTS = {10071, 10164}
@@ -28,7 +31,7 @@ _TEMPORARY = {408, 429, 503}
 _PAUSE_S = 0.1
 # The server takes a message whose id it has seen within two minutes for a resend, even if the log it comes from has
 # both: then the second has to wait.
-_DUPLICATES_S = 150.0
+_DUPLICATES_S, _DUPLICATE_PAUSE_S = 150.0, 10.0
 
 
 class Copy(msgspec.Struct, frozen=True):
@@ -119,7 +122,9 @@ class Convoy:
                 patience_s = _DUPLICATES_S if refusal.is_duplicate else self._client.log.patience_s
                 if time.monotonic() - began > patience_s:
                     raise Unavailable(f"it goes no further ({refusal.reason}); what is stored stays: repeat it")
-                await asyncio.sleep(_PAUSE_S)
+                if refusal.is_duplicate:
+                    logger.warning("waiting", subject=copies[0].subject, reason=refusal.reason)
+                await asyncio.sleep(_DUPLICATE_PAUSE_S if refusal.is_duplicate else _PAUSE_S)
             copies = missing
 
     async def _send(self, copies: Sequence[Copy]) -> tuple[Sequence[Copy], _Refusal | None]:

@@ -78,6 +78,13 @@ async def test_everything_comes_in_order_and_what_can_not_be_read_is_shown(clien
     }
 
 
+async def test_a_subject_that_is_not_utf8_is_shown_like_any_other(client: Client) -> None:
+    client.connection._client.send(b"PUB bus.topic.\xff 2\r\n{}\r\n")
+    await client.connection.flush(5)
+    [each] = await all_of(client)
+    assert (each.subject, each.type) == ("bus.topic.\udcff", "malformed")
+
+
 async def test_any_selection_of_the_log_is_what_fits_of_all_that_is_in_it(client: Client) -> None:
     times = await history(client, "one", "two", "three")
     everything = await all_of(client)
