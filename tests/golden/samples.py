@@ -150,7 +150,7 @@ DIED = DeadLetter(
 )
 UNDECODED = Unreadable("code.analyse", f"bus.work.code:analyse.{RUN}.-8:0.2", b"\x00\xff not JSON", "why", "coder-1")
 REMOVED = PayloadsCollected(by="ann", objects=2, size_bytes=4711, uploads=1, older_than_s=3600.0)
-REDRIVEN = LetterRedriven("ann", 42, UNDECODED.subject)
+REDRIVEN = LetterRedriven("ann", "5d6f", UNDECODED.subject)
 BEAT = Beat(
     agent="coder",
     version="1.2.0",
