@@ -39,6 +39,7 @@ from bus.events import (
     RunRollingBack,
     RunSignalled,
     RunStarted,
+    UnknownEvent,
 )
 from bus.problem import Problem
 from bus.run import (
@@ -188,8 +189,11 @@ class Folding:
                 phase.reason = event.reason
                 _stop_items(phase, at)
                 _close(state, phase, "cancelled", at)
+            case UnknownEvent():
+                # What a newer version may have meant by it is not for this one to say.
+                state.unknown_events += 1
             case _:
-                # A start was read by `_born`, a refused result changes nothing, an unknown type is a newer version's.
+                # A start was read by `_born`, a refused result changes nothing.
                 pass
 
     def _phase(self, state: RunState, key: str, at: datetime) -> PhaseState:

@@ -30,6 +30,19 @@ _SUBJECT = re.compile(r"[^\s*>]+")
 _CLOCKS_S = 300.0
 
 
+COLLECTED = "ops.payloads_collected.v1"
+
+
+class PayloadsCollected(msgspec.Struct, frozen=True):
+    """Somebody had garbage removed: so many objects of so many bytes, and uploads that broke off."""
+
+    by: str
+    objects: int
+    size_bytes: int
+    uploads: int
+    older_than_s: float
+
+
 class Garbage(msgspec.Struct, frozen=True):
     """What can be removed: objects, what is left of removed ones, uploads by nuid; `kept` objects are used or young."""
 

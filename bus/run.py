@@ -139,6 +139,7 @@ class RunState(msgspec.Struct, kw_only=True):
 
     `signals` are those that came before anything waited for them. While `paused_at` is set nothing is taken.
     `checkpoints` name what had ended well at a moment, so that it can be gone back to.
+    `unknown_events` of the `events` are of types this version does not know: what they say is not in this state.
     """
 
     run: str
@@ -152,6 +153,7 @@ class RunState(msgspec.Struct, kw_only=True):
     open_phases: int = 0
     passes: int = 1
     events: int = 0
+    unknown_events: int = 0
     position: int = 0
     ended_at: datetime | None = None
     problem: Problem | None = None

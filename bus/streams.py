@@ -41,6 +41,7 @@ class Moved(Exception):
 
 class _State(msgspec.Struct, frozen=True):
     messages: int = 0
+    last_seq: int = 0
     subjects: dict[str, int] | None = None
 
 
@@ -53,11 +54,15 @@ class _Answer(msgspec.Struct, frozen=True):
 
 
 class Info(msgspec.Struct, frozen=True):
-    """A stream by the server's own clock: when that was, how many messages it holds, and how many on each subject."""
+    """A stream by the server's own clock: when that was, how many messages it holds, and how many on each subject.
+
+    `last` is the newest position it has given, whether or not a message still stands there.
+    """
 
     at: datetime
     messages: int
     subjects: dict[str, int]
+    last: int
 
 
 _ack = msgspec.json.Decoder(_Ack)
@@ -151,7 +156,7 @@ async def info(connection: Connection, stream: str, timeout_s: float, *, subject
         page = answer.state.subjects or {}
         found |= page
         if not page or len(found) >= answer.total:
-            return Info(answer.ts, answer.state.messages, found)
+            return Info(answer.ts, answer.state.messages, found, answer.state.last_seq)
 
 
 async def store(

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
+from bus import dead
+from bus.dead import DeadLetter, Unreadable
+from bus.errors import MalformedMessage
 from bus.events import (
+    EVENTS,
     Event,
     PhaseApproved,
     PhaseAttemptFailed,
@@ -29,16 +35,45 @@ from bus.events import (
     RunSignalled,
     RunStarted,
     UnknownEvent,
+    type_of,
 )
+from bus.happening import Happening
 from console.printer import to_json
 from console.text import shortened
 
 _CHARACTERS = 100
+_TYPE_CHARACTERS = 40
 
 
 def said(event: Event) -> str:
     """What the event says. Payloads are shortened and escaped."""
     return shortened(_said(event), _CHARACTERS)
+
+
+def named(event: Event) -> str:
+    """The event's type, without its version if this one knows it."""
+    if isinstance(event, UnknownEvent):
+        return shortened(event.type, _TYPE_CHARACTERS)
+    return type_of(event).rpartition(".v")[0]
+
+
+def told(happening: Happening) -> str:
+    """The same of whatever is in the log; of what is no event of a run, what it carries."""
+    if happening.event is not None:
+        return said(happening.event)
+    if happening.problem or happening.message is None:
+        return shortened(happening.problem, _CHARACTERS)
+    if happening.type in (dead.LETTER, dead.UNREADABLE):
+        with suppress(MalformedMessage):
+            return shortened(_said_letter(dead.read(happening.message)), _CHARACTERS)
+    return shortened(to_json(happening.message.data), _CHARACTERS)
+
+
+def _said_letter(letter: DeadLetter | Unreadable) -> str:
+    if isinstance(letter, Unreadable):
+        return f"{letter.subject}: {letter.reason}"
+    item = "" if letter.item is None else f":{letter.item}"
+    return f"{letter.run}/{letter.phase}{item} #{letter.attempt}: {letter.problem}"
 
 
 def _said(event: Event) -> str:
@@ -95,7 +130,9 @@ def _said(event: Event) -> str:
         case ResultRefused():
             return f"{_attempt(event)} of {event.instance} {event.outcome}: {event.reason}"
         case UnknownEvent():
-            return f"of a newer version: {to_json(event.raw)}"
+            newer = EVENTS.standing(event.type) == "newer"
+            what = "of a newer version" if newer else "of a type this version does not know"
+            return f"{what}, without effect here: {to_json(event.raw)}"
 
 
 def _place(

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from bus.garbage import Garbage
     from console.printer import Printer
 
-COLLECTED = "ops.payloads_collected.v1"
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
@@ -67,15 +66,16 @@ async def _say_in_the_log(client: Client, removed: Garbage, older_than_s: float)
     from uuid import uuid4
 
     from bus.envelope import envelope
+    from bus.garbage import COLLECTED, PayloadsCollected
     from bus.ledger import utc_now
 
-    said = {
-        "by": operator(),
-        "objects": len(removed.objects),
-        "size_bytes": removed.size_bytes,
-        "uploads": len(removed.uploads),
-        "older_than_s": older_than_s,
-    }
+    said = PayloadsCollected(
+        by=operator(),
+        objects=len(removed.objects),
+        size_bytes=removed.size_bytes,
+        uploads=len(removed.uploads),
+        older_than_s=older_than_s,
+    )
     record = envelope(COLLECTED, said, id=uuid4().hex, source=client.source, time=utc_now())
     await client.log.append(client.subjects.ops("payload"), record)
 

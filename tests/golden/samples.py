@@ -11,7 +11,8 @@ from pathlib import Path
 
 import msgspec
 
-from bus.dead import LETTER, UNREADABLE, DeadLetter, Try, Unreadable
+from bus import document, vocabulary
+from bus.dead import LETTER, LETTER_REDRIVEN, UNREADABLE, DeadLetter, LetterRedriven, Try, Unreadable
 from bus.envelope import encode, envelope
 from bus.events import (
     COMMIT,
@@ -43,6 +44,7 @@ from bus.events import (
     body,
     type_of,
 )
+from bus.garbage import COLLECTED, PayloadsCollected
 from bus.ledger import WORK
 from bus.payload import Limits, Packed, pack
 from bus.plan import Approval, Phase, Plan
@@ -53,6 +55,7 @@ from bus.retry import RetryPolicy
 from bus.worker import AGENT_DEREGISTERED, AGENT_REGISTERED
 
 FOLDER = Path(__file__).parent
+SCHEMAS = FOLDER / "documents" / "schema.json"
 AT = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 LATER = datetime(2026, 1, 2, 4, 0, tzinfo=UTC)
 RUN = "release-7f3k"
@@ -176,6 +179,8 @@ DIED = DeadLetter(
     ],
 )
 UNDECODED = Unreadable("code.analyse", f"bus.work.code:analyse.{RUN}.-8:0.2", b"\x00\xff not JSON", "why", "coder-1")
+REMOVED = PayloadsCollected(by="ann", objects=2, size_bytes=4711, uploads=1, older_than_s=3600.0)
+REDRIVEN = LetterRedriven("ann", "5d6f", UNDECODED.subject)
 BEAT = Beat(
     agent="coder",
     version="1.2.0",
@@ -230,6 +235,8 @@ MESSAGES: dict[str, bytes] = {
     WORK: about_work(WORK, None, attempt=2),
     LETTER: about_work(LETTER, DIED),
     UNREADABLE: about_agent(UNREADABLE, UNDECODED),
+    LETTER_REDRIVEN: about_agent(LETTER_REDRIVEN, REDRIVEN),
+    COLLECTED: about_agent(COLLECTED, REMOVED),
     AGENT_REGISTERED: about_agent(AGENT_REGISTERED, BEAT),
     AGENT_DEREGISTERED: about_agent(AGENT_DEREGISTERED, BEAT),
     "beat": msgspec.json.encode(BEAT),
@@ -258,8 +265,15 @@ def golden(name: str) -> Path:
     return FOLDER / f"{name}.json"
 
 
+def schemas() -> bytes:
+    """The schema document of everything on the wire, as it is now."""
+    return document.encode(document.document(vocabulary.vocabulary(), vocabulary.upcasters(), {}))
+
+
 if __name__ == "__main__":
     for name, message in MESSAGES.items():
         golden(name).write_bytes(message)
     for name, packed in PAYLOADS.items():
         golden(f"payload/{name}").write_bytes(packed.body)
+    SCHEMAS.parent.mkdir(exist_ok=True)
+    SCHEMAS.write_bytes(schemas())

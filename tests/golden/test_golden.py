@@ -9,9 +9,10 @@ import msgspec
 import pytest
 
 from bus import dead, events
-from bus.dead import LETTER, UNREADABLE
+from bus.dead import LETTER, LETTER_REDRIVEN, UNREADABLE
 from bus.envelope import decode, decode_data, encode
 from bus.events import COMMIT, Event, Known
+from bus.garbage import COLLECTED
 from bus.ledger import WORK
 from bus.payload import Limits, parse
 from bus.presence import Beat
@@ -25,6 +26,8 @@ from tests.golden.samples import (
     LARGE,
     MESSAGES,
     PAYLOADS,
+    REDRIVEN,
+    REMOVED,
     ROOMY,
     RUN,
     UNDECODED,
@@ -71,6 +74,12 @@ def test_golden_work_says_whose_it_is_and_leaves_the_rest_to_the_log() -> None:
 @pytest.mark.parametrize(("name", "expected"), [(LETTER, DIED), (UNREADABLE, UNDECODED)])
 def test_a_golden_dead_letter_is_read_back_equal(name: str, expected: object) -> None:
     assert dead.read(decode(golden(name).read_bytes())) == expected
+
+
+@pytest.mark.parametrize(("name", "expected"), [(LETTER_REDRIVEN, REDRIVEN), (COLLECTED, REMOVED)])
+def test_what_operators_did_is_read_back_equal(name: str, expected: object) -> None:
+    message = decode(golden(name).read_bytes())
+    assert decode_data(message, msgspec.json.Decoder(type(expected)), "an operator's record") == expected
 
 
 @pytest.mark.parametrize("name", [AGENT_REGISTERED, AGENT_DEREGISTERED])
