@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from contextlib import aclosing
 from functools import lru_cache
@@ -14,7 +13,7 @@ import msgspec
 import structlog
 
 from bus import dead, feed
-from bus.commands import Answer, Begin, Cancel, Redrive
+from bus.commands import Begin
 from bus.connection import Connection
 from bus.durability import Durability
 from bus.envelope import Envelope, envelope
@@ -37,7 +36,6 @@ logger = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 _TASK_PHASE = "work"
-_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 
 
 class Receipt(msgspec.Struct, frozen=True):
@@ -61,7 +59,7 @@ class WorkFailed(BusError):
         self.problem = problem
 
 
-class Client:
+class Client(Steering):
     """One process's door to a bus. Made by `connect`, closed with it."""
 
     def __init__(
@@ -87,21 +85,29 @@ class Client:
         self.durability = durability
 
     async def start(
-        self, plan: Plan, input: object = None, *, run: str | None = None, fail_fast: bool = False
+        self,
+        plan: Plan,
+        input: object = None,
+        *,
+        run: str | None = None,
+        fail_fast: bool = False,
+        first: str | None = None,
+        last: str | None = None,
     ) -> Receipt:
         """Start a run of `plan`; it is durable when this returns.
 
-        `run` is its id, made from the plan's name if not given. With `fail_fast`, NoLiveAgent is raised, and nothing
+        `run` is its id, made from the plan's name if not given. With `first` and `last`, only the phases from the one
+        to the other, in the plan's order, are run. With `fail_fast`, NoLiveAgent is raised, and nothing
         stored, if somebody is missing now. Raises Refused if there is a run with that id, TooLarge, Unavailable.
         """
         if not isinstance(plan, Plan):
             raise PlanError(f"a plan is a Plan, not {plan!r:.60}; `bus.planfile.read_plan` reads a file")
-        name = run or f"{plan.name[:50]}-{_token()}"
+        name = run or new_run(plan)
         if fail_fast:
             missing = await self._unserved(plan.capabilities)
             if missing:
                 raise NoLiveAgent(missing[0])
-        begin = Begin(plan, _as_json(input if input is not None else {}))
+        begin = Begin(plan, as_json(input if input is not None else {}), first, last)
         decided, missing = await asyncio.gather(
             self.runs.submit(name, begin), self._unserved([] if fail_fast else plan.capabilities)
         )
@@ -199,22 +205,6 @@ class Client:
         state = await self.runs.load(run)
         return not state.is_open and state.ended_at == ending.at
 
-    async def approve(self, run: str, phase: str, *, by: str, comment: str = "") -> RunState:
-        """Open a gate. Raises Refused if it does not wait."""
-        return (await self.runs.submit(run, Answer(phase, True, by, comment))).state
-
-    async def reject(self, run: str, phase: str, *, by: str, comment: str = "") -> RunState:
-        """Close a gate for good: the phase fails. Raises Refused if it does not wait."""
-        return (await self.runs.submit(run, Answer(phase, False, by, comment))).state
-
-    async def cancel(self, run: str, *, by: str, reason: str = "") -> RunState:
-        """Stop a run. What is under way is not waited for; its results are refused. Raises Refused if it has ended."""
-        return (await self.runs.submit(run, Cancel(by, reason))).state
-
-    async def redrive(self, run: str, *, by: str, phases: Iterable[str] = ()) -> RunState:
-        """Go on with a run that failed: with `phases`, or with all that did not succeed. Raises Refused."""
-        return (await self.runs.submit(run, Redrive(by, tuple(phases)))).state
-
     async def agents(self) -> list[Beat]:
         """Every instance that answers now."""
         return await roster(self.connection, self.subjects)
@@ -269,18 +259,7 @@ class Client:
         return [each for each, is_there in zip(capabilities, offered, strict=True) if not is_there]
 
 
-def _as_json(value: object) -> msgspec.Raw:
-    try:
-        return msgspec.Raw(msgspec.json.encode(value))
-    except (TypeError, ValueError, RecursionError) as error:
-        raise MalformedMessage(f"the input can't be written as JSON: {error}") from error
-
-
 @lru_cache(maxsize=1_000)
 def _task(capability: str, timeout_s: float) -> Plan:
     """Work outside a run is a run of one phase: the same attempts, deadlines, recovery and dead letters."""
     return Plan(TASK, phases=[Phase(_TASK_PHASE, capability, input=ref("input"))], timeout_s=timeout_s)
-
-
-def _token() -> str:
-    return "".join(secrets.choice(_ALPHABET) for _ in range(10))

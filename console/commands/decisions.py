@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def _by(command: F) -> F:
+def by_option(command: F) -> F:
     return click.option("--by", default=operator, metavar="WHO", help="Who decides; user@host unless told.")(command)
 
 
 @click.command()
 @click.argument("run")
 @click.argument("phase")
-@_by
+@by_option
 @click.option("--comment", default="", help="Kept with the decision.")
 @on_bus
 async def approve(client: Client, printer: Printer, run: str, phase: str, by: str, comment: str) -> None:
@@ -33,13 +33,13 @@ async def approve(client: Client, printer: Printer, run: str, phase: str, by: st
 
     name = (await find_run(client, run)).run
     with refusals(name):
-        _say(printer, f"approved {phase}", await client.approve(name, phase, by=by, comment=comment))
+        say(printer, f"approved {phase}", await client.approve(name, phase, by=by, comment=comment))
 
 
 @click.command()
 @click.argument("run")
 @click.argument("phase")
-@_by
+@by_option
 @click.option("--comment", default="", help="Kept with the decision.")
 @on_bus
 async def reject(client: Client, printer: Printer, run: str, phase: str, by: str, comment: str) -> None:
@@ -48,12 +48,12 @@ async def reject(client: Client, printer: Printer, run: str, phase: str, by: str
 
     name = (await find_run(client, run)).run
     with refusals(name):
-        _say(printer, f"rejected {phase}", await client.reject(name, phase, by=by, comment=comment))
+        say(printer, f"rejected {phase}", await client.reject(name, phase, by=by, comment=comment))
 
 
 @click.command()
 @click.argument("run")
-@_by
+@by_option
 @click.option("--reason", default="", help="Kept with the decision.")
 @on_bus
 async def cancel(client: Client, printer: Printer, run: str, by: str, reason: str) -> None:
@@ -62,16 +62,16 @@ async def cancel(client: Client, printer: Printer, run: str, by: str, reason: st
 
     name = (await find_run(client, run)).run
     with refusals(name):
-        _say(printer, "cancelled", await client.cancel(name, by=by, reason=reason))
+        say(printer, "cancelled", await client.cancel(name, by=by, reason=reason))
 
 
 @click.command()
 @click.argument("run")
 @click.argument("phases", nargs=-1, metavar="[PHASE]...")
-@_by
+@by_option
 @on_live_bus
 async def redrive(client: Client, printer: Printer, run: str, phases: tuple[str, ...], by: str) -> None:
-    """Go on with a failed run: what succeeded is kept.
+    """Try again what failed: what succeeded is kept.
 
     Without phases, all that did not succeed; with some, those and what was skipped because of them.
     """
@@ -81,21 +81,21 @@ async def redrive(client: Client, printer: Printer, run: str, phases: tuple[str,
     name = (await find_run(client, run)).run
     with refusals(name):
         state = await client.redrive(name, by=by, phases=phases)
-    _say(printer, "redriven", state)
-    await say_unserved(client, printer, _needed(state))
+    say(printer, "redriven", state)
+    await say_unserved(client, printer, needed(state))
 
 
-def _needed(state: RunState) -> Iterator[str]:
+def needed(state: RunState) -> Iterator[str]:
     """The capabilities that the run still needs."""
     from bus.run import TERMINAL
 
     for key, phase in state.phases.items():
-        capability = state.plan.graph[key].phase.capability
+        capability = state.capability(key)
         if capability is not None and phase.status not in TERMINAL:
             yield capability
 
 
-def _say(printer: Printer, what: str, state: RunState) -> None:
+def say(printer: Printer, what: str, state: RunState) -> None:
     if printer.as_json:
         printer.record({"run": state.run, "status": state.status, "passes": state.passes, "position": state.position})
     else:

@@ -14,7 +14,16 @@ _COMMANDS = {
     "approve": ("console.commands.decisions:approve", "Open a gate that waits."),
     "reject": ("console.commands.decisions:reject", "Close a gate that waits: its phase fails."),
     "cancel": ("console.commands.decisions:cancel", "Stop a run."),
-    "redrive": ("console.commands.decisions:redrive", "Go on with a failed run: what succeeded is kept."),
+    "pause": ("console.commands.steering:pause", "Hold a run: nothing more of it is taken."),
+    "resume": ("console.commands.steering:resume", "Let a paused run go on."),
+    "skip": ("console.commands.steering:skip", "Let a phase pass without its work."),
+    "signal": ("console.commands.steering:signal", "Tell a run what one of its phases waits for."),
+    "redrive": ("console.commands.decisions:redrive", "Try again what failed: what succeeded is kept."),
+    "rerun": ("console.commands.steering:rerun", "Do again what an ended run has done, from a phase on."),
+    "checkpoint": ("console.commands.steering:checkpoint", "Name this moment of a run, to go back to it."),
+    "rollback": ("console.commands.steering:rollback", "Undo what a run has done since, then do it again."),
+    "fork": ("console.commands.steering:fork", "Start a run that takes over what another has done."),
+    "verify": ("console.commands.verify:verify", "Check that runs keep what is promised of every run."),
 }
 
 

@@ -48,6 +48,8 @@ def _input(_context: click.Context, _parameter: click.Parameter, value: str) -> 
 @click.option("--id", "run", metavar="ID", help="Its id; made from the plan's name unless told.")
 @click.option("--follow", "is_followed", is_flag=True, help="Watch it to its end; exit code 1 unless it completes.")
 @click.option("--fail-fast", is_flag=True, help="Refuse (exit code 6) if nobody offers a capability now.")
+@click.option("--from", "first", metavar="PHASE", help="Leave out the phases in front of this one.")
+@click.option("--to", "last", metavar="PHASE", help="Leave out the phases behind this one.")
 @on_live_bus
 async def start(
     client: Client,
@@ -57,13 +59,15 @@ async def start(
     run: str | None,
     is_followed: bool,
     fail_fast: bool,
+    first: str | None,
+    last: str | None,
 ) -> int:
     """Start a run of a plan; prints its id."""
     from console.lookup import refusals
     from console.offers import lonely
 
     with refusals(run or ""):
-        receipt = await client.start(plan, value, run=run, fail_fast=fail_fast)
+        receipt = await client.start(plan, value, run=run, fail_fast=fail_fast, first=first, last=last)
     if printer.as_json:
         printer.record(receipt)
     else:

@@ -1,0 +1,45 @@
+"""`phasebus run verify`: whether the log keeps what is promised of every run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from console.failure import FAILED, OK
+from console.session import on_bus
+
+if TYPE_CHECKING:
+    from bus.client import Client
+    from console.printer import Printer
+
+
+@click.command()
+@click.argument("runs", nargs=-1, metavar="[RUN]...")
+@click.option("--grace", "grace_s", type=click.FloatRange(0), default=30.0, metavar="SECONDS", help="How late is late.")
+@on_bus
+async def verify(client: Client, printer: Printer, runs: tuple[str, ...], grace_s: float) -> int:
+    """Check that runs keep what is promised of every run; all of them, unless some are named.
+
+    An outcome never changes; a result counts once, for the attempt under way; whatever is open has something armed that
+    ends it, and what is due ends in time. Each violation is named with its place; exit code 1 if there is one.
+    """
+    from datetime import timedelta
+
+    from bus.ledger import utc_now
+    from bus.verify import violations
+    from console.lookup import find_run
+
+    names = [(await find_run(client, run)).run for run in runs] or [name async for name in client.ledger.names()]
+    broken = 0
+    for name in names:
+        commits = [commit async for commit in client.ledger.commits(name)]
+        for violation in violations(commits, utc_now(), grace=timedelta(seconds=grace_s)):
+            broken += 1
+            if printer.as_json:
+                printer.record(violation)
+            else:
+                printer.line(f"{violation.run} {violation.position}: {violation.promise}: {violation.says}")
+    if not printer.as_json:
+        printer.line(f"{len(names)} runs verified, {broken or 'no'} violation{'' if broken == 1 else 's'}")
+    return FAILED if broken else OK
