@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import os
 from typing import Any, ClassVar
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import pytest
-from eventsourcing.persistence import ProcessRecorder, StoredEvent, Tracking
+from eventsourcing.persistence import ProcessRecorder
 from eventsourcing.tests import application, persistence, projection
 from eventsourcing.utils import Environment
 
@@ -135,15 +135,6 @@ class TestFactory(persistence.InfrastructureFactoryTestCase[Factory]):
         return JetStreamProcessRecorder
 
 
-class TestTranscoder(persistence.TranscoderTestCase):
-    def construct_transcoder(self) -> Any:
-        made = factory()
-        try:
-            return made.transcoder()
-        finally:
-            made.close()
-
-
 class TestExampleApplication(application.ExampleApplicationTestCase):
     expected_factory_topic = "bus.eventsourcing.factory:Factory"
 
@@ -158,6 +149,8 @@ class TestExampleApplicationEncrypted(TestExampleApplication):
         monkeypatch.setenv("COMPRESSOR_TOPIC", "zlib")
 
 
+# One case looks for a deprecation of the library's own.
+@pytest.mark.filterwarnings("always::DeprecationWarning")
 class TestApplication(application.ApplicationTestCase):
     pass
 
