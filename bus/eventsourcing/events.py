@@ -126,7 +126,7 @@ class Events:
     async def last(self, connection: Connection) -> int | None:
         """The highest notification id."""
         found = await patiently(
-            lambda: self._newest(connection, self.names.all_events), self._settings.append_timeout_s
+            connection, lambda: self._newest(connection, self.names.all_events), self._settings.append_timeout_s
         )
         return found[0] if found else None
 
@@ -201,7 +201,9 @@ class Events:
     ) -> list[Stored]:
         filter = self.names.aggregate(id)
         listed = await patiently(
-            lambda: subjects(connection, self.names.stream, filter, self._settings), self._settings.append_timeout_s
+            connection,
+            lambda: subjects(connection, self.names.stream, filter, self._settings),
+            self._settings.append_timeout_s,
         )
         versions = sorted((int(subject.rpartition(".")[2]) for subject in listed), reverse=desc)
         wanted = [each for each in versions if (gt is None or each > gt) and (lte is None or each <= lte)][:limit]
@@ -214,7 +216,7 @@ class Events:
 
     async def _place(self, connection: Connection, upstream: str) -> _Place:
         subject = self.names.position(upstream)
-        found = await patiently(lambda: self._newest(connection, subject), self._settings.append_timeout_s)
+        found = await patiently(connection, lambda: self._newest(connection, subject), self._settings.append_timeout_s)
         if found is None:
             return _NOWHERE
         position = wire.read_position(found[1])
@@ -226,13 +228,16 @@ class Events:
 
     async def _exactly(self, connection: Connection, wanted: list[str]) -> list[Item]:
         return await patiently(
-            lambda: exactly(connection, self.names.stream, wanted, self._settings), self._settings.append_timeout_s
+            connection,
+            lambda: exactly(connection, self.names.stream, wanted, self._settings),
+            self._settings.append_timeout_s,
         )
 
     async def _page(
         self, connection: Connection, subject: str, after: int, count: int, *, bare: bool
     ) -> tuple[list[Item], int, bool]:
         return await patiently(
+            connection,
             lambda: page(connection, self.names.stream, subject, self._settings, after=after, count=count, bare=bare),
             self._settings.append_timeout_s,
         )

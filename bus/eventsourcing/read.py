@@ -94,15 +94,18 @@ async def subjects(connection: Connection, stream: str, filter: str, settings: S
             return found
 
 
-async def patiently(ask: Callable[[], Awaitable[T]], limit_s: float) -> T:
+async def patiently(connection: Connection, ask: Callable[[], Awaitable[T]], limit_s: float) -> T:
     """Ask again until there is an answer. Raises Unavailable when there is none for `limit_s`."""
     deadline = time.monotonic() + limit_s
     while True:
         try:
-            return await ask()
-        except (Unavailable, NoResponders) as error:
-            if time.monotonic() + _PAUSE_S > deadline:
-                raise Unavailable(f"no answer for {limit_s:g} s: {error}") from error
+            if connection.is_connected:
+                return await ask()
+            error: Exception = Unavailable("the line is down")
+        except (Unavailable, NoResponders) as away:
+            error = away
+        if time.monotonic() + _PAUSE_S > deadline:
+            raise Unavailable(f"no answer for {limit_s:g} s: {error}") from error
         await asyncio.sleep(_PAUSE_S)
 
 

@@ -349,17 +349,29 @@ def test_closing_wakes_who_waits_and_refuses_who_comes(make: Make) -> None:
 
 
 def test_the_connection_of_a_process_is_shared_and_ends_with_its_last_user(make: Make) -> None:
-    def connections() -> list[threading.Thread]:
-        return [each for each in threading.enumerate() if each.name == "phasebus-eventsourcing"]
+    def connections() -> int:
+        gc.collect()
+        return sum(each.name == "phasebus-eventsourcing" for each in threading.enumerate())
 
-    gc.collect()
-    factories = [make(f"App{number}") for number in range(5)]
-    recorders = [factory.application_recorder() for factory in factories]
-    [thread] = [each for each in connections() if each.is_alive()][-1:]
-    del factories
-    gc.collect()
-    assert all(recorder.insert_events([event("x")]) == [1] for recorder in recorders)
-    assert thread.is_alive()
+    _until(lambda: connections() == 0)
+    first = Factory(Environment("A", dict(os.environ))).application_recorder()
+    other = make("B")
+    recorder = other.application_recorder()
+    assert connections() == 1
+    other.close()
+    # Its factory has gone, but a recorder is a user too.
+    assert first.insert_events([event("x")]) == [1]
+    del first
+    _until(lambda: connections() == 0)
+    with pytest.raises(OperationalError):
+        recorder.insert_events([event("x")])
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.01)
 
 
 def test_a_process_that_never_closes_ends_at_once() -> None:
