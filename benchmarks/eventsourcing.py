@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 from typing import Literal
 from uuid import uuid4
 
@@ -79,17 +80,27 @@ def _factory(module: str, **env: str) -> InfrastructureFactory:
 
 
 def _saves(recorder: ApplicationRecorder) -> Pair:
-    def save(_: int = 0) -> None:
+    def save() -> None:
         recorder.insert_events([StoredEvent(uuid4(), 1, "benchmark:Saved", _STATE)])
 
     began = time.perf_counter()
     for _ in range(_ALONE):
         save()
     alone = _ALONE / (time.perf_counter() - began)
+    there = Barrier(_THREADS + 1)
+
+    def some() -> None:
+        save()  # every thread and its connection is there
+        there.wait()
+        for _ in range(_TOGETHER // _THREADS):
+            save()
+
     with ThreadPoolExecutor(_THREADS) as threads:
-        list(threads.map(save, range(_THREADS)))  # all threads, and their connections, are there
+        ended = [threads.submit(some) for _ in range(_THREADS)]
+        there.wait()
         began = time.perf_counter()
-        list(threads.map(save, range(_TOGETHER)))
+        for each in ended:
+            each.result()
         return alone, _TOGETHER / (time.perf_counter() - began)
 
 

@@ -1,4 +1,4 @@
-"""A PostgreSQL of the benchmark's own, if one is installed: a new cluster in a temporary folder, its default settings."""
+"""A PostgreSQL of the benchmark's own, if one is installed: a new cluster in a temporary folder, with its defaults."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
+from typing import Protocol
 
 from nats import errors
 
@@ -21,7 +22,7 @@ from bus.errors import InvalidName, NoResponders, SettingsError, TooLarge, Unava
 from bus.line import Callback, Line, LoginRefused, options
 from bus.wire import Message, header_block
 
-__all__ = ["NO_RESPONDERS", "Callback", "Connection", "Message", "Subscription"]
+__all__ = ["NO_RESPONDERS", "Answer", "Callback", "Connection", "Message", "Subscription"]
 
 NO_RESPONDERS = 503
 _WORD = r"[^\x00-\x20\x7f*>.\ud800-\udfff]+"
@@ -29,6 +30,14 @@ _SUBJECT = re.compile(rf"{_WORD}(?:\.{_WORD})*")
 _FILTER = re.compile(rf"(?:(?:{_WORD}|\*)\.)*(?:{_WORD}|\*|>)")
 _SUBJECT_BYTES = 1024
 _CLOSE_S = 1.0
+
+
+class Answer(Protocol):
+    """Who waits for an answer: an `asyncio.Future`, or anything with these methods of it."""
+
+    def done(self) -> bool: ...
+    def set_result(self, result: Message, /) -> None: ...
+    def set_exception(self, exception: BaseException, /) -> None: ...
 
 
 class Subscription:
@@ -62,7 +71,7 @@ class Connection:
         self._client = client
         self._inbox_prefix = inbox_prefix
         self._inbox = f"{self.new_inbox()}."
-        self._waiting: dict[str, asyncio.Future[Message]] = {}
+        self._waiting: dict[str, Answer] = {}
         self._streams: dict[str, Callback] = {}
 
     @classmethod
@@ -176,20 +185,39 @@ class Connection:
         Raises NoResponders at once if nobody listens, Unavailable after `timeout_s` or when the line is lost: then the
         request may or may not have been carried out. Otherwise as `publish`.
         """
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[Message] = loop.create_future()
-        token = token_hex(8)
-        self._publish(subject, data, headers, self._inbox + token)
-        self._waiting[token] = answer
-        timer = loop.call_later(timeout_s, _expire, answer, subject, timeout_s)
+        answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        forget = self.ask(answer, subject, data, headers=headers, timeout_s=timeout_s)
         try:
             message = await answer
         finally:
-            timer.cancel()
-            del self._waiting[token]
+            forget()
         if message.status == NO_RESPONDERS:
             raise NoResponders(subject)
         return message
+
+    def ask(
+        self,
+        answer: Answer,
+        subject: str,
+        data: bytes = b"",
+        *,
+        headers: Mapping[str, str] | None = None,
+        timeout_s: float,
+    ) -> Callable[[], None]:
+        """Send, and give `answer` what comes, or Unavailable, as in `request`; without a task.
+
+        Returns what ends waiting: to be called once, when it has been given or is not wanted any more.
+        """
+        token = token_hex(8)
+        self._publish(subject, data, headers, self._inbox + token)
+        self._waiting[token] = answer
+        timer = asyncio.get_running_loop().call_later(timeout_s, _expire, answer, subject, timeout_s)
+
+        def forget() -> None:
+            timer.cancel()
+            del self._waiting[token]
+
+        return forget
 
     async def request_many(self, subject: str, data: bytes = b"", *, timeout_s: float) -> AsyncGenerator[Message, None]:
         """Send, and yield every answer until none has come for `timeout_s`, or the caller stops.
@@ -251,7 +279,7 @@ class Connection:
 
     def _fail_waiting(self) -> None:
         """The line has gone: the answers to what was sent on it will not come."""
-        for answer in self._waiting.values():
+        for answer in list(self._waiting.values()):
             if not answer.done():
                 answer.set_exception(
                     Unavailable("the line was lost before the answer came: it may have been carried out")
@@ -295,6 +323,6 @@ def _register(callbacks: dict[object, Callable[[], None]], callback: Callable[[]
     return unregister
 
 
-def _expire(answer: asyncio.Future[Message], subject: str, timeout_s: float) -> None:
+def _expire(answer: Answer, subject: str, timeout_s: float) -> None:
     if not answer.done():
         answer.set_exception(Unavailable(f"no answer on {subject!r} within {timeout_s:g} s"))

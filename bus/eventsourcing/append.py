@@ -11,6 +11,7 @@ import asyncio
 import base64
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import NamedTuple
 from uuid import uuid4
 
@@ -18,6 +19,7 @@ import msgspec
 
 from bus.connection import Connection, Message
 from bus.errors import BusError, Misconfigured, NoResponders, TooLarge, Unavailable
+from bus.eventsourcing.bridge import Request
 from bus.settings import Settings
 from bus.streams import ApiError
 from bus.wire import header_block
@@ -72,6 +74,20 @@ class _Answer(msgspec.Struct, frozen=True):
 
 _ack = msgspec.json.Decoder(_Ack)
 _answer = msgspec.json.Decoder(_Answer)
+
+
+def first_try(member: Member, settings: Settings) -> Request:
+    """The one request that most saves are. Only `accepted` says what came of it; if that is None, `append` goes on."""
+    return Request(member.subject, member.body, _headers(member.expected), settings.request_timeout_s)
+
+
+def accepted(message: Message | None) -> int | None:
+    """The position, if this answers a first try and says that it was stored."""
+    if message is not None and not message.status:
+        with suppress(msgspec.DecodeError):
+            ack = _ack.decode(message.data)
+            return ack.seq if ack.error is None and ack.seq else None
+    return None
 
 
 async def append(connection: Connection, stream: str, members: Sequence[Member], settings: Settings) -> int:

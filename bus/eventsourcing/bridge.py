@@ -13,9 +13,9 @@ import weakref
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
-from bus.connection import Connection
+from bus.connection import Connection, Message
 from bus.durability import prove
 from bus.errors import BusError, Unavailable
 from bus.settings import Settings
@@ -37,7 +37,7 @@ class Pending(Generic[T]):
         self._done = threading.Lock()
         self._done.acquire()
 
-    def begin(self, work: Coroutine[Any, Any, T], under_way: set[asyncio.Task[Any]]) -> None:
+    def begin(self, work: Coroutine[Any, Any, T], under_way: UnderWay) -> None:
         """In the loop's thread."""
         self._task = task = self._loop.create_task(work)
         under_way.add(task)
@@ -69,6 +69,71 @@ class Pending(Generic[T]):
         if not task.cancelled():
             task.exception()  # whoever waits may have gone; then nobody else looks
         self._done.release()
+
+
+class Request(NamedTuple):
+    """What `Connection.ask` sends."""
+
+    subject: str
+    data: bytes
+    headers: dict[str, str]
+    timeout_s: float
+
+
+class Asked:
+    """One request under way, without a task: what most saves are. An `Answer` of `Connection`."""
+
+    __slots__ = ("_forget", "_is_done", "_under_way", "_woken", "message")
+
+    def __init__(self, under_way: UnderWay) -> None:
+        self.message: Message | None = None
+        self._under_way = under_way
+        self._forget: Callable[[], None] | None = None
+        self._is_done = False
+        self._woken = threading.Lock()
+        self._woken.acquire()
+
+    def begin(self, connection: Connection, request: Request) -> None:
+        """In the loop's thread. Whatever prevents it is for the caller to meet again, in a call."""
+        self._under_way.add(self)
+        try:
+            if connection.is_connected:
+                self._forget = connection.ask(
+                    self, request.subject, request.data, headers=request.headers, timeout_s=request.timeout_s
+                )
+                return
+        except BusError:
+            pass
+        self.cancel()
+
+    def wait(self, timeout_s: float) -> Message | None:
+        """The answer, or None if there is none to be had."""
+        self._woken.acquire(timeout=timeout_s)
+        return self.message
+
+    def done(self) -> bool:
+        return self._is_done
+
+    def set_result(self, message: Message) -> None:
+        self.message = message
+        self.cancel()
+
+    def set_exception(self, _: BaseException) -> None:
+        self.cancel()
+
+    def cancel(self) -> None:
+        """In the loop's thread: whoever waits has what there is."""
+        self._under_way.discard(self)
+        if self._forget:
+            self._forget()
+            self._forget = None
+        if not self._is_done:
+            self._is_done = True
+            self._woken.release()
+
+
+# What a close has to wake: to be touched in the loop's thread only.
+UnderWay = set["asyncio.Task[Any] | Asked"]
 
 
 class _Thread:
@@ -143,34 +208,41 @@ class Bridge:
     def is_open(self) -> bool:
         return self._thread.is_open
 
-    def begin(
-        self, work: Callable[[Connection], Coroutine[Any, Any, T]], under_way: set[asyncio.Task[Any]]
-    ) -> Pending[T]:
+    def begin(self, work: Callable[[Connection], Coroutine[Any, Any, T]], under_way: UnderWay) -> Pending[T]:
         """Start a call. Raises Unavailable if the thread has ended."""
         thread = self._thread
         connection = thread.connection
         assert connection is not None, "there is no bridge before there is a connection"
         pending: Pending[T] = Pending(thread.loop)
 
-        def start() -> None:
-            pending.begin(work(connection), under_way)
+        self._post(lambda: pending.begin(work(connection), under_way))
+        return pending
 
+    def ask(self, request: Request, under_way: UnderWay) -> Asked:
+        """Send one request. Raises Unavailable if the thread has ended."""
+        connection = self._thread.connection
+        assert connection is not None, "there is no bridge before there is a connection"
+        asked = Asked(under_way)
+        self._post(lambda: asked.begin(connection, request))
+        return asked
+
+    def cancel(self, under_way: UnderWay) -> None:
+        """Cancel these calls. From any thread; does not wait."""
+
+        def cancel_all() -> None:
+            for each in list(under_way):
+                each.cancel()
+
+        with suppress(Unavailable):
+            self._post(cancel_all)
+
+    def _post(self, start: Callable[[], None]) -> None:
+        thread = self._thread
+        # What is posted before the thread is told to end is begun before it ends, and so is woken by it.
         with thread.guard:
             if not thread.is_open:
                 raise Unavailable("the connection of this process was closed")
             thread.loop.call_soon_threadsafe(start)
-        return pending
-
-    def cancel(self, under_way: set[asyncio.Task[Any]]) -> None:
-        """Cancel these calls. From any thread; does not wait."""
-
-        def cancel_all() -> None:
-            for task in list(under_way):
-                task.cancel()
-
-        with self._thread.guard:
-            if self._thread.is_open:
-                self._thread.loop.call_soon_threadsafe(cancel_all)
 
 
 _bridges: weakref.WeakValueDictionary[tuple[object, ...], Bridge] = weakref.WeakValueDictionary()

@@ -63,21 +63,29 @@ class Events:
 
     def __init__(self, names: Names, settings: Settings) -> None:
         self.names = names
-        self._settings = settings
+        self.settings = settings
         # What each upstream's position was last. If it still is, the server stores what follows it.
         self._seen: dict[str, _Place] = {}
 
     async def set_up(self, connection: Connection, *, create: bool) -> None:
         """Raises Misconfigured; without `create`, NotFound."""
-        config = self.names.config(self._settings.replicas)
-        await ensure_stream(connection, config, self._settings.request_timeout_s, create=create)
+        config = self.names.config(self.settings.replicas)
+        await ensure_stream(connection, config, self.settings.request_timeout_s, create=create)
 
-    async def insert(self, connection: Connection, entries: Sequence[Entry]) -> list[int]:
+    def members(self, entries: Sequence[Entry]) -> list[Member]:
+        """What to store, as messages. Raises Conflict: a version is there twice; InvalidName, MalformedMessage."""
+        save = token_bytes(_SAVE_BYTES)
+        members: dict[str, Member] = {}
+        for id, version, topic, state, is_uuid in entries:
+            subject = self.names.event(id, version)
+            if subject in members:
+                raise Conflict(subject)
+            members[subject] = Member(subject, wire.encode(Stored(id, version, topic, state, save, is_uuid)), 0)
+        return list(members.values())
+
+    async def insert(self, connection: Connection, members: Sequence[Member]) -> list[int]:
         """Store all or none, each version once; returns their notification ids. Raises Conflict."""
-        members = self._members(entries)
-        if not members:
-            return []
-        first = await append(connection, self.names.stream, members, self._settings)
+        first = await append(connection, self.names.stream, members, self.settings)
         return list(range(first, first + len(members)))
 
     async def advance(
@@ -92,7 +100,7 @@ class Events:
 
         `change` makes the state kept beside the position from the one that is there.
         """
-        members = self._members(entries)
+        members = self.members(entries)
         subject = self.names.position(upstream)
         place = self._seen.get(upstream)
         while True:
@@ -104,7 +112,7 @@ class Events:
             # Behind the events, so that an application's first event has the notification id 1.
             together = [*members, Member(subject, wire.encode(position), place.sequence)]
             try:
-                first = await append(connection, self.names.stream, together, self._settings)
+                first = await append(connection, self.names.stream, together, self.settings)
             except Conflict as conflict:
                 if conflict.subject != subject:
                     raise
@@ -126,7 +134,7 @@ class Events:
     async def last(self, connection: Connection) -> int | None:
         """The highest notification id."""
         found = await patiently(
-            connection, lambda: self._newest(connection, self.names.all_events), self._settings.append_timeout_s
+            connection, lambda: self._newest(connection, self.names.all_events), self.settings.append_timeout_s
         )
         return found[0] if found else None
 
@@ -177,16 +185,6 @@ class Events:
             after = last
         return Notices(found, after, more)
 
-    def _members(self, entries: Sequence[Entry]) -> list[Member]:
-        save = token_bytes(_SAVE_BYTES)
-        members: dict[str, Member] = {}
-        for id, version, topic, state, is_uuid in entries:
-            subject = self.names.event(id, version)
-            if subject in members:
-                raise Conflict(subject)
-            members[subject] = Member(subject, wire.encode(Stored(id, version, topic, state, save, is_uuid)), 0)
-        return list(members.values())
-
     async def _before(self, connection: Connection, id: str, version: int | None) -> int:
         """A position with all events above `version` behind it, near to them where that can be known."""
         if version is None:
@@ -202,8 +200,8 @@ class Events:
         filter = self.names.aggregate(id)
         listed = await patiently(
             connection,
-            lambda: subjects(connection, self.names.stream, filter, self._settings),
-            self._settings.append_timeout_s,
+            lambda: subjects(connection, self.names.stream, filter, self.settings),
+            self.settings.append_timeout_s,
         )
         versions = sorted((int(subject.rpartition(".")[2]) for subject in listed), reverse=desc)
         wanted = [each for each in versions if (gt is None or each > gt) and (lte is None or each <= lte)][:limit]
@@ -216,7 +214,7 @@ class Events:
 
     async def _place(self, connection: Connection, upstream: str) -> _Place:
         subject = self.names.position(upstream)
-        found = await patiently(connection, lambda: self._newest(connection, subject), self._settings.append_timeout_s)
+        found = await patiently(connection, lambda: self._newest(connection, subject), self.settings.append_timeout_s)
         if found is None:
             return _NOWHERE
         position = wire.read_position(found[1])
@@ -224,13 +222,13 @@ class Events:
         return place
 
     async def _newest(self, connection: Connection, subject: str) -> tuple[int, bytes] | None:
-        return await newest(connection, self.names.stream, subject, self._settings.request_timeout_s)
+        return await newest(connection, self.names.stream, subject, self.settings.request_timeout_s)
 
     async def _exactly(self, connection: Connection, wanted: list[str]) -> list[Item]:
         return await patiently(
             connection,
-            lambda: exactly(connection, self.names.stream, wanted, self._settings),
-            self._settings.append_timeout_s,
+            lambda: exactly(connection, self.names.stream, wanted, self.settings),
+            self.settings.append_timeout_s,
         )
 
     async def _page(
@@ -238,8 +236,8 @@ class Events:
     ) -> tuple[list[Item], int, bool]:
         return await patiently(
             connection,
-            lambda: page(connection, self.names.stream, subject, self._settings, after=after, count=count, bare=bare),
-            self._settings.append_timeout_s,
+            lambda: page(connection, self.names.stream, subject, self.settings, after=after, count=count, bare=bare),
+            self.settings.append_timeout_s,
         )
 
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import threading
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
-from bus.connection import Connection
+from bus.connection import Connection, Message
 from bus.errors import Unavailable
-from bus.eventsourcing.bridge import Bridge, Pending, bridge
+from bus.eventsourcing.bridge import Bridge, Pending, Request, UnderWay, bridge
 from bus.settings import Settings
 
 T = TypeVar("T")
@@ -26,7 +25,7 @@ class Lease:
         self._bridge: Bridge | None = None
         self._pid = 0
         self._is_closed = False
-        self._under_way: set[asyncio.Task[Any]] = set()
+        self._under_way: UnderWay = set()
         self._guard = threading.Lock()
         # Every call has bounds of its own; this one is for what nobody thought of.
         self.bound_s = 2 * (settings.append_timeout_s + settings.request_timeout_s) + 10
@@ -45,12 +44,11 @@ class Lease:
 
     def begin(self, work: Callable[[Connection], Coroutine[Any, Any, T]]) -> Pending[T]:
         """Start `work` without waiting. Raises Unavailable: closed, or there is no server."""
-        found = self._bridge
-        if found is None or self._pid != os.getpid() or not found.is_open:
-            found = self._open()
-        if self._is_closed:
-            raise Unavailable("closed: make a new application or factory")
-        return found.begin(work, self._under_way)
+        return self._open_bridge().begin(work, self._under_way)
+
+    def ask(self, request: Request) -> Message | None:
+        """Send one request and wait for its answer; None if for whatever reason there was none."""
+        return self._open_bridge().ask(request, self._under_way).wait(self.bound_s)
 
     def close(self) -> None:
         """Waits for nothing; may be called again."""
@@ -59,11 +57,17 @@ class Lease:
         if found is not None and self._pid == os.getpid():
             found.cancel(self._under_way)
 
+    def _open_bridge(self) -> Bridge:
+        found = self._bridge
+        if self._is_closed or found is None or self._pid != os.getpid() or not found.is_open:
+            return self._open()
+        return found
+
     def _open(self) -> Bridge:
         if self._pid not in {0, os.getpid()}:
             self._guard, self._under_way = threading.Lock(), set()  # a forked child's own
         with self._guard:
             if self._is_closed:
-                raise Unavailable("closed: make a new application or factory")
+                raise Unavailable("closed: make a new application or factory (what was under way may have been stored)")
             self._bridge, self._pid = bridge(*self._address, self._settings), os.getpid()
             return self._bridge

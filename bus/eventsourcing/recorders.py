@@ -39,7 +39,7 @@ from bus.errors import (
     TooLarge,
     Unavailable,
 )
-from bus.eventsourcing.append import Conflict, TooMany
+from bus.eventsourcing.append import Conflict, TooMany, accepted, first_try
 from bus.eventsourcing.events import Entry, Events, Notice
 from bus.eventsourcing.feed import Feed
 from bus.eventsourcing.lease import Lease
@@ -107,8 +107,14 @@ class JetStreamAggregateRecorder(JetStreamRecorder, AggregateRecorder):
 
     def _insert(self, stored_events: Sequence[StoredEvent]) -> list[int]:
         with translated():
-            entries = _entries(stored_events)
-            return self.lease.call(lambda line: self.events.insert(line, entries))
+            members = self.events.members(_entries(stored_events))
+            if not members:
+                return []
+            if len(members) == 1:
+                stored = accepted(self.lease.ask(first_try(members[0], self.events.settings)))
+                if stored is not None:
+                    return [stored]
+            return self.lease.call(lambda line: self.events.insert(line, members))
 
 
 class JetStreamApplicationRecorder(JetStreamAggregateRecorder, ApplicationRecorder):

@@ -6,12 +6,15 @@ Its names are not ours: a class here is one of theirs, with what it asks for.
 from __future__ import annotations
 
 import os
+import sys
+from pathlib import Path
 from typing import Any, ClassVar
+from unittest import TestCase
 from uuid import uuid4
 
 import pytest
 from eventsourcing.persistence import ProcessRecorder
-from eventsourcing.tests import application, persistence, projection
+from eventsourcing.tests import application, domain, persistence, projection
 from eventsourcing.utils import Environment
 
 from bus.eventsourcing import (
@@ -166,3 +169,16 @@ class TestProjection(projection.AggregateEventCountersProjectionTestCase):
 
 class TestEventSourcedProjection(projection.EventSourcedProjectionTestCase):
     env: ClassVar[dict[str, str]] = {}
+
+
+def test_every_case_of_the_library_is_run_or_named_with_its_reason() -> None:
+    run = {base for case in _cases(sys.modules[__name__]) for base in case.__mro__}
+    document = (Path(__file__).parents[2] / "docs" / "eventsourcing.md").read_text()
+    for module in (application, persistence, projection, domain):
+        for case in _cases(module):
+            if case.__module__ == module.__name__ and case not in run:
+                assert f"`{case.__name__}`" in document
+
+
+def _cases(module: Any) -> list[type[TestCase]]:
+    return [each for each in vars(module).values() if isinstance(each, type) and issubclass(each, TestCase)]

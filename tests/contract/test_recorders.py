@@ -31,7 +31,8 @@ from eventsourcing.persistence import (
 from eventsourcing.utils import Environment
 
 from bus.connection import Connection
-from bus.eventsourcing import Factory
+from bus.eventsourcing import Factory, wire
+from bus.eventsourcing.names import Names
 from bus.server import Server
 
 Make = Callable[..., Factory]
@@ -236,7 +237,8 @@ _WRITER = """
 import os, sys
 from eventsourcing.persistence import IntegrityError, StoredEvent
 from eventsourcing.utils import Environment
-from bus.eventsourcing import Factory
+from bus.eventsourcing import Factory, wire
+from bus.eventsourcing.names import Names
 recorder = Factory(Environment("App", dict(os.environ))).application_recorder()
 print("ready", flush=True)
 sys.stdin.readline()
@@ -403,3 +405,17 @@ def test_a_forked_process_makes_a_connection_of_its_own(make: Make) -> None:
     child.join(20)
     queue.close()
     assert recorder.insert_events([event("parent", 2)]) == [3]
+
+
+def test_what_is_written_stays_what_it_is() -> None:
+    # Other versions read these bytes: changing them is a decision, and an entry in the changelog.
+    stored = wire.Stored("größe", 3, "topic", b"\x00state", b"123456789", True)
+    position = wire.Position("Orders", 7, b"123456789", b"state")
+    assert wire.encode(stored).hex() == ("96a76772c3b6c39f6503a5746f706963c406007374617465c409313233343536373839c3")
+    assert wire.encode(position).hex() == "94a64f726465727307c409313233343536373839c4057374617465"
+    assert wire.read_stored(wire.encode(stored)) == stored
+    assert wire.read_position(wire.encode(position)) == position
+    names = Names("bus", "App x", "events")
+    assert names.stream == "BUS_events_App%20x"
+    assert names.event("a.b", 3) == "bus.es.App%20x.events.a%2Eb.3"
+    assert names.position("Orders") == "bus.es.App%20x.positions.Orders"
