@@ -19,7 +19,7 @@ import msgspec
 
 from bus.connection import Connection, Message
 from bus.errors import BusError, Misconfigured, NoResponders, TooLarge, Unavailable
-from bus.eventsourcing.bridge import Request
+from bus.eventsourcing.calls import Request
 from bus.settings import Settings
 from bus.streams import ApiError
 from bus.wire import header_block

@@ -25,8 +25,8 @@ from bus.eventsourcing.recorders import (
     JetStreamProcessRecorder,
     JetStreamRecorder,
     JetStreamTrackingRecorder,
-    translated,
 )
+from bus.eventsourcing.translation import translated
 from bus.logs import configure_if_not
 from bus.natscontext import read_context
 from bus.settings import Settings

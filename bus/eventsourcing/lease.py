@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 
 from bus.connection import Connection, Message
 from bus.errors import Unavailable
-from bus.eventsourcing.bridge import Bridge, Pending, Request, UnderWay, bridge
+from bus.eventsourcing.bridge import Bridge, bridge
+from bus.eventsourcing.calls import Pending, Request, UnderWay
 from bus.settings import Settings
 
 T = TypeVar("T")

@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
 from eventsourcing.persistence import (
     AggregateRecorder,
     ApplicationRecorder,
-    DatabaseError,
     DataError,
-    IntegrityError,
-    InterfaceError,
     Notification,
-    OperationalError,
     ProcessRecorder,
-    ProgrammingError,
     StoredEvent,
     Subscription,
     Tracking,
@@ -28,50 +22,19 @@ from eventsourcing.persistence import (
 )
 
 from bus.connection import Connection
-from bus.errors import (
-    BusError,
-    InvalidName,
-    MalformedMessage,
-    Misconfigured,
-    NoResponders,
-    NotFound,
-    SettingsError,
-    TooLarge,
-    Unavailable,
-)
-from bus.eventsourcing.append import Conflict, TooMany, accepted, first_try
+from bus.eventsourcing.append import accepted, first_try
 from bus.eventsourcing.events import Entry, Events, Notice
 from bus.eventsourcing.feed import Feed
 from bus.eventsourcing.lease import Lease
 from bus.eventsourcing.subscription import JetStreamSubscription
+from bus.eventsourcing.translation import translated
 from bus.eventsourcing.wire import Change, Stored
 
 _INTERRUPT_S = 0.05
 
 
-@contextmanager
-def translated() -> Iterator[None]:
-    """The library's errors instead of ours."""
-    try:
-        yield
-    except Conflict as error:
-        raise IntegrityError(str(error)) from error
-    except (TooLarge, InvalidName, MalformedMessage) as error:
-        raise DataError(str(error)) from error
-    except (Unavailable, NoResponders) as error:
-        raise OperationalError(str(error)) from error
-    except (TooMany, Misconfigured, NotFound) as error:
-        raise ProgrammingError(str(error)) from error
-    except SettingsError as error:
-        raise InterfaceError(str(error)) from error
-    except BusError as error:
-        raise DatabaseError(str(error)) from error
-
-
 class JetStreamRecorder:
     """What all recorders have: the stream, and a share of the connection."""
-
-    translated = staticmethod(translated)
 
     def __init__(self, lease: Lease, events: Events) -> None:
         self.lease = lease

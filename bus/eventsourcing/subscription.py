@@ -11,10 +11,11 @@ from eventsourcing.persistence import Notification, Subscription
 
 from bus.connection import Connection
 from bus.errors import BusError, Unavailable
-from bus.eventsourcing.bridge import Pending
+from bus.eventsourcing.calls import Pending
 from bus.eventsourcing.events import Notice
 from bus.eventsourcing.feed import Feed
 from bus.eventsourcing.read import PAGE
+from bus.eventsourcing.translation import translated
 
 if TYPE_CHECKING:
     from bus.eventsourcing.recorders import JetStreamApplicationRecorder
@@ -49,7 +50,7 @@ class JetStreamSubscription(Subscription["JetStreamApplicationRecorder"]):
                 self._recorder.lease.begin(self._close)
 
     def _more(self) -> list[Notice]:
-        with self._recorder.translated():
+        with translated():
             self._pending = pending = self._recorder.lease.begin(self._read)
             if self._has_been_stopped:  # meanwhile: then `stop` may not have seen what to cancel
                 pending.cancel()
