@@ -63,7 +63,8 @@ class Settings(BaseModel):
         unknown = [name for name in environment if name.startswith(_PREFIX) and name not in known]
         if unknown:
             raise SettingsError(f"{unknown[0]} is not a setting; known are {', '.join(sorted(known))}")
-        found: dict[str, Any] = {field: environment[name] for field, name in names.items() if environment.get(name)}
+        # By `get` alone: an environment of `eventsourcing` looks for the application's own variable there first.
+        found: dict[str, Any] = {field: value for field, name in names.items() if (value := environment.get(name))}
         found.update({field: value for field, value in values.items() if value is not None})
         try:
             return cls.model_validate(found)

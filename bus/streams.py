@@ -126,20 +126,20 @@ async def set_up(connection: Connection, subjects: Subjects, settings: Settings,
     """Check what is there, and create what is not. Raises Misconfigured; without `create`, NotFound."""
     for config in (log_config(subjects, settings.replicas), work_config(subjects, settings.replicas)):
         try:
-            await _ensure(connection, config, settings.request_timeout_s, create=create)
+            await ensure_stream(connection, config, settings.request_timeout_s, create=create)
         except NotFound:
             raise NotFound(f"there is no bus with namespace {subjects.namespace!r} on this server") from None
 
 
 async def set_up_work(connection: Connection, subjects: Subjects, settings: Settings) -> None:
     """The work stream alone: it is made again when it was lost."""
-    await _ensure(connection, work_config(subjects, settings.replicas), settings.request_timeout_s, create=True)
+    await ensure_stream(connection, work_config(subjects, settings.replicas), settings.request_timeout_s, create=True)
 
 
 async def set_up_payloads(connection: Connection, subjects: Subjects, settings: Settings) -> None:
     """The bucket for large payloads: made when the first one is met, since many namespaces never need it."""
     config = payloads_config(subjects, settings.replicas)
-    await _ensure(connection, config, settings.request_timeout_s, create=True)
+    await ensure_stream(connection, config, settings.request_timeout_s, create=True)
 
 
 async def info(connection: Connection, stream: str, timeout_s: float, *, subjects: str = "") -> Info:
@@ -213,7 +213,8 @@ async def ensure_consumer(connection: Connection, subjects: Subjects, capability
     return name
 
 
-async def _ensure(connection: Connection, config: dict[str, Any], timeout_s: float, *, create: bool) -> None:
+async def ensure_stream(connection: Connection, config: dict[str, Any], timeout_s: float, *, create: bool) -> None:
+    """One stream as `config` wants it. Raises Misconfigured; without `create`, NotFound; Unavailable."""
     name = config["name"]
     verb, body = ("CREATE", config) if create else ("INFO", None)
     answer = await _ask(connection, f"{_API}.STREAM.{verb}.{name}", body, timeout_s)
