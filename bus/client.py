@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
 from uuid import uuid4
 
 import msgspec
@@ -21,8 +21,18 @@ from bus.commands import Answer, Begin, Cancel, Redrive
 from bus.connection import Connection
 from bus.durability import Durability, prove
 from bus.envelope import decode, envelope
-from bus.errors import BusError, MalformedMessage, NoLiveAgent, NotFound, PlanError, Refused, TimedOut, Unavailable
-from bus.events import Commit, Event, is_ending
+from bus.errors import (
+    Archived,
+    BusError,
+    MalformedMessage,
+    NoLiveAgent,
+    NotFound,
+    PlanError,
+    Refused,
+    TimedOut,
+    Unavailable,
+)
+from bus.events import Commit, Event, archived, is_ending
 from bus.ledger import Ledger, utc_now
 from bus.log import Log
 from bus.logs import configure_if_not
@@ -35,7 +45,11 @@ from bus.run import RunState
 from bus.runs import Runs
 from bus.server import embedded
 from bus.settings import Settings
+from bus.streams import created
 from bus.subjects import Subjects
+
+if TYPE_CHECKING:
+    from bus.archive import Archive
 
 logger = structlog.get_logger(__name__)
 
@@ -90,6 +104,7 @@ class Client:
         *,
         source: str,
         system_url: str | None,
+        operator_url: str | None,
         durability: Durability,
     ) -> None:
         self.settings = settings
@@ -100,6 +115,7 @@ class Client:
         self.runs = runs
         self.source = source
         self.system_url = system_url
+        self.operator_url = operator_url
         self.durability = durability
 
     async def start(
@@ -178,7 +194,7 @@ class Client:
             raise MalformedMessage(f"the output of {phase!r} is not what was asked for ({wanted}): {error}") from error
 
     async def watch(self, run: str, *, after: int = 0) -> AsyncGenerator[Happening, None]:
-        """A run's events as they happen, from after a position of the log; ends with the run. Raises NotFound."""
+        """A run's events as they happen, from after a position of the log; ends with it. Raises NotFound, Archived."""
         state: RunState | None = await self.ledger.as_of(run, after) if after else None
         if state is None and await self.log.last(self.subjects.run(run)) is None:
             raise NotFound(f"there is no run {run!r} in this log")
@@ -186,6 +202,8 @@ class Client:
             return
         async with aclosing(self.ledger.follow(run, after=after)) as commits:
             async for commit in commits:
+                if (last := archived(commit)) is not None:
+                    raise Archived(run, last.archive)
                 for index, event in enumerate(commit.events):
                     yield Happening(run, commit.position, index, commit.at, event, commit)
                 if any(is_ending(event) for event in commit.events) and await self._has_ended(run, commit):
@@ -281,13 +299,18 @@ async def connect(
     configure_if_not(settings.log_level)
     subjects = Subjects(settings.namespace)
     async with AsyncExitStack() as stack:
-        login, system_url, credentials, promised = await _login(settings, stack, alone=alone)
-        durability = promised or await prove(system_url, settings.durability, settings.request_timeout_s)
+        login = await _login(settings, stack, alone=alone)
+        durability = login.durability or await prove(login.system_url, settings.durability, settings.request_timeout_s)
         connection = await stack.enter_async_context(
-            Connection.open(login, name=name, credentials=credentials, connect_timeout_s=settings.request_timeout_s)
+            Connection.open(
+                login.url, name=name, credentials=login.credentials, connect_timeout_s=settings.request_timeout_s
+            )
         )
-        log = Log(connection, subjects, settings)
+        archive = await _archive(settings)
+        log = Log(connection, subjects, settings, archive)
         await log.set_up(create=create)
+        if archive is not None:
+            archive.must_be_of(await created(connection, subjects, settings.request_timeout_s))
         tasks = await stack.enter_async_context(_tasks())
         source = f"/{name}"
         ledger = Ledger(log, connection, source=source)
@@ -298,29 +321,46 @@ async def connect(
             ledger,
             Runs(ledger, tasks),
             source=source,
-            system_url=system_url,
+            system_url=login.system_url,
+            operator_url=login.operator_url,
             durability=durability,
         )
 
 
-async def _login(
-    settings: Settings, stack: AsyncExitStack, *, alone: bool
-) -> tuple[str, str | None, Path | None, Durability | None]:
-    """Url, system account's url, credentials; and how durable it is, where one of us has set the server up."""
+class _Login(NamedTuple):
+    """How to sign in; and how durable it is, where one of us has set the server up."""
+
+    url: str
+    system_url: str | None
+    operator_url: str | None
+    credentials: Path | None = None
+    durability: Durability | None = None
+
+
+async def _login(settings: Settings, stack: AsyncExitStack, *, alone: bool) -> _Login:
     system_url = settings.system_url.get_secret_value() if settings.system_url else None
+    operator_url = settings.operator_url.get_secret_value() if settings.operator_url else None
     if settings.url is not None:
-        return settings.url.get_secret_value(), system_url, settings.credentials, None
+        return _Login(settings.url.get_secret_value(), system_url, operator_url, settings.credentials)
     if settings.context is not None:
         context = read_context(settings.context)
-        return context.login_url, system_url, settings.credentials or context.credentials, None
+        return _Login(context.login_url, system_url, operator_url, settings.credentials or context.credentials)
     started = find_started(logger.warning)
     if started is not None:
-        return started.url, started.system_url, None, started.durability
+        return _Login(started.url, started.system_url, started.operator_url, durability=started.durability)
     if not alone:
         raise Unavailable("no bus found: start one with `phasebus up` in this folder or above, or set NATS_URL")
-    server = await stack.enter_async_context(embedded(durability=settings.durability))
+    server = await stack.enter_async_context(embedded(durability=settings.durability, namespace=settings.namespace))
     logger.info("no bus found, so a private one was started", store=str(server.store))
-    return server.url, server.system_url, None, settings.durability
+    return _Login(server.url, server.system_url, server.operator_url, durability=settings.durability)
+
+
+async def _archive(settings: Settings) -> Archive | None:
+    if settings.archive is None:
+        return None
+    from bus.archive import Archive  # noqa: PLC0415 - only who has one pays for it
+
+    return await Archive.open(settings.archive)
 
 
 @asynccontextmanager

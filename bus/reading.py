@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AsyncExitStack, aclosing
 from datetime import datetime
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 import structlog
@@ -20,6 +20,9 @@ from bus.connection import Connection, Message
 from bus.errors import BusError, MalformedMessage, NoResponders, Unavailable
 from bus.record import Live, Record, is_record, read_record
 from bus.subjects import Subjects, pattern
+
+if TYPE_CHECKING:
+    from bus.archive import Archive
 
 logger = structlog.get_logger(__name__)
 
@@ -45,17 +48,34 @@ class Source(Protocol):
 class Reader:
     """Reads one stream over one connection. It owns nothing that has to be closed."""
 
-    def __init__(self, connection: Connection, subjects: Subjects, *, timeout_s: float) -> None:
+    def __init__(
+        self, connection: Connection, subjects: Subjects, *, timeout_s: float, archive: Archive | None = None
+    ) -> None:
         self._connection = connection
         self._subjects = subjects
         self._timeout_s = timeout_s
+        self._archive = archive
         self._direct_get = f"$JS.API.DIRECT.GET.{subjects.stream}"
 
     async def read(self, *subjects: str, after: int = 0, upto: int | None = None) -> AsyncGenerator[Record, None]:
-        scans = [self._scan(subject, after, upto) for subject in subjects]
-        async with aclosing(scans[0] if len(scans) == 1 else merged(scans)) as records:
-            async for record in records:
-                yield record
+        if self._archive is None:
+            async with aclosing(self._stored(subjects, after, upto)) as records:
+                async for record in records:
+                    yield record
+            return
+        while True:
+            edition = self._archive.edition()
+            sources = [self._archive.read(*subjects, after=after, upto=upto), self._stored(subjects, after, upto)]
+            async with aclosing(merged(sources)) as records:
+                async for record in records:
+                    # What is archived leaves the log only after the index has it: a page from which something may be
+                    # missing comes with a changed index.
+                    if self._archive.edition() is not edition:
+                        break
+                    yield record
+                    after = record.position
+            if self._archive.edition() is edition:
+                return
 
     async def read_back(self, *subjects: str, before: int | None = None) -> AsyncGenerator[Record, None]:
         """Windows are read forwards, the newest first; a window with nothing in it makes the next one wider."""
@@ -77,16 +97,25 @@ class Reader:
 
     async def last(self, subject: str) -> Record | None:
         message = await self._get({"last_by_subj": subject})
-        return read_record(message) if is_record(message) else None
+        found = read_record(message) if is_record(message) else None
+        if self._archive is not None:
+            archived = await self._archive.last(subject, after=found.position if found is not None else 0)
+            return archived or found
+        return found
 
     async def at(self, position: int) -> Record | None:
         message = await self._get({"seq": position})
+        if not is_record(message) and self._archive is not None:
+            return await self._archive.at(position)
         return read_record(message) if is_record(message) else None
 
     async def position_at(self, instant: datetime) -> int:
         message = await self._get({"start_time": instant.isoformat(), "next_by_subj": _EVERYTHING})
-        if is_record(message):
-            return read_record(message).position - 1
+        later = [read_record(message).position] if is_record(message) else []
+        if self._archive is not None and (archived := await self._archive.position_at(instant)) is not None:
+            later.append(archived)
+        if later:
+            return min(later) - 1
         newest = await self.last(_EVERYTHING)
         return newest.position if newest is not None else 0
 
@@ -109,6 +138,13 @@ class Reader:
                         after = record.position
         finally:
             live.close()
+
+    async def _stored(self, subjects: Sequence[str], after: int, upto: int | None) -> AsyncGenerator[Record, None]:
+        """What the server has."""
+        scans = [self._scan(subject, after, upto) for subject in subjects]
+        async with aclosing(scans[0] if len(scans) == 1 else merged(scans)) as records:
+            async for record in records:
+                yield record
 
     async def _scan(self, subject: str, after: int, upto: int | None) -> AsyncGenerator[Record, None]:
         """What one filter matches, a page at a time."""

@@ -28,13 +28,18 @@ class ApiError(msgspec.Struct, frozen=True):
 class _Answer(msgspec.Struct, frozen=True):
     error: ApiError | None = None
     config: dict[str, Any] = msgspec.field(default_factory=dict)
+    created: str = ""
+    purged: int = 0
 
 
 _answer = msgspec.json.Decoder(_Answer)
 
 
 def log_config(subjects: Subjects, replicas: int) -> dict[str, Any]:
-    """The log: nothing in it can be changed or removed, one by one or together."""
+    """The log: nothing in it can be changed or removed one by one, and no limit drops anything.
+
+    Purging is allowed to the operator's login alone: it is how what was archived leaves the log (`bus.archiving`).
+    """
     return {
         "name": subjects.stream,
         "subjects": subjects.logged(),
@@ -43,10 +48,15 @@ def log_config(subjects: Subjects, replicas: int) -> dict[str, Any]:
         "num_replicas": replicas,
         "discard": "new",
         "deny_delete": True,
-        "deny_purge": True,
         "allow_direct": True,
         "allow_atomic": True,
         "allow_msg_ttl": True,
+        # A limit, or a message that replaces those before it, would remove events without a word.
+        "allow_rollup_hdrs": False,
+        "max_msgs": -1,
+        "max_bytes": -1,
+        "max_age": 0,
+        "max_msgs_per_subject": -1,
         # What is stored goes out once more for whoever watches: no consumer state on the server, no acknowledgements.
         "republish": {"src": f"{subjects.namespace}.>", "dest": f"live.{subjects.namespace}.>"},
     }
@@ -83,6 +93,27 @@ async def set_up(connection: Connection, subjects: Subjects, settings: Settings,
 async def set_up_work(connection: Connection, subjects: Subjects, settings: Settings) -> None:
     """The work stream alone: it is made again when it was lost."""
     await _ensure(connection, work_config(subjects, settings.replicas), settings.request_timeout_s, create=True)
+
+
+async def created(connection: Connection, subjects: Subjects, timeout_s: float) -> str:
+    """When the log's stream was made: tells one log from another. Raises Misconfigured, Unavailable."""
+    answer = await _ask(connection, f"{_API}.STREAM.INFO.{subjects.stream}", None, timeout_s)
+    if answer.error is not None:
+        raise Misconfigured(f"stream {subjects.stream!r}: {answer.error.description}")
+    return answer.created
+
+
+async def remove(connection: Connection, subjects: Subjects, subject: str, upto: int, timeout_s: float) -> int:
+    """Take what is on a subject up to and including a position out of the log; returns how many there were.
+
+    Raises Misconfigured if the log does not allow it, Unavailable: also if the login does not, which the server says
+    to nobody who waits.
+    """
+    body = {"filter": subject, "seq": upto + 1}
+    answer = await _ask(connection, f"{_API}.STREAM.PURGE.{subjects.stream}", body, timeout_s)
+    if answer.error is not None:
+        raise Misconfigured(f"{subject!r} can't leave stream {subjects.stream!r}: {answer.error.description}")
+    return answer.purged
 
 
 async def ensure_consumer(connection: Connection, subjects: Subjects, capability: str, settings: Settings) -> str:

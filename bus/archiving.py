@@ -1,0 +1,340 @@
+"""Archiving: what a policy lets go is written to files, compared with the log, told, and only then taken out of it.
+
+Every step can be the last one before a crash: the log has it until the index has it, what the index has and the log
+still has is shown once, and the next pass finishes what this one began.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import socket
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import msgspec
+from msgspec.structs import replace
+
+from bus import lines, streams
+from bus.client import Client
+from bus.connection import Connection
+from bus.envelope import Envelope, envelope
+from bus.errors import BusError, MalformedMessage, Misconfigured, Refused, SettingsError, Unavailable
+from bus.events import COMMIT, RunArchived, body
+from bus.index import Index, Removal, read_index, write_index
+from bus.ledger import utc_now
+from bus.lines import Line
+from bus.log import Log, VersionConflict
+from bus.record import Record
+from bus.retention import Policy, class_of
+from bus.segment import PAGE_BYTES, SEGMENT_BYTES, Segment, SegmentWriter, check, line_of, read_segment
+from bus.selection import Selection, Tally, select
+
+STARTED, SEALED, REMOVED = "ops.archive_started.v1", "ops.archive_sealed.v1", "ops.archive_removed.v1"
+_AT_ONCE = 64
+_SAID_SUBJECTS = 100
+
+Progress = Callable[[str, int, int], None]
+"""Called with the step, how much of it is done, and how much there is to do."""
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """What one pass did. `kept` are runs that went on while they were archived: the log has them still."""
+
+    tallies: dict[str, Tally]
+    segments: Sequence[Segment] = ()
+    removed: int = 0
+    kept: Sequence[str] = ()
+
+
+class _Said(msgspec.Struct, frozen=True):
+    archive: str
+    host: str = ""
+    folder: str = ""
+
+
+_said = msgspec.json.Decoder(_Said)
+
+
+async def choose(client: Client, policy: Policy) -> Selection:
+    """What would go now: nothing is done. Raises Unavailable."""
+    return await select(_live(client), policy, utc_now())
+
+
+async def archive(
+    client: Client, folder: Path, policy: Policy, *, by: str, take_over: bool = False, progress: Progress | None = None
+) -> Outcome:
+    """Finish what an earlier pass began in `folder`, then archive there what the policy lets go.
+
+    `take_over`: another archiver began and will never end; what it has taken out is in its archive only.
+    Raises Refused if another one is at work, SettingsError without the operator's login, Misconfigured, Unavailable,
+    and ArchiveDamaged if what was written can't be read back as it was: then nothing has left the log.
+    """
+    if client.operator_url is None:
+        raise SettingsError(
+            "archiving takes records out of the log: PHASEBUS_OPERATOR_URL has to name a login that may"
+        )
+    await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
+    with _locked(folder):
+        async with _operator(client, client.operator_url) as operator:
+            made = await streams.created(client.connection, client.subjects, client.settings.request_timeout_s)
+            index = await asyncio.to_thread(read_index, folder)
+            if index is None:
+                index = Index(id=uuid4().hex[:12], namespace=client.subjects.namespace, created=made)
+            if (index.namespace, index.created) != (client.subjects.namespace, made):
+                raise Misconfigured(
+                    f"{folder} is the archive of log {index.namespace!r} made at {index.created}, this is "
+                    f"{client.subjects.namespace!r} made at {made}: give another folder"
+                )
+            return await _Pass(client, operator, folder, index, by, progress or _silent).run(policy, take_over)
+
+
+class _Pass:
+    """One pass over the log. `_position` is that of the newest record about archives: nobody else may add one."""
+
+    def __init__(
+        self, client: Client, operator: Connection, folder: Path, index: Index, by: str, progress: Progress
+    ) -> None:
+        self._client = client
+        self._subjects = client.subjects
+        self._log = _live(client)
+        self._operator = operator
+        self._folder = folder
+        self._index = index
+        self._by = by
+        self._progress = progress
+        self._position = 0
+        self._is_under_way = False
+
+    async def run(self, policy: Policy, take_over: bool) -> Outcome:
+        await self._must_be_alone(take_over)
+        removed, kept = 0, list[str]()
+        if self._index.removal is not None:
+            await self._say(STARTED, finishes=True)
+            removed, kept = await self._take_out(self._index.removal)
+        selection = await select(self._log, policy, utc_now())
+        if not selection.upto:
+            if self._is_under_way:
+                # An earlier pass began, and had taken nothing out when it ended.
+                await self._say(REMOVED, records=0, subjects=0, kept=[])
+            return Outcome(selection.tallies, removed=removed, kept=kept)
+        await self._say(STARTED, policy=policy.rules())
+        segments = await self._write(selection)
+        await self._verify(segments, selection)
+        removal = Removal([segment.file for segment in segments], selection.upto)
+        index = self._index
+        await self._store(replace(index, segments=[*index.segments, *segments], removal=removal))
+        self._progress("indexed", 1, 1)
+        now_removed, now_kept = await self._take_out(removal)
+        return Outcome(selection.tallies, segments, removed + now_removed, [*kept, *now_kept])
+
+    # The record of it
+
+    async def _must_be_alone(self, take_over: bool) -> None:
+        newest = await self._log.last(self._subjects.ops("archive"))
+        if newest is None:
+            return
+        self._position = newest.position
+        try:
+            message = newest.envelope()
+            said = msgspec.json.decode(message.data, type=_Said)
+        except (MalformedMessage, msgspec.MsgspecError):
+            return
+        self._is_under_way = message.type != REMOVED
+        if self._is_under_way and said.archive != self._index.id and not take_over:
+            raise Refused(
+                f"an archive to {said.folder} on {said.host} began at {message.time:%Y-%m-%d %H:%M:%S} and has not "
+                "ended: repeat it there, or take over if it never will"
+            )
+
+    async def _say(self, kind: str, **what: Any) -> None:
+        """Tell the log, unless another archiver has told it something since: then this one must not go on."""
+        place = {"by": self._by, "archive": self._index.id, "host": socket.gethostname(), "folder": str(self._folder)}
+        message = self._envelope(kind, place | what, uuid4().hex)
+        try:
+            self._position = await self._log.append(self._subjects.ops("archive"), message, expected=self._position)
+        except VersionConflict:
+            raise Refused("another archiver is at work on this log: this one has stopped, try again later") from None
+        self._is_under_way = kind != REMOVED
+
+    # Into the archive
+
+    async def _write(self, selection: Selection) -> list[Segment]:
+        """Segments that the index does not name yet: a crash from here on leaves files that mean nothing."""
+        segments: list[Segment] = []
+        writer: SegmentWriter | None = None
+        try:
+            async for page in _pages(self._chosen(selection)):
+                writer = writer or SegmentWriter(self._folder, len(self._index.segments) + len(segments) + 1)
+                await asyncio.to_thread(writer.add, page)
+                if writer.lines_bytes >= SEGMENT_BYTES:
+                    segments.append(await asyncio.to_thread(writer.finish))
+                    writer = None
+                self._progress("written", page[-1][0].position, max(selection.upto.values()))
+            if writer is not None:
+                segments.append(await asyncio.to_thread(writer.finish))
+                writer = None
+        finally:
+            if writer is not None:
+                writer.abandon()
+        return segments
+
+    async def _verify(self, segments: Sequence[Segment], selection: Selection) -> None:
+        """Read back what was written and compare it with the log: every record, in order, and no other."""
+        async with aclosing(self._chosen(selection)) as records:
+            for segment in segments:
+                await asyncio.to_thread(check, self._folder, segment)
+                for line in read_segment(self._folder, segment):
+                    record = await anext(records, None)
+                    if record is None or not _is_same(line, line_of(record)):
+                        raise _not_as_written(self._folder / segment.file, line.position)
+                self._progress("verified", segment.last, segments[-1].last)
+            if (record := await anext(records, None)) is not None:
+                raise _not_as_written(self._folder, record.position)
+
+    async def _chosen(self, selection: Selection) -> AsyncGenerator[Record, None]:
+        """The records of the selection that no earlier pass has archived."""
+        after = {subject: self._index.upto(subject) for subject in selection.upto}
+        classes = dict.fromkeys(class_of(subject) for subject in selection.upto)
+        filters = [f"{self._subjects.namespace}.{name}.>" for name in classes]
+        async with aclosing(self._log.read(*filters, upto=max(selection.upto.values()))) as records:
+            async for record in records:
+                if after.get(record.subject, record.position) < record.position <= selection.upto[record.subject]:
+                    yield record
+
+    # Out of the log
+
+    async def _take_out(self, removal: Removal) -> tuple[int, list[str]]:
+        """What the index has may go. Repeated after a crash, it does what is left of it."""
+        await self._say(SEALED, **self._sealed(removal))
+        self._progress("sealed", 1, 1)
+        kept = await self._close_runs([each for each in removal.upto.items() if class_of(each[0]) == "run"])
+        going = {subject: upto for subject, upto in removal.upto.items() if subject not in set(kept)}
+        removed = 0
+        async for done, count in _together(self._remove(subject, upto) for subject, upto in going.items()):
+            removed += count
+            self._progress("removed", done, len(going))
+        await self._say(REMOVED, records=removed, subjects=len(going), kept=kept[:_SAID_SUBJECTS])
+        self._progress("told", 1, 1)
+        await self._store(replace(self._index, removal=None))
+        return removed, kept
+
+    async def _close_runs(self, runs: Sequence[tuple[str, int]]) -> list[str]:
+        """After this nothing is appended to them: what was archived is their end. Returns those that have gone on."""
+        kept: list[str] = []
+        async for done, moved in _together(self._close_run(subject, upto) for subject, upto in runs):
+            kept += moved
+            self._progress("closed", done, len(runs))
+        return kept
+
+    async def _close_run(self, subject: str, upto: int) -> list[str]:
+        event = RunArchived(by=self._by, upto=upto, archive=self._index.id)
+        # Repeated after a crash it is known by its id.
+        message = self._envelope(COMMIT, body([event]), f"{self._index.id}-{upto}", run=self._subjects.run_of(subject))
+        try:
+            await self._log.append(subject, message, expected=upto)
+        except VersionConflict:
+            return [subject]
+        return []
+
+    async def _remove(self, subject: str, upto: int) -> int:
+        timeout_s = self._client.settings.request_timeout_s
+        count = await streams.remove(self._operator, self._subjects, subject, upto, timeout_s)
+        async for record in self._log.read(subject, upto=upto):
+            raise BusError(f"{subject!r} still has position {record.position}, which the server said it took out")
+        return count
+
+    def _sealed(self, removal: Removal) -> dict[str, Any]:
+        segments = [segment for segment in self._index.segments if segment.file in removal.files]
+        classes: dict[str, int] = {}
+        for segment in segments:
+            for subject, span in segment.subjects.items():
+                classes[class_of(subject)] = classes.get(class_of(subject), 0) + span.records
+        files = [
+            {"file": each.file, "sha256": each.sha256, "records": each.records, "first": each.first, "last": each.last}
+            for each in segments
+        ]
+        return {"records": classes, "subjects": len(removal.upto), "segments": files}
+
+    async def _store(self, index: Index) -> None:
+        await asyncio.to_thread(write_index, self._folder, index)
+        self._index = index
+
+    def _envelope(self, kind: str, data: object, id: str, run: str | None = None) -> Envelope:
+        return envelope(kind, data, id=id, source=self._client.source, time=utc_now(), runid=run, correlationid=run)
+
+
+def _live(client: Client) -> Log:
+    """The log as the server has it, whatever archive the client reads."""
+    return Log(client.connection, client.subjects, client.settings)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One archiver at a time in a folder. The lock ends with the process, however that ends."""
+    with (folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Refused(f"another process archives to {folder} at this moment") from None
+        yield
+
+
+@asynccontextmanager
+async def _operator(client: Client, url: str) -> AsyncIterator[Connection]:
+    """A connection that may take something out of the log: that is tried, on a subject nobody writes to."""
+    settings = client.settings
+    async with Connection.open(url, name="archiver", connect_timeout_s=settings.request_timeout_s) as connection:
+        nobody = client.subjects.ops(uuid4().hex)
+        try:
+            await streams.remove(connection, client.subjects, nobody, 1, settings.request_timeout_s)
+        except Unavailable as error:
+            raise Misconfigured(
+                f"the login of PHASEBUS_OPERATOR_URL may not take anything out of {client.subjects.stream}: {error}"
+            ) from error
+        yield connection
+
+
+async def _pages(records: AsyncGenerator[Record, None]) -> AsyncGenerator[list[tuple[Line, bytes]], None]:
+    """Lines with their bytes, about a page of them at a time."""
+    page: list[tuple[Line, bytes]] = []
+    size = 0
+    async with aclosing(records):
+        async for record in records:
+            line = line_of(record)
+            text = lines.write(line)
+            if page and size + len(text) > PAGE_BYTES:
+                yield page
+                page, size = [], 0
+            page.append((line, text))
+            size += len(text)
+    if page:
+        yield page
+
+
+def _not_as_written(path: Path, position: int) -> BusError:
+    return BusError(f"{path} has position {position} otherwise than the log: nothing was taken out, repeat the command")
+
+
+def _is_same(one: Line, other: Line) -> bool:
+    def facts(line: Line) -> tuple[object, ...]:
+        return line.position, line.subject, line.at, line.headers, line.content
+
+    return facts(one) == facts(other)
+
+
+async def _together(tasks: Iterable[Awaitable[Any]]) -> AsyncGenerator[tuple[int, Any], None]:
+    """What they return, with how many have been done; some at a time."""
+    waiting = iter(tasks)
+    done = 0
+    while batch := [task for task, _ in zip(waiting, range(_AT_ONCE), strict=False)]:
+        for result in await asyncio.gather(*batch):
+            done += 1
+            yield done, result
+
+
+def _silent(step: str, done: int, of: int) -> None:
+    pass
