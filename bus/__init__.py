@@ -7,6 +7,8 @@ from bus.agent import Agent, Reject
 from bus.client import Client, Happening, Receipt, WorkFailed, connect
 from bus.context import Context
 from bus.errors import (
+    Archived,
+    ArchiveDamaged,
     BusError,
     MalformedMessage,
     Misconfigured,
@@ -30,6 +32,8 @@ from bus.worker import serving
 __all__ = [
     "Agent",
     "Approval",
+    "ArchiveDamaged",
+    "Archived",
     "BusError",
     "Client",
     "Context",

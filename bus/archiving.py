@@ -11,6 +11,7 @@ import fcntl
 import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -84,6 +85,8 @@ async def archive(
             index = await asyncio.to_thread(read_index, folder)
             if index is None:
                 index = Index(id=uuid4().hex[:12], namespace=client.subjects.namespace, created=made)
+                # Before the log is told of it: who crashes right then is known again.
+                await asyncio.to_thread(write_index, folder, index)
             if (index.namespace, index.created) != (client.subjects.namespace, made):
                 raise Misconfigured(
                     f"{folder} is the archive of log {index.namespace!r} made at {index.created}, this is "
@@ -330,8 +333,10 @@ async def _together(tasks: Iterable[Awaitable[Any]]) -> AsyncGenerator[tuple[int
     """What they return, with how many have been done; some at a time."""
     waiting = iter(tasks)
     done = 0
-    while batch := [task for task, _ in zip(waiting, range(_AT_ONCE), strict=False)]:
-        for result in await asyncio.gather(*batch):
+    while batch := list(islice(waiting, _AT_ONCE)):
+        for result in await asyncio.gather(*batch, return_exceptions=True):
+            if isinstance(result, BaseException):
+                raise result
             done += 1
             yield done, result
 

@@ -67,23 +67,25 @@ def class_of(subject: str) -> str:
 def run_stays(state: RunState, letters: Iterable[DeadLetter], before: datetime) -> str | None:
     """Why a run stays; None: it may go."""
     if state.archived:
-        return "archived already"
+        return "is archived already"
     if state.ended_at is None:
-        return "open"
+        return "is open"
     if state.ended_at > before:
         return "ended too recently"
     if any(dead.is_open(letter, state) for letter in letters):
-        return "has an open dead letter"
+        return "has dead work"
     return None
 
 
 def letter_stays(letter: DeadLetter, state: RunState | None) -> str | None:
     """Why a dead letter stays; None: it may go. Without its run nobody can do its work any more."""
-    return "open" if state is not None and dead.is_open(letter, state) else None
+    return "is still dead" if state is not None and dead.is_open(letter, state) else None
 
 
 def _written(length: timedelta) -> str:
     seconds = int(length.total_seconds())
+    if not seconds:
+        return "0s"
     sizes = ((86_400, "d"), (3_600, "h"), (60, "m"), (1, "s"))
     size, unit = next((size, unit) for size, unit in sizes if not seconds % size)
     return f"{seconds // size}{unit}"

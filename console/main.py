@@ -21,6 +21,7 @@ _COMMANDS = {
     "run": ("console.commands.run:run", "Start runs, look at them, and decide about them."),
     "replay": ("console.commands.replay:replay", "Tell a run again, event by event, from the log alone."),
     "dead": ("console.commands.dead:dead", "Work that was given up: look at it, send it again."),
+    "archive": ("console.commands.archive:archive", "Move what is old enough from the log to files."),
     "attention": ("console.commands.attention:attention", "List what needs a look, each with the command to type."),
     "version": ("console.commands.version:version", "Print the versions of phasebus and what it runs on."),
     "completion": ("console.commands.completion:completion", "Print the script that completes commands in a shell."),

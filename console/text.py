@@ -41,6 +41,18 @@ def duration(seconds: float) -> str:
     raise AssertionError("60 s and more is at least a minute")
 
 
+def size(count: int) -> str:
+    """A number of bytes in its largest unit: 12 B, 3.4 kB, 5.0 MB."""
+    if count < 1000:
+        return f"{count} B"
+    amount = float(count)
+    for unit in ("kB", "MB", "GB"):
+        amount /= 1000
+        if round(amount, 1) < 1000 or unit == "GB":
+            return f"{amount:.1f} {unit}"
+    raise AssertionError("the last unit is for whatever is left")
+
+
 def ago(then: datetime, now: datetime) -> str:
     """How long ago it was, in its largest unit: 3 s ago, 5 min ago."""
     seconds = (now - then).total_seconds()

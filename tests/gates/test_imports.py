@@ -18,6 +18,7 @@ RULES = [
     "bus.plan",
     "bus.problem",
     "bus.references",
+    "bus.retention",
     "bus.retry",
     "bus.run",
     "bus.subjects",
