@@ -127,9 +127,9 @@ class _Pass:
         await self._say(STARTED, policy=policy.rules())
         segments = await self._write(selection)
         await self._verify(segments, selection)
-        removal = Removal([segment.file for segment in segments], selection.upto)
+        removal = Removal(tuple(segment.file for segment in segments), selection.upto)
         index = self._index
-        await self._store(replace(index, segments=[*index.segments, *segments], removal=removal))
+        await self._store(replace(index, segments=(*index.segments, *segments), removal=removal))
         self._progress("indexed", 1, 1)
         now_removed, now_kept = await self._take_out(removal)
         return Outcome(selection.tallies, segments, removed + now_removed, [*kept, *now_kept])

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -23,7 +22,7 @@ _UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 class Removal(msgspec.Struct, frozen=True):
     """What has been archived and is to leave the log: of each subject all up to and including a position."""
 
-    files: Sequence[str]
+    files: tuple[str, ...]
     upto: dict[str, int]
 
 
@@ -34,7 +33,7 @@ class Index(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     namespace: str
     created: str
-    segments: Sequence[Segment] = ()
+    segments: tuple[Segment, ...] = ()
     removal: Removal | None = None
 
     def upto(self, subject: str) -> int:

@@ -18,9 +18,9 @@ from bus.errors import SettingsError
 from bus.run import RunState
 
 CLASSES = ("run", "mail", "topic", "agent", "dead", "ops")
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
-_AGE = re.compile(r"(\d{1,9})([smhdw])")
-_LONGEST = timedelta(days=36_500)
+_SECONDS = {"w": 604_800, "d": 86_400, "h": 3_600, "m": 60, "s": 1}
+_AGE = re.compile(r"([0-9]{1,10})([smhdw])")
+_LONGEST_S = 36_500 * 86_400
 
 
 class Policy(msgspec.Struct, frozen=True):
@@ -53,10 +53,10 @@ class Policy(msgspec.Struct, frozen=True):
 def age(text: str) -> timedelta:
     """A duration such as `30d`. Raises SettingsError."""
     found = _AGE.fullmatch(text)
-    length = timedelta(**{_UNITS[found[2]]: int(found[1])}) if found else None
-    if length is None or length > _LONGEST:
+    length_s = int(found[1]) * _SECONDS[found[2]] if found else None
+    if length_s is None or length_s > _LONGEST_S:
         raise SettingsError(f"{text!r} is not an age: a number and s, m, h, d or w, such as 30d (a century at most)")
-    return length
+    return timedelta(seconds=length_s)
 
 
 def class_of(subject: str) -> str:
@@ -86,6 +86,5 @@ def _written(length: timedelta) -> str:
     seconds = int(length.total_seconds())
     if not seconds:
         return "0s"
-    sizes = ((86_400, "d"), (3_600, "h"), (60, "m"), (1, "s"))
-    size, unit = next((size, unit) for size, unit in sizes if not seconds % size)
+    unit, size = next((unit, size) for unit, size in _SECONDS.items() if seconds % size == 0)
     return f"{seconds // size}{unit}"

@@ -54,7 +54,7 @@ class Segment(msgspec.Struct, frozen=True, kw_only=True):
     last: int
     since: datetime
     until: datetime
-    pages: Sequence[Page]
+    pages: tuple[Page, ...]
     subjects: dict[str, Span]
 
     def pages_between(self, first: int, last: int) -> range:
@@ -115,7 +115,7 @@ class SegmentWriter:
             last=self._last.position,
             since=self._first.at,
             until=self._last.at,
-            pages=self._pages,
+            pages=tuple(self._pages),
             subjects=self._spans,
         )
 

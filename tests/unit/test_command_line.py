@@ -30,10 +30,11 @@ HEAVY = ("bus", "nats", "pydantic", "msgspec", "structlog", "asyncio")
 
 def groups() -> list[LazyGroup]:
     from console.commands.agent import agent
+    from console.commands.archive import archive
     from console.commands.dead import dead
     from console.commands.run import run
 
-    found = [cli, agent, dead, run]
+    found = [cli, agent, archive, dead, run]
     return [group for group in found if isinstance(group, LazyGroup)]
 
 
@@ -62,7 +63,7 @@ sys.exit(code)
 
 
 def test_what_a_list_of_commands_says_is_what_the_command_says_itself() -> None:
-    assert len(groups()) == 4
+    assert len(groups()) == 5
     for group in groups():
         context = click.Context(group)
         for name, (place, says) in group._commands_at.items():
