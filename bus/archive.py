@@ -62,6 +62,9 @@ class Archive:
         """The index as it is now: the same object for as long as nothing was archived. Raises ArchiveDamaged."""
         stamp = _stamp(self._path)
         if stamp != self._stamp:
+            if stamp is None:
+                # A disk that is not mounted is not an archive that holds nothing.
+                raise ArchiveDamaged(self._path, "it was there, and is not any more")
             self.index, self._stamp = read_index(self.folder), stamp
         return self.index
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
-import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from itertools import islice
@@ -19,22 +18,21 @@ from uuid import uuid4
 import msgspec
 from msgspec.structs import replace
 
-from bus import lines, streams
+from bus import copying, streams
 from bus.client import Client
 from bus.connection import Connection
-from bus.envelope import Envelope, envelope
-from bus.errors import BusError, MalformedMessage, Misconfigured, Refused, SettingsError, Unavailable
+from bus.envelope import envelope
+from bus.errors import BusError, Misconfigured, Refused, SettingsError, Unavailable
 from bus.events import COMMIT, RunArchived, body
 from bus.index import Index, Removal, read_index, write_index
 from bus.ledger import utc_now
-from bus.lines import Line
 from bus.log import Log, VersionConflict
+from bus.notices import REMOVED, SEALED, STARTED, Notices
 from bus.record import Record
 from bus.retention import Policy, class_of
-from bus.segment import PAGE_BYTES, SEGMENT_BYTES, Segment, SegmentWriter, check, line_of, read_segment
+from bus.segment import Segment
 from bus.selection import Selection, Tally, select
 
-STARTED, SEALED, REMOVED = "ops.archive_started.v1", "ops.archive_sealed.v1", "ops.archive_removed.v1"
 _AT_ONCE = 64
 _SAID_SUBJECTS = 100
 
@@ -49,15 +47,6 @@ class Outcome(msgspec.Struct, frozen=True):
     segments: Sequence[Segment] = ()
     removed: int = 0
     kept: Sequence[str] = ()
-
-
-class _Said(msgspec.Struct, frozen=True):
-    archive: str
-    host: str = ""
-    folder: str = ""
-
-
-_said = msgspec.json.Decoder(_Said)
 
 
 async def choose(client: Client, policy: Policy) -> Selection:
@@ -92,11 +81,13 @@ async def archive(
                     f"{folder} is the archive of log {index.namespace!r} made at {index.created}, this is "
                     f"{client.subjects.namespace!r} made at {made}: give another folder"
                 )
-            return await _Pass(client, operator, folder, index, by, progress or _silent).run(policy, take_over)
+            return await _Pass(client, operator, folder, index, by, progress or _silent).run(
+                policy, take_over=take_over
+            )
 
 
 class _Pass:
-    """One pass over the log. `_position` is that of the newest record about archives: nobody else may add one."""
+    """One pass over the log, to the archive that `index` is of."""
 
     def __init__(
         self, client: Client, operator: Connection, folder: Path, index: Index, by: str, progress: Progress
@@ -109,94 +100,47 @@ class _Pass:
         self._index = index
         self._by = by
         self._progress = progress
-        self._position = 0
-        self._is_under_way = False
+        self._notices = Notices(self._log, folder, index.id, by=by, source=client.source)
 
-    async def run(self, policy: Policy, take_over: bool) -> Outcome:
-        await self._must_be_alone(take_over)
+    async def run(self, policy: Policy, *, take_over: bool) -> Outcome:
+        await self._notices.begin(take_over=take_over)
         removed, kept = 0, list[str]()
         if self._index.removal is not None:
-            await self._say(STARTED, finishes=True)
+            await self._notices.say(STARTED, finishes=True)
             removed, kept = await self._take_out(self._index.removal)
         selection = await select(self._log, policy, utc_now())
         if not selection.upto:
-            if self._is_under_way:
+            if self._notices.is_open:
                 # An earlier pass began, and had taken nothing out when it ended.
-                await self._say(REMOVED, records=0, subjects=0, kept=[])
+                await self._notices.say(REMOVED, records=0, subjects=0, kept=[])
             return Outcome(selection.tallies, removed=removed, kept=kept)
-        await self._say(STARTED, policy=policy.rules())
-        segments = await self._write(selection)
-        await self._verify(segments, selection)
-        removal = Removal(tuple(segment.file for segment in segments), selection.upto)
-        index = self._index
-        await self._store(replace(index, segments=(*index.segments, *segments), removal=removal))
-        self._progress("indexed", 1, 1)
-        now_removed, now_kept = await self._take_out(removal)
+        await self._notices.say(STARTED, policy=policy.rules())
+        segments = await self._copy(selection)
+        now_removed, now_kept = await self._take_out(await self._enter(segments, selection))
         return Outcome(selection.tallies, segments, removed + now_removed, [*kept, *now_kept])
-
-    # The record of it
-
-    async def _must_be_alone(self, take_over: bool) -> None:
-        newest = await self._log.last(self._subjects.ops("archive"))
-        if newest is None:
-            return
-        self._position = newest.position
-        try:
-            message = newest.envelope()
-            said = msgspec.json.decode(message.data, type=_Said)
-        except (MalformedMessage, msgspec.MsgspecError):
-            return
-        self._is_under_way = message.type != REMOVED
-        if self._is_under_way and said.archive != self._index.id and not take_over:
-            raise Refused(
-                f"an archive to {said.folder} on {said.host} began at {message.time:%Y-%m-%d %H:%M:%S} and has not "
-                "ended: repeat it there, or take over if it never will"
-            )
-
-    async def _say(self, kind: str, **what: Any) -> None:
-        """Tell the log, unless another archiver has told it something since: then this one must not go on."""
-        place = {"by": self._by, "archive": self._index.id, "host": socket.gethostname(), "folder": str(self._folder)}
-        message = self._envelope(kind, place | what, uuid4().hex)
-        try:
-            self._position = await self._log.append(self._subjects.ops("archive"), message, expected=self._position)
-        except VersionConflict:
-            raise Refused("another archiver is at work on this log: this one has stopped, try again later") from None
-        self._is_under_way = kind != REMOVED
 
     # Into the archive
 
-    async def _write(self, selection: Selection) -> list[Segment]:
-        """Segments that the index does not name yet: a crash from here on leaves files that mean nothing."""
-        segments: list[Segment] = []
-        writer: SegmentWriter | None = None
-        try:
-            async for page in _pages(self._chosen(selection)):
-                writer = writer or SegmentWriter(self._folder, len(self._index.segments) + len(segments) + 1)
-                await asyncio.to_thread(writer.add, page)
-                if writer.lines_bytes >= SEGMENT_BYTES:
-                    segments.append(await asyncio.to_thread(writer.finish))
-                    writer = None
-                self._progress("written", page[-1][0].position, max(selection.upto.values()))
-            if writer is not None:
-                segments.append(await asyncio.to_thread(writer.finish))
-                writer = None
-        finally:
-            if writer is not None:
-                writer.abandon()
+    async def _copy(self, selection: Selection) -> list[Segment]:
+        newest = max(selection.upto.values())
+        number = len(self._index.segments) + 1
+        segments = await copying.write(
+            self._folder, number, self._chosen(selection), lambda position: self._progress("written", position, newest)
+        )
+        await copying.compare(
+            self._folder,
+            segments,
+            self._chosen(selection),
+            lambda position: self._progress("verified", position, newest),
+        )
         return segments
 
-    async def _verify(self, segments: Sequence[Segment], selection: Selection) -> None:
-        """Read back what was written and compare it with the log: every record, in order, and no other."""
-        async with aclosing(self._chosen(selection)) as records:
-            for segment in segments:
-                await asyncio.to_thread(check, self._folder, segment)
-                for line in read_segment(self._folder, segment):
-                    record = await anext(records, None)
-                    if record is None or not _is_same(line, line_of(record)):
-                        raise _not_as_written(self._folder / segment.file, line.position)
-                self._progress("verified", segment.last, segments[-1].last)
-            if (record := await anext(records, None)) is not None:
-                raise _not_as_written(self._folder, record.position)
+    async def _enter(self, segments: Sequence[Segment], selection: Selection) -> Removal:
+        """From here on it is archived, and may leave the log."""
+        removal = Removal(tuple(segment.file for segment in segments), selection.upto)
+        await self._store(replace(self._index, segments=(*self._index.segments, *segments), removal=removal))
+        self._progress("indexed", 1, 1)
+        return removal
 
     async def _chosen(self, selection: Selection) -> AsyncGenerator[Record, None]:
         """The records of the selection that no earlier pass has archived."""
@@ -212,7 +156,7 @@ class _Pass:
 
     async def _take_out(self, removal: Removal) -> tuple[int, list[str]]:
         """What the index has may go. Repeated after a crash, it does what is left of it."""
-        await self._say(SEALED, **self._sealed(removal))
+        await self._notices.say(SEALED, **self._sealed(removal))
         self._progress("sealed", 1, 1)
         kept = await self._close_runs([each for each in removal.upto.items() if class_of(each[0]) == "run"])
         going = {subject: upto for subject, upto in removal.upto.items() if subject not in set(kept)}
@@ -220,7 +164,7 @@ class _Pass:
         async for done, count in _together(self._remove(subject, upto) for subject, upto in going.items()):
             removed += count
             self._progress("removed", done, len(going))
-        await self._say(REMOVED, records=removed, subjects=len(going), kept=kept[:_SAID_SUBJECTS])
+        await self._notices.say(REMOVED, records=removed, subjects=len(going), kept=kept[:_SAID_SUBJECTS])
         self._progress("told", 1, 1)
         await self._store(replace(self._index, removal=None))
         return removed, kept
@@ -236,7 +180,16 @@ class _Pass:
     async def _close_run(self, subject: str, upto: int) -> list[str]:
         event = RunArchived(by=self._by, upto=upto, archive=self._index.id)
         # Repeated after a crash it is known by its id.
-        message = self._envelope(COMMIT, body([event]), f"{self._index.id}-{upto}", run=self._subjects.run_of(subject))
+        run = self._subjects.run_of(subject)
+        message = envelope(
+            COMMIT,
+            body([event]),
+            id=f"{self._index.id}-{upto}",
+            source=self._client.source,
+            time=utc_now(),
+            runid=run,
+            correlationid=run,
+        )
         try:
             await self._log.append(subject, message, expected=upto)
         except VersionConflict:
@@ -265,9 +218,6 @@ class _Pass:
     async def _store(self, index: Index) -> None:
         await asyncio.to_thread(write_index, self._folder, index)
         self._index = index
-
-    def _envelope(self, kind: str, data: object, id: str, run: str | None = None) -> Envelope:
-        return envelope(kind, data, id=id, source=self._client.source, time=utc_now(), runid=run, correlationid=run)
 
 
 def _live(client: Client) -> Log:
@@ -299,34 +249,6 @@ async def _operator(client: Client, url: str) -> AsyncIterator[Connection]:
                 f"the login of PHASEBUS_OPERATOR_URL may not take anything out of {client.subjects.stream}: {error}"
             ) from error
         yield connection
-
-
-async def _pages(records: AsyncGenerator[Record, None]) -> AsyncGenerator[list[tuple[Line, bytes]], None]:
-    """Lines with their bytes, about a page of them at a time."""
-    page: list[tuple[Line, bytes]] = []
-    size = 0
-    async with aclosing(records):
-        async for record in records:
-            line = line_of(record)
-            text = lines.write(line)
-            if page and size + len(text) > PAGE_BYTES:
-                yield page
-                page, size = [], 0
-            page.append((line, text))
-            size += len(text)
-    if page:
-        yield page
-
-
-def _not_as_written(path: Path, position: int) -> BusError:
-    return BusError(f"{path} has position {position} otherwise than the log: nothing was taken out, repeat the command")
-
-
-def _is_same(one: Line, other: Line) -> bool:
-    def facts(line: Line) -> tuple[object, ...]:
-        return line.position, line.subject, line.at, line.headers, line.content
-
-    return facts(one) == facts(other)
 
 
 async def _together(tasks: Iterable[Awaitable[Any]]) -> AsyncGenerator[tuple[int, Any], None]:

@@ -1,6 +1,6 @@
 """A segment of an archive: records as lines in order of position, in pages that are read one at a time.
 
-Each page is a zstd frame of about 1 MiB of lines, and frames may follow one another: `zstd -dc` shows the whole file.
+Each page is a zstd frame of about 256 KiB of lines, and frames may follow one another: `zstd -dc` shows the whole file.
 A segment is complete or it does not exist: it gets its name when every byte of it is on the disk.
 """
 
@@ -20,7 +20,7 @@ from bus.errors import ArchiveDamaged, MalformedMessage
 from bus.lines import Line
 from bus.record import Record
 
-PAGE_BYTES = 2**20
+PAGE_BYTES = 2**18
 SEGMENT_BYTES = 64 * 2**20
 _LARGEST_PAGE_BYTES = 16 * 2**20
 _CHUNK_BYTES = 2**20

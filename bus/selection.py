@@ -5,10 +5,12 @@ What leaves a subject is always its beginning: the server takes out all up to a 
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from datetime import datetime
+from itertools import islice
 
 import msgspec
 
@@ -22,6 +24,8 @@ from bus.log import Log
 from bus.record import Record
 from bus.retention import CLASSES, Policy, letter_stays, run_stays
 from bus.run import RunState
+
+_AT_ONCE = 64
 
 _Why = Callable[[Record], Awaitable[str | None]]
 _Letters = dict[int, DeadLetter | Unreadable]
@@ -89,8 +93,9 @@ class _Runs:
         async with aclosing(self._log.read(self._log.subjects.runs, upto=upto)) as records:
             async for record in records:
                 await self._see(runs.setdefault(record.subject, _Seen()), record, before)
-        for subject, seen in runs.items():
-            await self._settle(subject, seen)
+        waiting = iter(runs.items())
+        while batch := list(islice(waiting, _AT_ONCE)):
+            await asyncio.gather(*(self._settle(subject, seen) for subject, seen in batch))
 
     async def _see(self, seen: _Seen, record: Record, before: datetime) -> None:
         run = self._log.subjects.run_of(record.subject)

@@ -8,7 +8,7 @@ from console.lazy import LazyGroup
 
 _COMMANDS = {
     "run": ("console.commands.archive_run:run", "Archive what is old enough, and take it out of the log."),
-    "ls": ("console.commands.archive_show:ls", "List what an archive holds."),
+    "ls": ("console.commands.archive_show:ls", "List the segments of an archive."),
     "verify": ("console.commands.archive_show:verify", "Read an archive from beginning to end and check every byte."),
 }
 

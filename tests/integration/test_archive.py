@@ -14,11 +14,12 @@ import pytest
 
 from bus import Agent, Approval, Client, Phase, Plan, Reject, connect
 from bus.archive import Archive
-from bus.archiving import REMOVED, SEALED, STARTED, archive, choose
+from bus.archiving import archive, choose
 from bus.connection import Connection
 from bus.envelope import Envelope, envelope
 from bus.errors import Archived, ArchiveDamaged, Misconfigured, NotFound, Refused, SettingsError, Unavailable
 from bus.log import Log, Part
+from bus.notices import REMOVED, SEALED, STARTED
 from bus.record import Record
 from bus.retention import Policy
 from bus.segment import SEGMENT_BYTES, line_of
@@ -309,6 +310,10 @@ async def test_a_damaged_segment_is_named_and_never_believed(server: Server, cli
     path.unlink()
     async with connect(server.url, archive=folder) as reading:
         with pytest.raises(ArchiveDamaged, match=path.name):
+            await reading.runs.load("gone")
+    async with connect(server.url, archive=folder) as reading:
+        (folder / "index.json").rename(folder / "index.away")
+        with pytest.raises(ArchiveDamaged, match="not any more"):
             await reading.runs.load("gone")
     (folder / "index.json").write_bytes(b'{"sha256":"","index":{}}')
     with pytest.raises(ArchiveDamaged, match=r"index\.json"):
