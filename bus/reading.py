@@ -57,25 +57,10 @@ class Reader:
         self._archive = archive
         self._direct_get = f"$JS.API.DIRECT.GET.{subjects.stream}"
 
-    async def read(self, *subjects: str, after: int = 0, upto: int | None = None) -> AsyncGenerator[Record, None]:
+    def read(self, *subjects: str, after: int = 0, upto: int | None = None) -> AsyncGenerator[Record, None]:
         if self._archive is None:
-            async with aclosing(self._stored(subjects, after, upto)) as records:
-                async for record in records:
-                    yield record
-            return
-        while True:
-            edition = self._archive.edition()
-            sources = [self._archive.read(*subjects, after=after, upto=upto), self._stored(subjects, after, upto)]
-            async with aclosing(merged(sources)) as records:
-                async for record in records:
-                    # What is archived leaves the log only after the index has it: a page from which something may be
-                    # missing comes with a changed index.
-                    if self._archive.edition() is not edition:
-                        break
-                    yield record
-                    after = record.position
-            if self._archive.edition() is edition:
-                return
+            return self._stored(subjects, after, upto)
+        return self._with_archived(self._archive, subjects, after, upto)
 
     async def read_back(self, *subjects: str, before: int | None = None) -> AsyncGenerator[Record, None]:
         """Windows are read forwards, the newest first; a window with nothing in it makes the next one wider."""
@@ -138,6 +123,24 @@ class Reader:
                         after = record.position
         finally:
             live.close()
+
+    async def _with_archived(
+        self, archive: Archive, subjects: Sequence[str], after: int, upto: int | None
+    ) -> AsyncGenerator[Record, None]:
+        """What the archive and the server have, as one."""
+        while True:
+            edition = archive.edition()
+            sources = [archive.read(*subjects, after=after, upto=upto), self._stored(subjects, after, upto)]
+            async with aclosing(merged(sources)) as records:
+                async for record in records:
+                    # What is archived leaves the log only after the index has it: a page from which something may be
+                    # missing comes with a changed index.
+                    if archive.edition() is not edition:
+                        break
+                    yield record
+                    after = record.position
+            if archive.edition() is edition:
+                return
 
     async def _stored(self, subjects: Sequence[str], after: int, upto: int | None) -> AsyncGenerator[Record, None]:
         """What the server has."""

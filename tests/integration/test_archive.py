@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
@@ -14,7 +15,7 @@ import pytest
 
 from bus import Agent, Approval, Client, Phase, Plan, Reject, connect
 from bus.archive import Archive
-from bus.archiving import archive, choose
+from bus.archiving import Outcome, archive, choose
 from bus.connection import Connection
 from bus.envelope import Envelope, envelope
 from bus.errors import Archived, ArchiveDamaged, Misconfigured, NotFound, Refused, SettingsError, Unavailable
@@ -231,15 +232,18 @@ async def test_a_run_that_goes_on_while_it_is_archived_stays_whole_and_goes_late
 
 
 async def test_who_reads_while_somebody_archives_misses_nothing(server: Server, client: Client, folder: Path) -> None:
-    for number in range(600):
-        await client.log.append(f"bus.topic.t{number % 7}", message(str(number)))
+    # More than a page and the one that is fetched ahead: what comes after them has gone when it is asked for.
+    count = 4_000
+    async with client.log.pipeline() as pipeline:
+        for number in range(count):
+            await pipeline.append(Part(f"bus.topic.t{number % 7}", message(str(number))))
     async with connect(server.url, archive=folder) as reading:
         positions: list[int] = []
         async for record in reading.log.read("bus.topic.>"):
             positions.append(record.position)
             if len(positions) == 10:
                 await archive(client, folder, AT_ONCE, by="ann")
-        assert positions == list(range(1, 601))
+        assert positions == list(range(1, count + 1))
 
 
 async def test_the_log_is_told_who_archives_what_and_what_has_left_it(client: Client, folder: Path) -> None:
@@ -259,25 +263,23 @@ async def test_nothing_to_archive_is_told_to_nobody(client: Client, folder: Path
     assert not outcome.segments and not await said(client)
 
 
-async def test_one_archiver_at_a_time_in_a_folder_and_on_a_log(
-    server: Server, client: Client, folder: Path, tmp_path: Path
-) -> None:
-    await ended(client, "gone")
-    others: list[asyncio.Task[Any]] = []
+async def test_one_archiver_at_a_time_works_in_a_folder(client: Client, folder: Path) -> None:
+    await asyncio.to_thread(folder.mkdir)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(Refused, match="another process"):
+            await archive(client, folder, RUNS_AT_ONCE, by="ann")
 
-    def intrude(step: str, done: int, of: int) -> None:
-        if step == "written":
-            loop = asyncio.get_running_loop()
-            others.extend(
-                loop.create_task(archive(client, place, RUNS_AT_ONCE, by="bob"))
-                for place in (folder, tmp_path / "other")
-            )
 
-    await archive(client, folder, RUNS_AT_ONCE, by="ann", progress=intrude)
-    refusals = [each for each in await asyncio.gather(*others, return_exceptions=True) if isinstance(each, Refused)]
-    assert len(refusals) == 2
-    async with connect(server.url, archive=folder) as reading:
-        assert (await reading.runs.load("gone")).archived
+async def test_of_archivers_in_several_folders_one_gets_each_record(client: Client, tmp_path: Path) -> None:
+    for number in range(5):
+        await ended(client, f"r{number}")
+    folders = [tmp_path / str(number) for number in range(4)]
+    passes = (archive(client, folder, RUNS_AT_ONCE, by="ann") for folder in folders)
+    outcomes = await asyncio.gather(*passes, return_exceptions=True)
+    assert all(isinstance(each, Outcome | Refused) for each in outcomes)
+    assert sum(each.removed for each in outcomes if isinstance(each, Outcome)) == 10
+    assert sum(part.records for each in outcomes if isinstance(each, Outcome) for part in each.segments) == 10
 
 
 async def test_an_archiver_that_never_ends_can_be_taken_over(client: Client, folder: Path, tmp_path: Path) -> None:
