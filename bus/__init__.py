@@ -14,6 +14,7 @@ from bus.errors import (
     Misconfigured,
     NoLiveAgent,
     NotFound,
+    PayloadLost,
     PlanError,
     Refused,
     SettingsError,
@@ -21,6 +22,7 @@ from bus.errors import (
     TooLarge,
     Unavailable,
 )
+from bus.messages import message, upcaster
 from bus.plan import Approval, Phase, Plan
 from bus.problem import Problem
 from bus.references import Ref, ref
@@ -42,6 +44,7 @@ __all__ = [
     "Misconfigured",
     "NoLiveAgent",
     "NotFound",
+    "PayloadLost",
     "Phase",
     "Plan",
     "PlanError",
@@ -61,6 +64,8 @@ __all__ = [
     "Unavailable",
     "WorkFailed",
     "connect",
+    "message",
     "ref",
     "serving",
+    "upcaster",
 ]

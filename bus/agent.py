@@ -13,6 +13,7 @@ import msgspec
 from bus import subjects
 from bus.context import Context
 from bus.errors import SettingsError
+from bus.schemas import anything
 
 Handler = Callable[..., Any]
 H = TypeVar("H", bound=Handler)
@@ -105,7 +106,7 @@ def _signature(name: str, handler: Handler) -> tuple[Any, Any, bool]:
     takes, gives = (_anything(hints.get(side, Any)) for side in (parameters[0].name, "return"))
     for side in (takes, gives):
         try:
-            msgspec.json.schema(side, schema_hook=_schema)
+            msgspec.json.schema(side, schema_hook=anything)
         except TypeError as error:
             raise SettingsError(f"the handler of {name!r} uses a type that is not JSON: {error}") from error
     return takes, gives, len(parameters) == 2
@@ -116,12 +117,6 @@ def _annotated(handler: Handler) -> Any:
     while isinstance(handler, partial):
         handler = handler.func
     return handler if inspect.isroutine(handler) else type(handler).__call__
-
-
-def _schema(hint: type) -> dict[str, Any]:
-    if hint is object:
-        return {"title": "anything"}
-    raise NotImplementedError(hint)
 
 
 def _anything(hint: Any) -> Any:

@@ -17,8 +17,9 @@ from uuid import uuid4
 import msgspec
 
 from bus.connection import Connection, Message
-from bus.envelope import CONTENT_TYPE, Envelope, encode
-from bus.errors import BusError, MalformedMessage, Misconfigured, NoResponders, TooMany, Unavailable
+from bus.envelope import CONTENT_TYPE, UNDECODABLE, Envelope
+from bus.errors import BusError, Misconfigured, NoResponders, TooMany, Unavailable
+from bus.payloads import Payloads
 from bus.reading import Reader
 from bus.record import Record
 from bus.settings import Settings
@@ -63,29 +64,38 @@ class _Ack(msgspec.Struct, frozen=True):
     error: ApiError | None = None
 
 
+class _Identity(msgspec.Struct, frozen=True):
+    """Of a message whose payload may be lost, too."""
+
+    id: str
+
+
+_identity = msgspec.json.Decoder(_Identity)
 _ack = msgspec.json.Decoder(_Ack)
 
 
 class Appender:
     """Writes one stream over one connection. It owns nothing that has to be closed."""
 
-    def __init__(self, connection: Connection, reader: Reader, settings: Settings) -> None:
+    def __init__(self, connection: Connection, reader: Reader, payloads: Payloads, settings: Settings) -> None:
         self._connection = connection
         self._reader = reader
+        self._payloads = payloads
         self._settings = settings
 
     async def append(self, part: Part) -> int:
         """Raises VersionConflict, TooLarge before sending, Unavailable."""
-        headers, body = _headers(part), encode(part.message)
+        headers, body = _headers(part), await self._payloads.pack(part.subject, part.message)
         # Without an expectation the id alone makes a resend harmless, within the server's window for duplicates.
         return await self._insist(
             lambda timeout_s: self._connection.request(part.subject, body, headers=headers, timeout_s=timeout_s), [part]
         )
 
-    def append_soon(self, part: Part) -> asyncio.Future[Message]:
-        """Send now, once; `position_of` reads the answer. Raises TooLarge, and Unavailable if too much waits."""
+    async def append_soon(self, part: Part) -> asyncio.Future[Message]:
+        """Send, once; `position_of` reads the answer. Raises TooLarge, and Unavailable if too much waits."""
+        body = await self._payloads.pack(part.subject, part.message)
         return self._connection.request_soon(
-            part.subject, encode(part.message), headers=_headers(part), timeout_s=self._settings.request_timeout_s
+            part.subject, body, headers=_headers(part), timeout_s=self._settings.request_timeout_s
         )
 
     def position_of(self, sent: asyncio.Future[Message]) -> int | None:
@@ -102,7 +112,9 @@ class Appender:
         """Raises VersionConflict, TooLarge and TooMany before sending, Unavailable."""
         if len(parts) > BATCH_MEMBERS:
             raise TooMany("messages of one batch", len(parts), BATCH_MEMBERS)
-        encoded = [(part.subject, encode(part.message), _headers(part)) for part in parts]
+        encoded = [
+            (part.subject, await self._payloads.pack(part.subject, part.message), _headers(part)) for part in parts
+        ]
 
         async def send(timeout_s: float) -> Message:
             batch = uuid4().hex
@@ -178,8 +190,8 @@ class Appender:
 
 def _is(record: Record, message: Envelope) -> bool:
     try:
-        return record.envelope().id == message.id
-    except MalformedMessage:
+        return _identity.decode(record.body).id == message.id
+    except UNDECODABLE:
         return False
 
 

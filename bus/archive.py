@@ -26,6 +26,8 @@ from bus.subjects import pattern
 logger = structlog.get_logger(__name__)
 
 _CACHED_PAGES = 8
+# A page is larger only if it is one large record.
+_CACHED_PAGE_BYTES = 2**20
 _EVERYTHING = ">"
 
 _Stamp = tuple[int, int, int]
@@ -152,7 +154,8 @@ class Archive:
         page = self._pages.get(key)
         if page is None:
             page = await asyncio.to_thread(self._load, segment, number)
-            self._pages[key] = page
+            if segment.pages[number].lines_bytes <= _CACHED_PAGE_BYTES:
+                self._pages[key] = page
             if len(self._pages) > _CACHED_PAGES:
                 self._pages.popitem(last=False)
         else:

@@ -27,7 +27,7 @@ from bus.events import COMMIT, RunArchived, body
 from bus.index import Index, Removal, read_index, write_index
 from bus.ledger import utc_now
 from bus.log import Log, VersionConflict
-from bus.notices import REMOVED, SEALED, STARTED, Notices
+from bus.notices import REMOVED, SEALED, STARTED, Notices, SealedSegment
 from bus.record import Record
 from bus.retention import Policy, class_of
 from bus.segment import Segment
@@ -67,10 +67,11 @@ async def archive(
         raise SettingsError(
             "archiving takes records out of the log: PHASEBUS_OPERATOR_URL has to name a login that may"
         )
+    timeout_s = client.settings.request_timeout_s
     await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
     with _locked(folder):
         async with _operator(client, client.operator_url) as operator:
-            made = await streams.created(client.connection, client.subjects, client.settings.request_timeout_s)
+            made = (await streams.info(client.connection, client.subjects.stream, timeout_s)).created
             index = await asyncio.to_thread(read_index, folder)
             if index is None:
                 index = Index(id=uuid4().hex[:12], namespace=client.subjects.namespace, created=made)
@@ -112,9 +113,9 @@ class _Pass:
         if not selection.upto:
             if self._notices.is_open:
                 # An earlier pass began, and had taken nothing out when it ended.
-                await self._notices.say(REMOVED, records=0, subjects=0, kept=[])
+                await self._notices.say(REMOVED, records=0, subjects=0)
             return Outcome(selection.tallies, removed=removed, kept=kept)
-        await self._notices.say(STARTED, policy=policy.rules())
+        await self._notices.say(STARTED, policy=tuple(policy.rules()))
         segments = await self._copy(selection)
         now_removed, now_kept = await self._take_out(await self._enter(segments, selection))
         return Outcome(selection.tallies, segments, removed + now_removed, [*kept, *now_kept])
@@ -164,7 +165,7 @@ class _Pass:
         async for done, count in _together(self._remove(subject, upto) for subject, upto in going.items()):
             removed += count
             self._progress("removed", done, len(going))
-        await self._notices.say(REMOVED, records=removed, subjects=len(going), kept=kept[:_SAID_SUBJECTS])
+        await self._notices.say(REMOVED, records=removed, subjects=len(going), kept=tuple(kept[:_SAID_SUBJECTS]))
         self._progress("told", 1, 1)
         await self._store(replace(self._index, removal=None))
         return removed, kept
@@ -198,7 +199,7 @@ class _Pass:
 
     async def _remove(self, subject: str, upto: int) -> int:
         timeout_s = self._client.settings.request_timeout_s
-        count = await streams.remove(self._operator, self._subjects, subject, upto, timeout_s)
+        count = await streams.purge(self._operator, self._subjects.stream, subject, timeout_s, upto=upto)
         async for record in self._log.read(subject, upto=upto):
             raise BusError(f"{subject!r} still has position {record.position}, which the server said it took out")
         return count
@@ -209,10 +210,7 @@ class _Pass:
         for segment in segments:
             for subject, span in segment.subjects.items():
                 classes[class_of(subject)] = classes.get(class_of(subject), 0) + span.records
-        files = [
-            {"file": each.file, "sha256": each.sha256, "records": each.records, "first": each.first, "last": each.last}
-            for each in segments
-        ]
+        files = tuple(SealedSegment(each.file, each.sha256, each.records, each.first, each.last) for each in segments)
         return {"records": classes, "subjects": len(removal.upto), "segments": files}
 
     async def _store(self, index: Index) -> None:
@@ -243,7 +241,7 @@ async def _operator(client: Client, url: str) -> AsyncIterator[Connection]:
     async with Connection.open(url, name="archiver", connect_timeout_s=settings.request_timeout_s) as connection:
         nobody = client.subjects.ops(uuid4().hex)
         try:
-            await streams.remove(connection, client.subjects, nobody, 1, settings.request_timeout_s)
+            await streams.purge(connection, client.subjects.stream, nobody, settings.request_timeout_s, upto=1)
         except Unavailable as error:
             raise Misconfigured(
                 f"the login of PHASEBUS_OPERATOR_URL may not take anything out of {client.subjects.stream}: {error}"

@@ -36,6 +36,7 @@ from bus.events import Commit, Event, archived, is_ending
 from bus.ledger import Ledger, utc_now
 from bus.log import Log
 from bus.logs import configure_if_not
+from bus.messages import MESSAGES
 from bus.natscontext import read_context
 from bus.plan import TASK, Phase, Plan
 from bus.presence import Beat, is_offered, roster
@@ -45,7 +46,7 @@ from bus.run import RunState
 from bus.runs import Runs
 from bus.server import embedded
 from bus.settings import Settings
-from bus.streams import created
+from bus.streams import info
 from bus.subjects import Subjects
 
 if TYPE_CHECKING:
@@ -54,7 +55,6 @@ if TYPE_CHECKING:
 logger = structlog.get_logger(__name__)
 
 T = TypeVar("T")
-LETTER_REDRIVEN = "ops.letter_redriven.v1"
 _TASK_PHASE = "work"
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 
@@ -188,7 +188,7 @@ class Client:
         if gives is None:
             return done.output.value
         try:
-            return msgspec.json.decode(done.output.raw, type=gives)
+            return MESSAGES.decode(done.output.raw, gives)
         except msgspec.ValidationError as error:
             wanted = getattr(gives, "__name__", repr(gives))
             raise MalformedMessage(f"the output of {phase!r} is not what was asked for ({wanted}): {error}") from error
@@ -263,8 +263,8 @@ class Client:
             return
         if letter.size_bytes > len(letter.body):
             raise Refused(f"dead letter {number} is the beginning of {letter.size_bytes} bytes: it can't be sent again")
-        said = {"by": by, "dead_letter": number, "subject": letter.subject}
-        record = envelope(LETTER_REDRIVEN, said, id=uuid4().hex, source=self.source, time=utc_now())
+        said = dead.LetterRedriven(by, number, letter.subject)
+        record = envelope(dead.LETTER_REDRIVEN, said, id=uuid4().hex, source=self.source, time=utc_now())
         await self.log.append(self.subjects.ops("dead"), record)
         self.connection.publish(letter.subject, letter.body)
 
@@ -310,7 +310,7 @@ async def connect(
         log = Log(connection, subjects, settings, archive)
         await log.set_up(create=create)
         if archive is not None:
-            archive.must_be_of(await created(connection, subjects, settings.request_timeout_s))
+            archive.must_be_of((await info(connection, subjects.stream, settings.request_timeout_s)).created)
         tasks = await stack.enter_async_context(_tasks())
         source = f"/{name}"
         ledger = Ledger(log, connection, source=source)

@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from datetime import datetime
 
 import msgspec
 
-from bus.envelope import Envelope, decode_data
-from bus.events import Event, PhaseFailed
+from bus.envelope import Envelope
+from bus.events import Event, Instant, PhaseFailed
 from bus.inputs import input_of
 from bus.problem import Problem
 from bus.references import Unresolved
 from bus.run import RunState
+from bus.schemas import Catalogue
 
 LETTER = "dead.letter.v1"
 UNREADABLE = "dead.unreadable.v1"
+LETTER_REDRIVEN = "ops.letter_redriven.v1"
+LETTERS = Catalogue()
 
 
 class Try(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -29,12 +31,13 @@ class Try(msgspec.Struct, frozen=True, omit_defaults=True):
     number: int
     agent: str
     instance: str
-    started_at: datetime
-    ended_at: datetime | None = None
+    started_at: Instant
+    ended_at: Instant | None = None
     cause: str = ""
     problem: Problem | None = None
 
 
+@LETTERS.message(LETTER)
 class DeadLetter(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """What was to be done, by whom it was tried, and why it was given up.
 
@@ -48,11 +51,12 @@ class DeadLetter(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     problem: Problem
     item: int | None = None
     attempt: int = 0
-    payload: msgspec.Raw = msgspec.Raw(b"null")
+    payload: msgspec.Raw
     attempts: Sequence[Try] = ()
     shortened: bool = False
 
 
+@LETTERS.message(UNREADABLE)
 class Unreadable(msgspec.Struct, frozen=True, omit_defaults=True):
     """A message nobody could decode: its subject and its bytes, whatever they are (base64 in JSON).
 
@@ -69,8 +73,12 @@ class Unreadable(msgspec.Struct, frozen=True, omit_defaults=True):
     sha256: str = ""
 
 
-_letter = msgspec.json.Decoder(DeadLetter)
-_unreadable = msgspec.json.Decoder(Unreadable)
+class LetterRedriven(msgspec.Struct, frozen=True):
+    """Somebody sent the bytes of an unreadable message again to where they came from."""
+
+    by: str
+    dead_letter: int
+    subject: str
 
 
 def letters(state: RunState, events: Iterable[Event]) -> list[DeadLetter]:
@@ -106,9 +114,8 @@ def unreadable(
 
 def read(message: Envelope) -> DeadLetter | Unreadable:
     """What a record on `bus.dead.*` says. Raises MalformedMessage."""
-    if message.type == UNREADABLE:
-        return decode_data(message, _unreadable, "an unreadable message's record")
-    return decode_data(message, _letter, "a dead letter")
+    letter: DeadLetter | Unreadable = LETTERS.read(message.type, message.data)
+    return letter
 
 
 def is_open(letter: DeadLetter, state: RunState) -> bool:

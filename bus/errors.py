@@ -60,6 +60,13 @@ class MalformedMessage(BusError, ValueError):
     """Bytes that are not one of our messages. Says what was expected and where it broke."""
 
 
+class PayloadLost(MalformedMessage):
+    """The payload a message refers to is gone or damaged, or never was. Restore the bucket from a backup, or go on.
+
+    A kind of MalformedMessage because anybody who may publish can refer to what is not there.
+    """
+
+
 class PlanError(BusError, ValueError):
     """A plan that can't work, refused before anything runs. Names the phase and the field."""
 

@@ -6,9 +6,9 @@ one message: all of it or nothing. An event's time is its commit's; its position
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import msgspec
 
@@ -16,6 +16,7 @@ from bus.envelope import UNDECODABLE, Envelope, decode_data
 from bus.errors import MalformedMessage
 from bus.plan import Plan
 from bus.problem import Problem
+from bus.schemas import Catalogue
 
 COMMIT = "run.commit.v1"
 Instant = Annotated[datetime, msgspec.Meta(tz=True)]
@@ -183,7 +184,7 @@ class ResultRefused(_Event, frozen=True, tag="phase.result_refused.v1"):
 
 
 class UnknownEvent(msgspec.Struct, frozen=True):
-    """An event type this version does not know, kept as it came. It changes nothing here."""
+    """An event of a type or a version that this process does not know, kept as it came. It changes nothing here."""
 
     type: str
     raw: msgspec.Raw
@@ -225,23 +226,59 @@ class Commit(msgspec.Struct, frozen=True):
     causation: str | None = None
 
 
-class _Body(msgspec.Struct, frozen=True):
-    events: Annotated[list[Known], msgspec.Meta(min_length=1)]
+E = TypeVar("E")
 
 
-class _RawBody(msgspec.Struct, frozen=True):
-    events: Annotated[list[msgspec.Raw], msgspec.Meta(min_length=1)]
+class Body(msgspec.Struct, Generic[E], frozen=True):
+    """The payload of a commit: one or more events."""
+
+    events: Annotated[list[E], msgspec.Meta(min_length=1)]
 
 
 class _Tag(msgspec.Struct, frozen=True):
     type: str
 
 
-_body = msgspec.json.Decoder(_Body)
-_raw_body = msgspec.json.Decoder(_RawBody)
+_raw_body = msgspec.json.Decoder(Body[msgspec.Raw])
 _tag = msgspec.json.Decoder(_Tag)
-_event: msgspec.json.Decoder[Known] = msgspec.json.Decoder(Known)
-TYPES = {str(member.__struct_config__.tag) for member in Known.__args__}
+EVENTS = Catalogue.of(*Known.__args__)
+"""Every type of event, and the upcasters of older versions: `@EVENTS.upcaster("phase.ready.v1")` once there is a v2."""
+TYPES = frozenset(EVENTS.types)
+
+
+class EventReader:
+    """Reads events as the newest version of their types, whatever version wrote them."""
+
+    def __init__(self, catalogue: Catalogue) -> None:
+        self._catalogue = catalogue
+        body: Any = Body
+        self._body: msgspec.json.Decoder[Body[Event]] = msgspec.json.Decoder(body[catalogue.union])
+
+    def read(self, message: Envelope, unknown: Callable[[str], None]) -> Sequence[Event]:
+        """The events of a commit; `unknown` is told the type of each that is kept as it came.
+
+        Raises MalformedMessage.
+        """
+        try:
+            return self._body.decode(message.data).events
+        except UNDECODABLE:
+            # Another version may have written types this one does not have: keep or translate those, insist on others.
+            raws = decode_data(message, _raw_body, "the events of a commit").events
+            return [self._read(raw, unknown) for raw in raws]
+
+    def _read(self, raw: msgspec.Raw, unknown: Callable[[str], None]) -> Event:
+        try:
+            wire = _tag.decode(raw).type
+        except UNDECODABLE as error:
+            raise MalformedMessage(f"not an event of a run: {error}") from error
+        if self._catalogue.reads(wire):
+            event: Event = self._catalogue.read(wire, raw)
+            return event
+        unknown(wire)
+        return UnknownEvent(wire, raw.copy())
+
+
+EVENT_READER = EventReader(EVENTS)
 
 
 def is_ending(event: Event) -> bool:
@@ -265,8 +302,11 @@ def body(events: Sequence[Event]) -> dict[str, Sequence[object]]:
     return {"events": [event.raw if isinstance(event, UnknownEvent) else event for event in events]}
 
 
-def commit(message: Envelope, position: int) -> Commit:
-    """The commit in an envelope read from the log at `position`. Raises MalformedMessage."""
+def commit(message: Envelope, position: int, unknown: Callable[[str], None] = lambda _type: None) -> Commit:
+    """The commit in an envelope read from the log at `position`; `unknown` is told each type that is kept as it came.
+
+    Raises MalformedMessage.
+    """
     if message.type != COMMIT or message.runid is None:
         raise MalformedMessage(f"position {position} holds {message.type!r}, not a commit of a run")
     return Commit(
@@ -274,25 +314,8 @@ def commit(message: Envelope, position: int) -> Commit:
         id=message.id,
         at=message.time,
         position=position,
-        events=_events(message),
+        events=EVENT_READER.read(message, unknown),
         source=message.source,
         correlation=message.correlationid,
         causation=message.causationid,
     )
-
-
-def _events(message: Envelope) -> Sequence[Event]:
-    try:
-        return _body.decode(message.data).events
-    except UNDECODABLE:
-        # A newer version may have written types this one does not know: keep those, insist on the others.
-        raws = decode_data(message, _raw_body, "the events of a commit").events
-        return [_read(raw) for raw in raws]
-
-
-def _read(raw: msgspec.Raw) -> Event:
-    try:
-        tag = _tag.decode(raw).type
-        return _event.decode(raw) if tag in TYPES else UnknownEvent(tag, raw.copy())
-    except UNDECODABLE as error:
-        raise MalformedMessage(f"not an event of a run: {error}") from error

@@ -33,6 +33,7 @@ from bus.events import (
     RunFailed,
     RunRedriven,
     RunStarted,
+    UnknownEvent,
 )
 from bus.problem import Problem
 from bus.run import SUCCEEDED, TERMINAL, Attempt, Item, Output, PhaseState, RunState, RunStatus, Status
@@ -137,8 +138,11 @@ class Folding:
                 phase.items = [item if item.status in TERMINAL else _cancelled(item, at) for item in phase.items]
                 phase.open_items = 0
                 _close(state, phase, "cancelled", at)
+            case UnknownEvent():
+                # What a newer version may have meant by it is not for this one to say.
+                state.unknown_events += 1
             case _:
-                # A start was read by `_born`, a refused result changes nothing, an unknown type is a newer version's.
+                # A start was read by `_born`, a refused result changes nothing.
                 pass
 
     def _phase(self, state: RunState, key: str, at: datetime) -> PhaseState:

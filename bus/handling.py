@@ -15,6 +15,7 @@ import msgspec
 
 from bus.agent import Capability, Reject
 from bus.context import Context
+from bus.messages import MESSAGES
 from bus.problem import ErrorClass, Problem
 from bus.retry import RetryLater
 
@@ -37,7 +38,7 @@ async def perform(capability: Capability, value: object, context: Context, *, ti
     still return is dropped here and refused by the log.
     """
     try:
-        given = msgspec.convert(value, capability.takes)
+        given = MESSAGES.convert(value, capability.takes)
     except Exception as error:  # noqa: BLE001 - a type's own check may raise anything
         return Problem("undecodable", f"the input does not fit {capability.name!r}", "permanent", detail=_text(error))
     task = asyncio.create_task(_call(capability, given, context))

@@ -22,6 +22,7 @@ from bus.inputs import work
 from bus.log import Log, Part
 from bus.record import Record
 from bus.run import RunState
+from bus.unknown import report
 
 logger = structlog.get_logger(__name__)
 
@@ -196,7 +197,8 @@ def _readable(run: str, record: Record) -> list[Commit]:
 
 def commit_in(run: str, record: Record) -> Commit:
     """The commit of a run in a record on its subject. Raises MalformedMessage, also for another run's commit."""
-    commit = events.commit(record.envelope(), record.position)
+    position = record.position
+    commit = events.commit(record.envelope(), position, lambda type: report(type, run=run, position=position))
     if commit.run != run:
         raise MalformedMessage(f"position {record.position} holds a commit of {commit.run!r} on the subject of {run!r}")
     return commit

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from bus.appending import Appender, Part, VersionConflict
 from bus.connection import Connection
 from bus.envelope import Envelope
+from bus.payloads import Payloads
 from bus.pipeline import Pipeline
 from bus.reading import Reader
 from bus.record import Record
@@ -35,8 +36,15 @@ class Log:
         self._connection = connection
         self._settings = settings
         self.subjects = subjects
-        self._reader = Reader(connection, subjects, timeout_s=settings.request_timeout_s, archive=archive)
-        self._appender = Appender(connection, self._reader, settings)
+        payloads = Payloads(connection, subjects, settings)
+        self._reader = Reader(
+            connection,
+            subjects.stream,
+            timeout_s=settings.request_timeout_s,
+            unpack=payloads.unpack,
+            archive=archive,
+        )
+        self._appender = Appender(connection, self._reader, payloads, settings)
 
     @property
     def patience_s(self) -> float:

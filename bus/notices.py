@@ -21,12 +21,49 @@ STARTED, SEALED, REMOVED = "ops.archive_started.v1", "ops.archive_sealed.v1", "o
 """A pass began; what it archived, with checksums, is about to leave the log; it has left."""
 
 
-class _Notice(msgspec.Struct, frozen=True):
+class _Notice(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Who archives, and where to: the archive's id, and its folder on that host."""
+
+    by: str
     archive: str
-    host: str = ""
-    folder: str = ""
+    host: str
+    folder: str
 
 
+class ArchiveStarted(_Notice, frozen=True):
+    """A pass began, under a policy such as `run=30d`; with `finishes`, to take out what an earlier one has archived."""
+
+    policy: tuple[str, ...] = ()
+    finishes: bool = False
+
+
+class SealedSegment(msgspec.Struct, frozen=True):
+    """A file of the archive, with its checksum and the positions of its first and last record."""
+
+    file: str
+    sha256: str
+    records: int
+    first: int
+    last: int
+
+
+class ArchiveSealed(_Notice, frozen=True):
+    """It is archived, and is about to leave the log: records by class, of so many subjects, in these files."""
+
+    records: dict[str, int]
+    subjects: int
+    segments: tuple[SealedSegment, ...]
+
+
+class ArchiveRemoved(_Notice, frozen=True):
+    """It has left the log. `kept` (the first 100) went on meanwhile and are in the log still."""
+
+    records: int
+    subjects: int
+    kept: tuple[str, ...] = ()
+
+
+_TYPES = {STARTED: ArchiveStarted, SEALED: ArchiveSealed, REMOVED: ArchiveRemoved}
 _notice = msgspec.json.Decoder(_Notice)
 
 
@@ -61,7 +98,8 @@ class Notices:
 
     async def say(self, kind: str, **what: Any) -> None:
         """Add one. Raises Refused if another archiver has added one since: then this one must not go on."""
-        message = envelope(kind, self._place | what, id=uuid4().hex, source=self._source, time=utc_now())
+        notice = _TYPES[kind](**self._place, **what)
+        message = envelope(kind, notice, id=uuid4().hex, source=self._source, time=utc_now())
         try:
             self._position = await self._log.append(self._subject, message, expected=self._position)
         except VersionConflict:

@@ -50,7 +50,7 @@ class Pipeline:
         assert self._is_open, "a pipeline is used inside its block"
         while self._unanswered >= self._window or self._unanswered_bytes > _WINDOW_BYTES:
             await self._next_answer()
-        sent = self._appender.append_soon(part)
+        sent = await self._appender.append_soon(part)
         self._unanswered += 1
         self._unanswered_bytes += len(part.message.data)
         position: asyncio.Future[int] = asyncio.get_running_loop().create_future()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing
 from datetime import datetime
 from typing import TYPE_CHECKING, Protocol
@@ -18,8 +18,9 @@ import structlog
 
 from bus.connection import Connection, Message
 from bus.errors import BusError, MalformedMessage, NoResponders, Unavailable
+from bus.payload import is_inline
 from bus.record import Live, Record, is_record, read_record
-from bus.subjects import Subjects, pattern
+from bus.subjects import live_copy, pattern
 
 if TYPE_CHECKING:
     from bus.archive import Archive
@@ -39,6 +40,9 @@ _WIDE_FROM, _NARROW_BELOW = 0.5, 0.25
 _EVERYTHING = ">"
 
 
+Unpack = Callable[[bytes], Awaitable[bytes]]
+
+
 class Source(Protocol):
     """Where records stand in order: the live log, or an archive of what was taken out of it."""
 
@@ -46,83 +50,96 @@ class Source(Protocol):
 
 
 class Reader:
-    """Reads one stream over one connection. It owns nothing that has to be closed."""
+    """Reads one stream over one connection. It owns nothing that has to be closed.
+
+    With `unpack`, what was packed is unpacked just before it is handed out: a page of references is small, what they
+    refer to need not be. With an `archive`, what was taken out of the stream is read as if it were still there.
+    """
 
     def __init__(
-        self, connection: Connection, subjects: Subjects, *, timeout_s: float, archive: Archive | None = None
+        self,
+        connection: Connection,
+        stream: str,
+        *,
+        timeout_s: float,
+        unpack: Unpack | None = None,
+        archive: Archive | None = None,
     ) -> None:
         self._connection = connection
-        self._subjects = subjects
+        self._stream = stream
         self._timeout_s = timeout_s
+        self._unpack = unpack
         self._archive = archive
-        self._direct_get = f"$JS.API.DIRECT.GET.{subjects.stream}"
+        self._direct_get = f"$JS.API.DIRECT.GET.{stream}"
 
-    def read(self, *subjects: str, after: int = 0, upto: int | None = None) -> AsyncGenerator[Record, None]:
-        if self._archive is None:
-            return self._stored(subjects, after, upto)
-        return self._with_archived(self._archive, subjects, after, upto)
+    async def read(self, *subjects: str, after: int = 0, upto: int | None = None) -> AsyncGenerator[Record, None]:
+        async with aclosing(self._packed(*subjects, after=after, upto=upto)) as records:
+            async for record in records:
+                yield record if is_inline(record.body) else await self._unpacked(record)
 
     async def read_back(self, *subjects: str, before: int | None = None) -> AsyncGenerator[Record, None]:
         """Windows are read forwards, the newest first; a window with nothing in it makes the next one wider."""
         if before is None:
-            newest = await self.last(_EVERYTHING)
+            newest = await self._last(_EVERYTHING)
             before = newest.position + 1 if newest is not None else 1
         width = _FIRST_PAGE
         while before > 1:
             begin = max(0, before - 1 - width)
             window: deque[Record] = deque(maxlen=_PAGE)
-            async with aclosing(self.read(*subjects, after=begin, upto=before - 1)) as records:
+            async with aclosing(self._packed(*subjects, after=begin, upto=before - 1)) as records:
                 async for record in records:
                     window.append(record)
             for record in reversed(window):
-                yield record
+                yield await self._unpacked(record)
             # A window that was full may have had more in front of what was kept.
             before = window[0].position if len(window) == _PAGE else begin + 1
             width = width * 8 if len(window) < _PAGE // 8 else max(_FIRST_PAGE, width // 2)
 
+    async def first(self, subject: str) -> Record | None:
+        return await self._one({"seq": 1, "next_by_subj": subject})
+
     async def last(self, subject: str) -> Record | None:
-        message = await self._get({"last_by_subj": subject})
-        found = read_record(message) if is_record(message) else None
-        if self._archive is not None:
-            archived = await self._archive.last(subject, after=found.position if found is not None else 0)
-            return archived or found
-        return found
+        record = await self._last(subject)
+        return await self._unpacked(record) if record is not None else None
 
     async def at(self, position: int) -> Record | None:
-        message = await self._get({"seq": position})
-        if not is_record(message) and self._archive is not None:
-            return await self._archive.at(position)
-        return read_record(message) if is_record(message) else None
+        record = await self._one({"seq": position})
+        # Only then: what is archived leaves the log after the archive has it.
+        return await self._archive.at(position) if record is None and self._archive is not None else record
 
     async def position_at(self, instant: datetime) -> int:
-        message = await self._get({"start_time": instant.isoformat(), "next_by_subj": _EVERYTHING})
-        later = [read_record(message).position] if is_record(message) else []
+        record = await self._get({"start_time": instant.isoformat(), "next_by_subj": _EVERYTHING})
+        later = [record.position] if record is not None else []
         if self._archive is not None and (archived := await self._archive.position_at(instant)) is not None:
             later.append(archived)
         if later:
             return min(later) - 1
-        newest = await self.last(_EVERYTHING)
+        newest = await self._last(_EVERYTHING)
         return newest.position if newest is not None else 0
 
     async def follow(self, *subjects: str, after: int = 0) -> AsyncGenerator[Record, None]:
-        live = Live(self._connection, [self._subjects.live_copy(subject) for subject in subjects])
+        live = Live(self._connection, [live_copy(subject) for subject in subjects])
         try:
             while True:
                 live.caught_up()
                 try:
-                    async with aclosing(self.read(*subjects, after=after)) as stored:
+                    async with aclosing(self._packed(*subjects, after=after)) as stored:
                         async for record in stored:
-                            yield record
+                            yield await self._unpacked(record)
+                            after = record.position
+                    async with aclosing(live.records(after, idle_s=_IDLE_S)) as arriving:
+                        async for record in arriving:
+                            yield await self._unpacked(record)
                             after = record.position
                 except (Unavailable, NoResponders):
                     await asyncio.sleep(_PAUSE_S)
-                    continue
-                async with aclosing(live.records(after, idle_s=_IDLE_S)) as arriving:
-                    async for record in arriving:
-                        yield record
-                        after = record.position
         finally:
             live.close()
+
+    def _packed(self, *subjects: str, after: int = 0, upto: int | None = None) -> AsyncGenerator[Record, None]:
+        if self._archive is None:
+            return self._stored(subjects, after, upto)
+        return self._with_archived(self._archive, subjects, after, upto)
 
     async def _with_archived(
         self, archive: Archive, subjects: Sequence[str], after: int, upto: int | None
@@ -148,6 +165,22 @@ class Reader:
         async with aclosing(scans[0] if len(scans) == 1 else merged(scans)) as records:
             async for record in records:
                 yield record
+
+    async def _last(self, subject: str) -> Record | None:
+        record = await self._get({"last_by_subj": subject})
+        if self._archive is None:
+            return record
+        return await self._archive.last(subject, after=record.position if record is not None else 0) or record
+
+    async def _unpacked(self, record: Record) -> Record:
+        """Its data inline. What can't be had is malformed for whoever looks inside, and no reason to stop reading."""
+        if self._unpack is None or is_inline(record.body):
+            return record
+        try:
+            return msgspec.structs.replace(record, body=await self._unpack(record.body))
+        except MalformedMessage as error:
+            logger.error("payload lost", position=record.position, subject=record.subject, error=str(error))  # noqa: TRY400
+            return record
 
     async def _scan(self, subject: str, after: int, upto: int | None) -> AsyncGenerator[Record, None]:
         """What one filter matches, a page at a time."""
@@ -175,7 +208,7 @@ class Reader:
                 self._direct_get, msgspec.json.encode(request), is_end=_is_end, timeout_s=self._timeout_s
             )
         except NoResponders:
-            raise Unavailable("the log's stream does not answer") from None
+            raise self._silent from None
         if end.status == _NOT_FOUND:
             return _Page([], after, False, asked)
         if end.status != _END_OF_BATCH:
@@ -189,13 +222,26 @@ class Reader:
         next_filter = _EVERYTHING if share >= _WIDE_FROM else subject if share < _NARROW_BELOW else asked
         return _Page(records, upto, end.stamp(b"Nats-Num-Pending") not in {None, b"0"}, next_filter)
 
-    async def _get(self, request: dict[str, object]) -> Message:
+    async def _one(self, request: dict[str, object]) -> Record | None:
+        record = await self._get(request)
+        return await self._unpacked(record) if record is not None else None
+
+    async def _get(self, request: dict[str, object]) -> Record | None:
         try:
-            return await self._connection.request(
+            message = await self._connection.request(
                 self._direct_get, msgspec.json.encode(request), timeout_s=self._timeout_s
             )
         except NoResponders:
-            raise Unavailable("the log's stream does not answer") from None
+            raise self._silent from None
+        if is_record(message):
+            return read_record(message)
+        if message.status != _NOT_FOUND:
+            raise BusError(f"reading {self._stream}: the server answered {message.status}: {message.headers}")
+        return None
+
+    @property
+    def _silent(self) -> Unavailable:
+        return Unavailable(f"stream {self._stream!r} does not answer: it is not there, or its servers are away")
 
 
 class _Page(msgspec.Struct, frozen=True):

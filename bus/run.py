@@ -103,6 +103,7 @@ class RunState(msgspec.Struct, kw_only=True):
     """A run as of `position`. `open_phases` counts those that have not ended; `passes` counts from 1.
 
     Once `archived`, it can be read, and nothing more happens to it.
+    `unknown_events` of the `events` are of types this version does not know: what they say is not in this state.
     """
 
     run: str
@@ -116,6 +117,7 @@ class RunState(msgspec.Struct, kw_only=True):
     open_phases: int = 0
     passes: int = 1
     events: int = 0
+    unknown_events: int = 0
     position: int = 0
     ended_at: datetime | None = None
     problem: Problem | None = None

@@ -22,16 +22,16 @@ from bus.record import Record
 
 PAGE_BYTES = 2**18
 SEGMENT_BYTES = 64 * 2**20
-_LARGEST_PAGE_BYTES = 16 * 2**20
 _CHUNK_BYTES = 2**20
 _LEVEL = 6
 
 
 class Page(msgspec.Struct, frozen=True, array_like=True):
-    """Where in the file a page begins, and the position of its first record."""
+    """Where in the file a page begins, the position of its first record, and how many bytes of lines it is."""
 
     offset: int
     first: int
+    lines_bytes: int
 
 
 class Span(msgspec.Struct, frozen=True, array_like=True):
@@ -82,8 +82,8 @@ class SegmentWriter:
         """A page of lines with their bytes: positions grow."""
         import zstandard  # noqa: PLC0415 - only who has an archive pays for it
 
-        self._pages.append(Page(self._size_bytes, page[0][0].position))
         plain = b"".join(text for _, text in page)
+        self._pages.append(Page(self._size_bytes, page[0][0].position, len(plain)))
         frame = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True).compress(plain)
         self._file.write(frame)
         self._hash.update(frame)
@@ -150,8 +150,8 @@ def read_page(folder: Path, segment: Segment, number: int) -> list[Line]:
         with path.open("rb") as file:
             file.seek(begin)
             frame = file.read(end - begin)
-        if zstandard.frame_content_size(frame) > _LARGEST_PAGE_BYTES:
-            raise ArchiveDamaged(path, f"page {number + 1} is larger than any that was written")
+        if zstandard.frame_content_size(frame) != segment.pages[number].lines_bytes:
+            raise ArchiveDamaged(path, f"page {number + 1} is not as large as the index says")
         plain = zstandard.ZstdDecompressor().decompress(frame)
     except OSError as error:
         raise ArchiveDamaged(path, f"it can't be read ({error.strerror})") from error

@@ -15,12 +15,12 @@ from itertools import islice
 import msgspec
 
 from bus import dead
-from bus.client import LETTER_REDRIVEN
-from bus.dead import DeadLetter, Unreadable
+from bus.dead import LETTER_REDRIVEN, DeadLetter, LetterRedriven, Unreadable
 from bus.envelope import decode_data
 from bus.errors import Archived, MalformedMessage
 from bus.ledger import fold_records
 from bus.log import Log
+from bus.payload import is_inline
 from bus.record import Record
 from bus.retention import CLASSES, Policy, letter_stays, run_stays
 from bus.run import RunState
@@ -73,6 +73,7 @@ class _Seen(msgspec.Struct):
     size_bytes: int = 0
     state: RunState | None = None
     has_ended: bool = False
+    is_whole: bool = True
     stays: str | None = "is no run"
 
 
@@ -112,6 +113,7 @@ class _Runs:
             # The states of ended runs are not kept: there are many, and hardly one goes on.
             seen.has_ended = not state.is_open
             seen.state = state if state.is_open else None
+        seen.is_whole = seen.is_whole and not _has_lost_payload(record)
 
     async def _after(self, run: str, seen: _Seen, record: Record) -> RunState | None:
         if seen.has_ended:
@@ -120,6 +122,8 @@ class _Runs:
         return fold_records(run, [record], seen.state)
 
     async def _settle(self, subject: str, seen: _Seen) -> None:
+        if seen.stays is None and not seen.is_whole:
+            seen.stays = "has lost a payload"
         if seen.stays is None and not _can_be_named(subject):
             seen.stays = "has a subject that can't be named"
         if seen.stays is None:
@@ -181,6 +185,8 @@ async def _select_beginnings(log: Log, subjects: str, chosen: Selection, tally: 
     async with aclosing(log.read(subjects, upto=upto)) as records:
         async for record in records:
             reason = "stands behind one that stays" if record.subject in stopped else await why(record)
+            if reason is None and _has_lost_payload(record):
+                reason = "has lost its payload"
             if reason is None and not _can_be_named(record.subject):
                 reason = "has a subject that can't be named"
             if reason is not None:
@@ -203,6 +209,11 @@ def _can_be_named(subject: str) -> bool:
     except UnicodeEncodeError:
         return False
     return "*" not in subject and ">" not in subject
+
+
+def _has_lost_payload(record: Record) -> bool:
+    """Whether it still refers to a payload that could not be had: the archive would hold a name and nothing else."""
+    return not is_inline(record.body) and b'"dataref"' in record.body
 
 
 async def _letters(log: Log) -> _Letters:
@@ -228,11 +239,7 @@ async def _state(log: Log, run: str) -> RunState | None:
         return None
 
 
-class _Redriven(msgspec.Struct, frozen=True):
-    dead_letter: int
-
-
-_redriven = msgspec.json.Decoder(_Redriven)
+_redriven = msgspec.json.Decoder(LetterRedriven)
 
 
 def _letter_sent_again(record: Record) -> int | None:

@@ -36,6 +36,8 @@ class Settings(BaseModel):
     archive: Path | None = Field(None, description="folder of an archive: what it holds is read as if still in the log")
     append_timeout_s: float = Field(30.0, gt=0, description="how long an append is tried again before it is given up")
     request_timeout_s: float = Field(5.0, gt=0, description="how long one answer of the server is waited for")
+    payload_limit_bytes: int = Field(64 * 2**20, ge=1, le=2**30, description="no larger payload is written or read")
+    compress_above_bytes: int = Field(16_384, ge=0, description="payloads larger than this are compressed, if it helps")
     beat_s: float = Field(1.0, gt=0, le=60, description="an instance says that it lives this often")
     lease_s: float = Field(3.0, gt=0, le=600, description="silent for longer, an instance loses what it holds")
     grace_s: float = Field(10.0, ge=0, description="how long a stopping process may finish what it has begun")

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 
 from bus.connection import Connection
-from bus.errors import Misconfigured, NoResponders, NotFound, Unavailable
+from bus.errors import BusError, Misconfigured, NoResponders, NotFound, Unavailable
 from bus.settings import Settings
 from bus.subjects import Subjects
 
 _NAME_IN_USE = 10058
 _NO_STREAM = 10059
+_MOVED = {10071, 10164}
+# Codes of errors that end by themselves.
+_TEMPORARY = {408, 429, 503}
 _SECOND_NS = 1_000_000_000
 _API = "$JS.API"
 
@@ -25,13 +30,43 @@ class ApiError(msgspec.Struct, frozen=True):
     description: str = ""
 
 
+class _Ack(msgspec.Struct, frozen=True):
+    seq: int = 0
+    error: ApiError | None = None
+
+
+class Moved(Exception):
+    """The subject is not at the position that was expected any more. Nothing was stored."""
+
+
+class _State(msgspec.Struct, frozen=True):
+    messages: int = 0
+    subjects: dict[str, int] | None = None
+
+
 class _Answer(msgspec.Struct, frozen=True):
     error: ApiError | None = None
     config: dict[str, Any] = msgspec.field(default_factory=dict)
+    state: _State = _State()
+    total: int = 0
+    ts: datetime = datetime.min.replace(tzinfo=UTC)
     created: str = ""
     purged: int = 0
 
 
+class Info(msgspec.Struct, frozen=True):
+    """A stream by the server's own clock: when that was, how many messages it holds, and how many on each subject.
+
+    `created` is when it was made, as the server writes it: it tells one stream from another of the same name.
+    """
+
+    at: datetime
+    messages: int
+    subjects: dict[str, int]
+    created: str
+
+
+_ack = msgspec.json.Decoder(_Ack)
 _answer = msgspec.json.Decoder(_Answer)
 
 
@@ -81,6 +116,21 @@ def work_config(subjects: Subjects, replicas: int) -> dict[str, Any]:
     }
 
 
+def payloads_config(subjects: Subjects, replicas: int) -> dict[str, Any]:
+    """An object store as every NATS client knows it (ADR-20): chunks, and one message about each object."""
+    bucket = subjects.payloads_bucket
+    return {
+        "name": f"OBJ_{bucket}",
+        "subjects": [f"$O.{bucket}.C.>", f"$O.{bucket}.M.>"],
+        "retention": "limits",
+        "storage": "file",
+        "num_replicas": replicas,
+        "discard": "new",
+        "allow_rollup_hdrs": True,
+        "allow_direct": True,
+    }
+
+
 async def set_up(connection: Connection, subjects: Subjects, settings: Settings, *, create: bool) -> None:
     """Check what is there, and create what is not. Raises Misconfigured; without `create`, NotFound."""
     for config in (log_config(subjects, settings.replicas), work_config(subjects, settings.replicas)):
@@ -95,24 +145,58 @@ async def set_up_work(connection: Connection, subjects: Subjects, settings: Sett
     await _ensure(connection, work_config(subjects, settings.replicas), settings.request_timeout_s, create=True)
 
 
-async def created(connection: Connection, subjects: Subjects, timeout_s: float) -> str:
-    """When the log's stream was made: tells one log from another. Raises Misconfigured, Unavailable."""
-    answer = await _ask(connection, f"{_API}.STREAM.INFO.{subjects.stream}", None, timeout_s)
-    if answer.error is not None:
-        raise Misconfigured(f"stream {subjects.stream!r}: {answer.error.description}")
-    return answer.created
+async def set_up_payloads(connection: Connection, subjects: Subjects, settings: Settings) -> None:
+    """The bucket for large payloads: made when the first one is met, since many namespaces never need it."""
+    config = payloads_config(subjects, settings.replicas)
+    await _ensure(connection, config, settings.request_timeout_s, create=True)
 
 
-async def remove(connection: Connection, subjects: Subjects, subject: str, upto: int, timeout_s: float) -> int:
-    """Take what is on a subject up to and including a position out of the log; returns how many there were.
+async def info(connection: Connection, stream: str, timeout_s: float, *, subjects: str = "") -> Info:
+    """How a stream stands, by its leader; with the number of messages on each subject that `subjects` matches.
 
-    Raises Misconfigured if the log does not allow it, Unavailable: also if the login does not, which the server says
-    to nobody who waits.
+    Raises NotFound if there is none, Unavailable.
     """
-    body = {"filter": subject, "seq": upto + 1}
-    answer = await _ask(connection, f"{_API}.STREAM.PURGE.{subjects.stream}", body, timeout_s)
+    found: dict[str, int] = {}
+    while True:
+        body = {"subjects_filter": subjects, "offset": len(found)} if subjects else None
+        answer = await _ask(connection, f"{_API}.STREAM.INFO.{stream}", body, timeout_s)
+        if answer.error is not None:
+            raise _refusal(f"stream {stream!r}", answer.error)
+        page = answer.state.subjects or {}
+        found |= page
+        if not page or len(found) >= answer.total:
+            return Info(answer.ts, answer.state.messages, found, answer.created)
+
+
+async def store(
+    connection: Connection, subject: str, data: bytes, *, headers: Mapping[str, str] | None = None, timeout_s: float
+) -> int:
+    """Publish once, and wait until a stream has stored it; returns its position there.
+
+    Raises Moved if the headers expect another position, Unavailable and NoResponders: it may have been stored,
+    Misconfigured: the server refuses it, for want of space for example.
+    """
+    message = await connection.request(subject, data, headers=headers, timeout_s=timeout_s)
+    try:
+        answer = _ack.decode(message.data)
+    except msgspec.DecodeError as error:
+        raise Unavailable(f"no stream has answered for {subject!r}: {error}") from error
+    if answer.error is None:
+        return answer.seq
+    if answer.error.err_code in _MOVED:
+        raise Moved(subject)
+    raise _refusal(f"storing {subject!r}", answer.error)
+
+
+async def purge(connection: Connection, stream: str, subject: str, timeout_s: float, *, upto: int | None = None) -> int:
+    """Remove what is on `subject`, all of it or up to and including a position; returns how many there were.
+
+    Raises Unavailable (also if the login may not: the server tells nobody who waits), NotFound, Misconfigured.
+    """
+    body = {"filter": subject} | ({"seq": upto + 1} if upto is not None else {})
+    answer = await _ask(connection, f"{_API}.STREAM.PURGE.{stream}", body, timeout_s)
     if answer.error is not None:
-        raise Misconfigured(f"{subject!r} can't leave stream {subjects.stream!r}: {answer.error.description}")
+        raise _refusal(f"purging {subject!r} of {stream!r}", answer.error)
     return answer.purged
 
 
@@ -159,6 +243,14 @@ async def _ensure(connection: Connection, config: dict[str, Any], timeout_s: flo
                 f"stream {name!r} has {field} = {actual!r}, the bus needs {wanted!r}: "
                 "correct the stream, or choose another PHASEBUS_NAMESPACE"
             )
+
+
+def _refusal(what: str, error: ApiError) -> BusError:
+    if error.err_code == _NO_STREAM:
+        return NotFound(f"{what}: there is no such stream")
+    if error.code in _TEMPORARY:
+        return Unavailable(f"{what}: {error.description}")
+    return Misconfigured(f"{what}: {error.description}")
 
 
 async def _ask(connection: Connection, subject: str, body: object, timeout_s: float) -> _Answer:

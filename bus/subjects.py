@@ -71,6 +71,7 @@ class Subjects:
         self.namespace = name(namespace, "namespace")
         self.stream = namespace.upper()
         self.work_stream = f"{self.stream}_WORK"
+        self.payloads_bucket = f"{self.stream}_PAYLOADS"
         self.leases_bucket = f"{self.stream}_LEASES"
         self.runs = f"{namespace}.run.*"
         self.dead_letters = f"{namespace}.dead.*"
@@ -135,8 +136,10 @@ class Subjects:
     def beat(self, instance: str) -> str:
         return f"{self.namespace}.beat.{name(instance, 'instance')}"
 
-    def live_copy(self, subject: str) -> str:
-        return f"live.{subject}"
+
+def live_copy(subject: str) -> str:
+    """Where the server publishes once more what it has stored on `subject`."""
+    return f"live.{subject}"
 
 
 def _index(text: str) -> int | None:

@@ -17,7 +17,7 @@ class LazyGroup(click.Group):
         self._commands_at = commands_at
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, args or ["--help"])
+        return super().parse_args(ctx, args or ([] if self.invoke_without_command else ["--help"]))
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self._commands_at)

@@ -9,7 +9,7 @@ from typing import Literal
 import msgspec
 
 from bus import dead
-from bus.client import LETTER_REDRIVEN, Client
+from bus.client import Client
 from bus.dead import DeadLetter, Unreadable
 from bus.envelope import decode_data
 from bus.errors import Archived, MalformedMessage
@@ -29,11 +29,7 @@ class Letter(msgspec.Struct, frozen=True):
     letter: DeadLetter | Unreadable
 
 
-class _Redriven(msgspec.Struct, frozen=True):
-    dead_letter: int
-
-
-_redriven = msgspec.json.Decoder(_Redriven)
+_redriven = msgspec.json.Decoder(dead.LetterRedriven)
 
 
 class Letters:
@@ -90,6 +86,6 @@ class Letters:
             self._sent_again = set()
             async for record in self._client.log.read(self._client.subjects.ops("dead")):
                 message = record.envelope()
-                if message.type == LETTER_REDRIVEN:
+                if message.type == dead.LETTER_REDRIVEN:
                     self._sent_again.add(decode_data(message, _redriven, "a redrive of a dead letter").dead_letter)
         return self._sent_again

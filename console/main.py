@@ -22,7 +22,9 @@ _COMMANDS = {
     "replay": ("console.commands.replay:replay", "Tell a run again, event by event, from the log alone."),
     "dead": ("console.commands.dead:dead", "Work that was given up: look at it, send it again."),
     "archive": ("console.commands.archive:archive", "Move what is old enough from the log to files."),
+    "payload": ("console.commands.payload:payload", "Payloads too large for a message: list them, remove garbage."),
     "attention": ("console.commands.attention:attention", "List what needs a look, each with the command to type."),
+    "schema": ("console.commands.schema:schema", "Print the schemas of everything on the wire."),
     "version": ("console.commands.version:version", "Print the versions of phasebus and what it runs on."),
     "completion": ("console.commands.completion:completion", "Print the script that completes commands in a shell."),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bus.events import (
+    EVENTS,
     Event,
     PhaseApproved,
     PhaseAttemptFailed,
@@ -23,16 +24,25 @@ from bus.events import (
     RunRedriven,
     RunStarted,
     UnknownEvent,
+    type_of,
 )
 from console.printer import to_json
 from console.text import shortened
 
 _CHARACTERS = 100
+_TYPE_CHARACTERS = 40
 
 
 def said(event: Event) -> str:
     """What the event says. Payloads are shortened and escaped."""
     return shortened(_said(event), _CHARACTERS)
+
+
+def named(event: Event) -> str:
+    """The event's type, without its version if this one knows it."""
+    if isinstance(event, UnknownEvent):
+        return shortened(event.type, _TYPE_CHARACTERS)
+    return type_of(event).rpartition(".v")[0]
 
 
 def _said(event: Event) -> str:
@@ -77,7 +87,9 @@ def _said(event: Event) -> str:
         case ResultRefused():
             return f"{_attempt(event)} of {event.instance} {event.outcome}: {event.reason}"
         case UnknownEvent():
-            return f"of a newer version: {to_json(event.raw)}"
+            newer = EVENTS.standing(event.type) == "newer"
+            what = "of a newer version" if newer else "of a type this version does not know"
+            return f"{what}, without effect here: {to_json(event.raw)}"
 
 
 def _place(

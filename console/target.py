@@ -38,6 +38,10 @@ def load(target: str, kind: type[T]) -> T:
 def _from_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise Failure(USAGE, f"there is no file {path}")
+    for name in (path.stem, f"phasebus_target_{path.stem}"):
+        # One file may hold several agents, and what it registers is there once.
+        if getattr(sys.modules.get(name), "__file__", None) == str(path.resolve()):
+            return sys.modules[name]
     sys.path.insert(0, str(path.resolve().parent))
     # Its own name, as an import by a sibling would give it; not that of a module which is there already.
     name = path.stem if path.stem not in sys.modules else f"phasebus_target_{path.stem}"
@@ -48,6 +52,7 @@ def _from_file(path: Path) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except Exception as error:  # noqa: BLE001 - it is the user's code
+        del sys.modules[name]
         raise _broken(str(path), error) from None
     return module
 

@@ -14,7 +14,8 @@ import structlog
 
 from bus.client import Client
 from bus.errors import BusError, MalformedMessage
-from bus.events import Commit, commit
+from bus.events import Commit
+from bus.ledger import commit_in
 from bus.record import Record
 from bus.subjects import Subjects
 from projections.projection import Projection, S
@@ -73,14 +74,10 @@ class _Reader:
 
     def _commit(self, record: Record) -> Commit | None:
         try:
-            found = commit(record.envelope(), record.position)
+            return commit_in(self._subjects.run_of(record.subject), record)
         except MalformedMessage as error:
             self._skip(record, str(error))
             return None
-        if found.run != self._subjects.run_of(record.subject):
-            self._skip(record, f"a commit of another run, {found.run!r}")
-            return None
-        return found
 
     def _skip(self, record: Record, reason: str) -> None:
         self.unreadable += 1

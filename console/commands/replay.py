@@ -32,7 +32,7 @@ async def replay(client: Client, printer: Printer, run: str, first: int, last: i
     from bus.events import PhaseCompleted, type_of
     from bus.folding import Folding
     from console.lookup import find_run
-    from console.story import said
+    from console.story import named, said
 
     name = (await find_run(client, run)).run
     folding = Folding(None)
@@ -62,9 +62,8 @@ async def replay(client: Client, printer: Printer, run: str, first: int, last: i
                 }
                 printer.record(place | {"type": type_of(event), "event": event, "state": _record(state)})
             else:
-                what = type_of(event).rpartition(".v")[0]
                 spot = f"{commit.position}.{index}"
-                printer.line(f"{spot:>8}  +{offset_s:.3f} s  {what:<20}  {said(event)}".rstrip())
+                printer.line(f"{spot:>8}  +{offset_s:.3f} s  {named(event):<20}  {said(event)}".rstrip())
                 printer.line(f"          = {_after(state, before, event, succeeded)}")
 
 

@@ -107,6 +107,9 @@ def _facts(state: RunState, now: datetime) -> list[str]:
         ("started", ago(state.started_at, now)),
         ("position", f"{state.position}, {state.events} events"),
     ]
+    if state.unknown_events:
+        unknown = f"{state.unknown_events} events of types this version does not know: phasebus replay {state.run}"
+        facts.append(("unknown", unknown))
     if state.passes > 1:
         facts.append(("pass", str(state.passes)))
     if state.problem is not None:

@@ -152,7 +152,12 @@ async def test_inputs_that_are_large_together_reach_their_handler(client: Client
     assert client.output(state, "both") == 1_200_000
 
 
-async def test_a_dead_letter_that_would_be_too_large_is_shortened_and_the_work_ends(client: Client) -> None:
+async def test_a_dead_letter_that_would_be_too_large_is_shortened_and_the_work_ends(server: Server) -> None:
+    async with connect(server.url, payload_limit_bytes=1_047_000) as client:
+        await a_letter_is_shortened(client)
+
+
+async def a_letter_is_shortened(client: Client) -> None:
     agent = Agent("refusing")
 
     @agent.capability("refuse")

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import msgspec
 
-from bus.dead import LETTER, UNREADABLE, DeadLetter, Try, Unreadable
+from bus import document, vocabulary
+from bus.dead import LETTER, LETTER_REDRIVEN, UNREADABLE, DeadLetter, LetterRedriven, Try, Unreadable
 from bus.envelope import encode, envelope
 from bus.events import (
     COMMIT,
@@ -37,7 +38,11 @@ from bus.events import (
     body,
     type_of,
 )
+from bus.garbage import COLLECTED, PayloadsCollected
 from bus.ledger import WORK
+from bus.notices import REMOVED as ARCHIVE_REMOVED
+from bus.notices import SEALED, STARTED, ArchiveRemoved, ArchiveSealed, ArchiveStarted, SealedSegment
+from bus.payload import Limits, Packed, pack
 from bus.plan import Approval, Phase, Plan
 from bus.presence import Beat, Held
 from bus.problem import Problem
@@ -46,6 +51,7 @@ from bus.retry import RetryPolicy
 from bus.worker import AGENT_DEREGISTERED, AGENT_REGISTERED
 
 FOLDER = Path(__file__).parent
+SCHEMAS = FOLDER / "documents" / "schema.json"
 AT = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 LATER = datetime(2026, 1, 2, 4, 0, tzinfo=UTC)
 RUN = "release-7f3k"
@@ -147,6 +153,19 @@ DIED = DeadLetter(
     ],
 )
 UNDECODED = Unreadable("code.analyse", f"bus.work.code:analyse.{RUN}.-8:0.2", b"\x00\xff not JSON", "why", "coder-1")
+REMOVED = PayloadsCollected(by="ann", objects=2, size_bytes=4711, uploads=1, older_than_s=3600.0)
+REDRIVEN = LetterRedriven("ann", 42, UNDECODED.subject)
+ARCHIVE = {"by": "ann", "archive": "3f2a1b0c9d8e", "host": "vault", "folder": "/archive"}
+NOTICES = {
+    STARTED: ArchiveStarted(**ARCHIVE, policy=("run=30d", "topic=1w")),
+    SEALED: ArchiveSealed(
+        **ARCHIVE,
+        records={"run": 2},
+        subjects=1,
+        segments=(SealedSegment("00000001.jsonl.zst", "5f" * 32, records=2, first=7, last=9),),
+    ),
+    ARCHIVE_REMOVED: ArchiveRemoved(**ARCHIVE, records=2, subjects=1, kept=("bus.run.lively",)),
+}
 BEAT = Beat(
     agent="coder",
     version="1.2.0",
@@ -201,9 +220,30 @@ MESSAGES: dict[str, bytes] = {
     WORK: about_work(WORK, None, attempt=2),
     LETTER: about_work(LETTER, DIED),
     UNREADABLE: about_agent(UNREADABLE, UNDECODED),
+    LETTER_REDRIVEN: about_agent(LETTER_REDRIVEN, REDRIVEN),
+    COLLECTED: about_agent(COLLECTED, REMOVED),
+    **{kind: about_agent(kind, notice) for kind, notice in NOTICES.items()},
     AGENT_REGISTERED: about_agent(AGENT_REGISTERED, BEAT),
     AGENT_DEREGISTERED: about_agent(AGENT_DEREGISTERED, BEAT),
     "beat": msgspec.json.encode(BEAT),
+}
+
+
+# The forms of one payload: compressed in the message, and as an object that is compressed or not.
+LARGE = envelope(
+    COMMIT,
+    {"events": [{"type": "phase.completed.v1", "phase": "collect", "output": [{"lines": 3}] * 20}]},
+    id="4b1d8f0a6c2e4d7b9f3a5e1c8d0b2f46",
+    source="agent/coder/coder-1",
+    time=AT,
+    correlationid="order-7",
+    runid=RUN,
+)
+ROOMY = 2**20
+PAYLOADS: dict[str, Packed] = {
+    "compressed": pack(LARGE, Limits(ROOMY, 0, ROOMY)),
+    "object": pack(msgspec.structs.replace(LARGE, data=msgspec.Raw(b'"0f9e8d7c6b5a4938"')), Limits(ROOMY, 0, 0)),
+    "object-compressed": pack(LARGE, Limits(ROOMY, 0, 0)),
 }
 
 
@@ -211,6 +251,15 @@ def golden(name: str) -> Path:
     return FOLDER / f"{name}.json"
 
 
+def schemas() -> bytes:
+    """The schema document of everything on the wire, as it is now."""
+    return document.encode(document.document(vocabulary.vocabulary(), vocabulary.upcasters(), {}))
+
+
 if __name__ == "__main__":
     for name, message in MESSAGES.items():
         golden(name).write_bytes(message)
+    for name, packed in PAYLOADS.items():
+        golden(f"payload/{name}").write_bytes(packed.body)
+    SCHEMAS.parent.mkdir(exist_ok=True)
+    SCHEMAS.write_bytes(schemas())

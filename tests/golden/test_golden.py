@@ -9,13 +9,31 @@ import msgspec
 import pytest
 
 from bus import dead, events
-from bus.dead import LETTER, UNREADABLE
-from bus.envelope import decode, decode_data
+from bus.dead import LETTER, LETTER_REDRIVEN, UNREADABLE
+from bus.envelope import decode, decode_data, encode
 from bus.events import COMMIT, Event, Known
+from bus.garbage import COLLECTED
 from bus.ledger import WORK
+from bus.payload import Limits, parse
 from bus.presence import Beat
 from bus.worker import AGENT_DEREGISTERED, AGENT_REGISTERED
-from tests.golden.samples import AT, BEAT, DIED, EVENTS, FOLDER, MESSAGES, RUN, UNDECODED, golden
+from tests.golden.samples import (
+    AT,
+    BEAT,
+    DIED,
+    EVENTS,
+    FOLDER,
+    LARGE,
+    MESSAGES,
+    NOTICES,
+    PAYLOADS,
+    REDRIVEN,
+    REMOVED,
+    ROOMY,
+    RUN,
+    UNDECODED,
+    golden,
+)
 
 DECISION = (
     "the bytes of {name} have changed. Other processes, other versions and old logs hold the old ones, so this is an "
@@ -59,6 +77,12 @@ def test_a_golden_dead_letter_is_read_back_equal(name: str, expected: object) ->
     assert dead.read(decode(golden(name).read_bytes())) == expected
 
 
+@pytest.mark.parametrize(("name", "expected"), [(LETTER_REDRIVEN, REDRIVEN), (COLLECTED, REMOVED), *NOTICES.items()])
+def test_what_operators_did_is_read_back_equal(name: str, expected: object) -> None:
+    message = decode(golden(name).read_bytes())
+    assert decode_data(message, msgspec.json.Decoder(type(expected)), "an operator's record") == expected
+
+
 @pytest.mark.parametrize("name", [AGENT_REGISTERED, AGENT_DEREGISTERED])
 def test_a_golden_registration_is_read_back_equal(name: str) -> None:
     assert decode_data(decode(golden(name).read_bytes()), msgspec.json.Decoder(Beat), "a beat") == BEAT
@@ -75,3 +99,25 @@ def test_every_golden_message_is_a_cloudevent_and_compact_json(name: str) -> Non
     assert {"specversion", "id", "source", "type", "time", "datacontenttype", "data"} <= document.keys()
     assert document["time"] == "2026-01-02T03:04:05.678901Z"
     assert b"\n" not in written
+
+
+@pytest.mark.parametrize("name", PAYLOADS)
+def test_the_form_of_a_payload_never_changes_by_accident(name: str) -> None:
+    written, pinned = (json.loads(body) for body in (PAYLOADS[name].body, golden(f"payload/{name}").read_bytes()))
+    # What a compressor makes of it may change with its version; how it is read may not.
+    assert bool(written.pop("data_base64", "")) == bool(pinned.pop("data_base64", ""))
+    assert list(written.items()) == list(pinned.items()), DECISION.format(name=name)
+
+
+def test_a_golden_compressed_payload_is_read_back_equal() -> None:
+    parcel = parse(golden("payload/compressed").read_bytes(), Limits(ROOMY, 0, ROOMY))
+    assert parcel is not None
+    assert parcel.unpacked(parcel.content) == encode(LARGE)
+
+
+def test_golden_references_name_an_object_by_the_hash_of_the_payload() -> None:
+    for name in ("object", "object-compressed"):
+        parcel = parse(golden(f"payload/{name}").read_bytes(), Limits(ROOMY, 0, ROOMY))
+        assert parcel is not None
+        assert parcel.name == PAYLOADS[name].name
+        assert parcel.unpacked(PAYLOADS[name].content)

@@ -157,7 +157,10 @@ async def test_input_that_does_not_fit_names_the_field(server: Server, client: C
             await client.ask("price", {"sku": "A-7"}, Priced, timeout_s=BOUND_S)
 
 
-async def test_a_result_over_the_limit_fails_the_phase_and_says_so(server: Server, client: Client) -> None:
+async def test_a_result_over_the_limit_fails_the_phase_and_says_so(
+    server: Server, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PHASEBUS_PAYLOAD_LIMIT_BYTES", "1000000")
     agent = Agent("verbose")
 
     @agent.capability("talk")
@@ -169,10 +172,11 @@ async def test_a_result_over_the_limit_fails_the_phase_and_says_so(server: Serve
             await client.ask("talk", {}, timeout_s=BOUND_S)
 
 
-async def test_an_input_over_the_limit_is_refused_before_anything_is_stored(client: Client) -> None:
-    with pytest.raises(TooLarge):
-        await client.send("price", "x" * 2**21)
-    assert await client.log.last(client.subjects.runs) is None
+async def test_an_input_over_the_limit_is_refused_before_anything_is_stored(server: Server) -> None:
+    async with bus.connect(server.url, payload_limit_bytes=1_000_000) as client:
+        with pytest.raises(TooLarge):
+            await client.send("price", "x" * 2**21)
+        assert await client.log.last(client.subjects.runs) is None
 
 
 async def test_undecodable_work_is_kept_as_it_came(server: Server, client: Client) -> None:

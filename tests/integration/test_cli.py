@@ -12,12 +12,16 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
 import pytest
 
+from bus import connect
 from bus.connection import Connection
+from bus.envelope import envelope
+from bus.events import COMMIT
 
 PHASEBUS = Path(sys.executable).with_name("phasebus")
 # No bus of somebody else's; and what thirty commands import is compiled once, whatever this process was told.
@@ -395,6 +399,23 @@ def test_an_answer_nobody_waits_for_is_refused_and_work_without_agents_is_said_t
     assert terminal.type("run", "cancel", "waiting", "--reason", "enough").returncode == 0
     [state] = terminal.results("run", "show", "waiting")
     assert state["status"] == "cancelled"
+
+
+async def test_events_that_this_version_does_not_know_are_shown_and_said_to_have_no_effect(terminal: Terminal) -> None:
+    assert terminal.type("run", "start", "unserved.toml", "--id", "future").returncode == 0
+    url = json.loads((terminal.folder / ".phasebus/address.json").read_bytes())["url"]
+    newer = [{"type": "phase.ready.v2", "phase": "paint"}, {"type": "phase.\x1b[2J.v1"}]
+    message = envelope(COMMIT, {"events": newer}, id="future", source="x", time=datetime.now(UTC), runid="future")
+    async with connect(url) as client:
+        await client.log.append(client.subjects.run("future"), message)
+    shown = terminal.type("run", "show", "future")
+    assert "unknown   2 events of types this version does not know: phasebus replay future" in shown.stdout
+    assert "events of an unknown type are kept" in shown.stderr
+    assert "\x1b[2J" not in shown.stdout + shown.stderr
+    told = terminal.type("replay", "future").stdout.splitlines()
+    assert "phase.ready.v2        of a newer version, without effect here: {" in told[-4]
+    assert "phase.\\x1b[2J.v1      of a type this version does not know, without effect here: {" in told[-2]
+    assert terminal.results("replay", "future")[-1]["event"]["raw"] == newer[1]
 
 
 def test_a_reader_that_has_had_enough_is_not_told_so(terminal: Terminal) -> None:

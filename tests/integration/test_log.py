@@ -1,9 +1,10 @@
-"""The log against a real server: appends that are never doubled, reads by position, following without a gap."""
+"""Appending to the log of a real server: never doubled, whatever happens to the line; all of a batch or nothing."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from uuid import uuid4
 
@@ -11,22 +12,33 @@ import pytest
 
 from bus.connection import Connection
 from bus.envelope import Envelope, envelope
-from bus.errors import MalformedMessage, Misconfigured, TooLarge
+from bus.errors import MalformedMessage, Misconfigured, TooLarge, TooMany
 from bus.log import Log, Part, VersionConflict
 from bus.server import Server
 from bus.settings import Settings
 from bus.subjects import Subjects
+from tests.cutter import Cutter
 
 RUN = "bus.run.r"
+SETTINGS = Settings(append_timeout_s=15, request_timeout_s=2, payload_limit_bytes=500_000)
 
 
 def message(text: str = "") -> Envelope:
     return envelope("test.v1", {"text": text}, id=uuid4().hex, source="/test", time=datetime.now(UTC))
 
 
+@asynccontextmanager
+async def cut_log(cutter: Cutter, server: Server) -> AsyncIterator[Log]:
+    """A log over a line that breaks."""
+    async with Connection.open(cutter.url(server.url), name="cut") as connection:
+        made = Log(connection, Subjects("bus"), SETTINGS)
+        await made.set_up()
+        yield made
+
+
 @pytest.fixture
 async def log(connection: Connection) -> AsyncIterator[Log]:
-    made = Log(connection, Subjects("bus"), Settings(append_timeout_s=15, request_timeout_s=2))
+    made = Log(connection, Subjects("bus"), SETTINGS)
     await made.set_up()
     yield made
 
@@ -73,55 +85,83 @@ async def test_a_batch_with_one_conflict_leaves_nothing(log: Log) -> None:
     assert len([record async for record in log.read("bus.>")]) == 1
 
 
+async def test_a_batch_over_the_servers_limit_is_refused_before_anything_is_sent(log: Log, server: Server) -> None:
+    with pytest.raises(TooMany, match="1001 messages of one batch: the limit is 1000"):
+        await log.append_together([Part(f"bus.topic.t{number}", message()) for number in range(1_001)])
+    with pytest.raises(TooLarge):
+        await log.append_together([Part("bus.topic.a", message()), Part("bus.topic.b", message("x" * 2**20))])
+    assert [record async for record in log.read(">")] == []
+    assert await log.append_together([Part(f"bus.topic.t{number}", message()) for number in range(1_000)]) == 1
+
+
+async def test_a_batch_that_is_abandoned_leaves_nothing(log: Log, connection: Connection) -> None:
+    member = {"Nats-Batch-Id": "lost", "Nats-Batch-Sequence": "1"}
+    await connection.request("bus.topic.a", b"never committed", headers=member, timeout_s=2)
+    assert await log.append("bus.topic.a", message()) == 1
+    assert len([record async for record in log.read(">")]) == 1
+
+
+async def test_a_conflict_in_any_member_of_a_batch_names_its_subject(log: Log) -> None:
+    first = await log.append("bus.run.b", message(), expected=0)
+    with pytest.raises(VersionConflict) as caught:
+        await log.append_together([Part("bus.run.a", message(), 0), Part("bus.run.b", message(), 0)])
+    assert (caught.value.subject, [record.position for record in caught.value.tail]) == ("bus.run.b", [first])
+
+
+async def test_a_pipeline_answers_with_positions_and_raises_the_first_failure(log: Log) -> None:
+    async with log.pipeline(window=50) as pipeline:
+        positions = [await pipeline.append(Part(RUN, message(str(number)))) for number in range(500)]
+    assert [position.result() for position in positions] == list(range(1, 501))
+    with pytest.raises(VersionConflict):
+        async with log.pipeline() as pipeline:
+            refused = await pipeline.append(Part(RUN, message(), 0))
+            stored = await pipeline.append(Part(RUN, message()))
+    assert isinstance(refused.exception(), VersionConflict)
+    assert stored.result() == 501
+
+
+async def test_a_pipeline_over_a_line_that_breaks_stores_each_message_once(server: Server) -> None:
+    async with Cutter.before(server.port) as cutter, cut_log(cutter, server) as log:
+        async with log.pipeline() as pipeline:
+            positions = [await pipeline.append(Part("bus.topic.t", message(f"n{number};"))) for number in range(100)]
+            cutter.cut(b"n60;")
+        assert cutter.cuts == 1
+        texts = [record.body.partition(b'"text":"n')[2].partition(b";")[0] async for record in log.read(">")]
+        assert sorted(map(int, texts)) == list(range(100))
+        assert sorted(position.result() for position in positions) == list(range(1, 101))
+
+
+@pytest.mark.parametrize("behind", [0, 200, 10_000])
+@pytest.mark.parametrize("expected", [None, 0])
+async def test_an_append_whose_line_breaks_anywhere_is_stored_once(
+    server: Server, expected: int | None, behind: int
+) -> None:
+    async with Cutter.before(server.port) as cutter, cut_log(cutter, server) as log:
+        cutter.cut(b"HPUB bus.run.r", behind)
+        position = await log.append(RUN, message("a"), expected=expected)
+        assert cutter.cuts == 1
+        assert [record.position async for record in log.read(RUN)] == [position] == [1]
+
+
+@pytest.mark.parametrize("behind", [0, 300, 900, 10_000])
+@pytest.mark.parametrize("expected", [None, 0])
+async def test_a_batch_whose_line_breaks_anywhere_is_stored_once(
+    server: Server, expected: int | None, behind: int
+) -> None:
+    parts = [Part("bus.topic.a", message("a"), expected), Part("bus.topic.b", message("b"))]
+    async with Cutter.before(server.port) as cutter, cut_log(cutter, server) as log:
+        cutter.cut(b"HPUB bus.topic.a", behind)
+        first = await log.append_together([*parts, Part("bus.topic.c", message("c"), expected)])
+        assert cutter.cuts == 1
+        assert [(record.position, record.subject) async for record in log.read(">")] == [
+            (first + number, f"bus.topic.{letter}") for number, letter in enumerate("abc")
+        ]
+
+
 async def test_a_message_over_the_limit_is_refused_and_the_log_goes_on(log: Log) -> None:
     with pytest.raises(TooLarge):
         await log.append(RUN, message("x" * 2**20), expected=0)
     assert await log.append(RUN, message("a"), expected=0)
-
-
-async def test_a_long_log_is_read_in_pages_from_any_position(log: Log) -> None:
-    count = 1_700
-    await asyncio.gather(*(log.append(f"bus.run.r{number % 7}", message()) for number in range(count)))
-    everything = [record.position async for record in log.read("bus.run.*")]
-    assert everything == list(range(1, count + 1))
-    assert [record.position async for record in log.read("bus.run.*", after=600, upto=1_200)] == list(range(601, 1_201))
-    assert len([record async for record in log.read("bus.run.r3")]) == len(range(3, count, 7))
-
-
-async def test_reading_what_nobody_wrote_ends_at_once(log: Log) -> None:
-    assert [record async for record in log.read("bus.run.nobody")] == []
-    assert await log.last("bus.run.nobody") is None
-    assert await log.at(12) is None
-
-
-async def test_a_position_is_found_by_time(log: Log) -> None:
-    first = await log.append(RUN, message("a"))
-    between = datetime.now(UTC)
-    await log.append(RUN, message("b"))
-    assert await log.position_at(between) == first
-    assert await log.position_at(datetime.now(UTC)) == first + 1
-
-
-async def test_following_has_no_gap_and_no_duplicate_across_server_kills(log: Log, server: Server) -> None:
-    count = 300
-    seen: list[int] = []
-
-    async def follow() -> None:
-        async for record in log.follow("bus.run.*"):
-            seen.append(record.position)
-            if len(seen) == count:
-                return
-
-    async def write() -> None:
-        for number in range(count):
-            await log.append(f"bus.run.r{number % 3}", message())
-            if number in {100, 200}:
-                await server.kill()
-                await server.restart()
-
-    async with asyncio.timeout(40):
-        await asyncio.gather(follow(), write())
-    assert seen == list(range(1, count + 1))
 
 
 async def test_an_append_survives_a_server_that_is_killed_and_comes_back(log: Log, server: Server) -> None:

@@ -22,7 +22,7 @@ from console.lazy import LazyGroup
 from console.main import cli, main
 from console.printer import to_json
 from console.store import explained
-from console.story import said
+from console.story import named, said
 from console.target import load
 
 HEAVY = ("bus", "nats", "pydantic", "msgspec", "structlog", "asyncio")
@@ -32,9 +32,11 @@ def groups() -> list[LazyGroup]:
     from console.commands.agent import agent
     from console.commands.archive import archive
     from console.commands.dead import dead
+    from console.commands.payload import payload
     from console.commands.run import run
+    from console.commands.schema import schema
 
-    found = [cli, agent, archive, dead, run]
+    found = [cli, agent, archive, dead, payload, run, schema]
     return [group for group in found if isinstance(group, LazyGroup)]
 
 
@@ -58,12 +60,12 @@ sys.exit(code)
 """
     ended = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True, timeout=20)
     assert ended.returncode == 0, ended.stderr
-    for name in ("up", "agent", "run", "replay", "dead", "attention", "version", "completion"):
+    for name in ("up", "agent", "run", "replay", "dead", "attention", "schema", "version", "completion"):
         assert f"\n  {name} " in ended.stdout
 
 
 def test_what_a_list_of_commands_says_is_what_the_command_says_itself() -> None:
-    assert len(groups()) == 5
+    assert len(groups()) == 7
     for group in groups():
         context = click.Context(group)
         for name, (place, says) in group._commands_at.items():
@@ -217,7 +219,13 @@ def test_json_that_others_stored_over_several_lines_is_printed_on_one() -> None:
 def test_an_event_is_told_in_a_line() -> None:
     done = PhaseCompleted(phase="write", item=3, attempt=2, output=msgspec.Raw(b'{"a": "\\u001b"}'))
     assert said(done) == 'write:3 #2: {"a":"\\u001b"}'
-    assert "of a newer version" in said(UnknownEvent("phase.paused.v9", msgspec.Raw(b"{}")))
+
+
+def test_an_event_of_an_unknown_type_is_told_as_such_and_can_not_move_the_cursor() -> None:
+    newer = UnknownEvent("phase.ready.v9", msgspec.Raw(b"{}"))
+    assert (named(newer), said(newer)) == ("phase.ready.v9", "of a newer version, without effect here: {}")
+    other = UnknownEvent("\x1b[2J", msgspec.Raw(b"{}"))
+    assert (named(other), said(other)[:40]) == ("\\x1b[2J", "of a type this version does not know, wi")
 
 
 @pytest.mark.parametrize(
@@ -233,6 +241,14 @@ def test_an_event_is_told_in_a_line() -> None:
 )
 def test_durations_are_short(seconds: float, words: str) -> None:
     assert text.duration(seconds) == words
+
+
+@pytest.mark.parametrize(
+    ("count", "words"),
+    [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (999_960, "1.0 MB"), (5_000_000, "5.0 MB"), (10**13, "10000.0 GB")],
+)
+def test_sizes_are_short(count: int, words: str) -> None:
+    assert text.size(count) == words
 
 
 def test_times_are_relative() -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from bus import subjects
 from bus.errors import InvalidName, MalformedMessage
-from bus.subjects import Subjects, Work
+from bus.subjects import Subjects, Work, live_copy
 
 HOSTILE = [
     "",
@@ -97,7 +97,7 @@ def test_everything_of_a_namespace_carries_its_name() -> None:
     assert names.run("r-1") == "lab.run.r-1"
     assert names.agent("pricing", "pricing-1") == "lab.agent.pricing.pricing-1"
     assert names.dead("git.collect") == "lab.dead.git:collect"
-    assert names.live_copy(names.run("r-1")) == "live.lab.run.r-1"
+    assert live_copy(names.run("r-1")) == "live.lab.run.r-1"
     assert all(subject.startswith("lab.") for subject in names.logged())
 
 

@@ -1,0 +1,211 @@
+"""AsyncAPI 3.1: the same document as channels, operations and messages, for the tools that read those.
+
+It describes what any process on the bus may send and receive. Subjects are those of `bus.subjects`; a test holds them
+against it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import msgspec
+
+from bus.document import Document, Schema, each_inside, message
+from bus.envelope import CONTENT_TYPE
+from bus.subjects import capability_token
+
+Action = Literal["send", "receive"]
+_BEAT = "beat.v1"
+_QUESTION = "question"
+
+_PARAMETERS = {
+    "run": "A run's id: 1 to 63 of a-z, 0-9, _ and -.",
+    "capability": "A capability; its dots are written as colons.",
+    "phase": "A phase's key, and for an item of an `each` phase its index: `analyse` or `analyse:3`.",
+    "attempt": "The number of the attempt, from 1.",
+    "agent": "An agent's name.",
+    "instance": "One live process of an agent.",
+    "area": "What operators did something to.",
+}
+_HEADERS = {
+    "Nats-Msg-Id": "The id in the body: whatever is sent again with it is stored once.",
+    "Nats-Expected-Last-Subject-Sequence": "The position of the newest message seen on the subject, 0 for none.",
+    "Content-Type": "Always that of the message.",
+}
+
+
+class Channel(msgspec.Struct, frozen=True):
+    """A subject below the namespace, what is on it, and who may do what there."""
+
+    name: str
+    subject: str
+    description: str
+    messages: tuple[str, ...]
+    is_logged: bool = False
+
+
+_CHANNELS = (
+    Channel("runs", "run.{run}", "What happened to a run and its phases.", ("run.commit.v1",), True),
+    Channel(
+        "work",
+        "work.{capability}.{run}.{phase}.{attempt}",
+        "An attempt waits to be taken. What it is about is in the run's own events.",
+        ("phase.work.v1",),
+    ),
+    Channel(
+        "agents",
+        "agent.{agent}.{instance}",
+        "An instance has come or gone.",
+        ("agent.registered.v1", "agent.deregistered.v1"),
+        True,
+    ),
+    Channel(
+        "dead",
+        "dead.{capability}",
+        "Work that was given up, and messages nobody could read.",
+        ("dead.letter.v1", "dead.unreadable.v1"),
+        True,
+    ),
+    Channel(
+        "operations",
+        "ops.{area}",
+        "What operators did to things that are not runs.",
+        ("ops.letter_redriven.v1", "ops.payloads_collected.v1"),
+        True,
+    ),
+    Channel("beats", "beat.{instance}", "An instance lives. Not stored.", (_BEAT,)),
+)
+_QUESTIONS = (
+    Channel("everyone", "ping", "Every instance answers.", (_QUESTION,)),
+    Channel("instance", "ping.{instance}", "This instance answers, if it lives.", (_QUESTION,)),
+    Channel("offers", "who.{capability}", "Every instance that has the capability answers.", (_QUESTION,)),
+)
+
+
+def asyncapi(document: Document, namespace: str, version: str) -> dict[str, Any]:
+    """The AsyncAPI document of a namespace. `version` is that of the program."""
+    live = [_live(channel) for channel in _CHANNELS if channel.is_logged]
+    work = [
+        Channel(
+            f"work_{name}",
+            f"work.{capability_token(name)}.{{run}}.{{phase}}.{{attempt}}",
+            f"Work for {name!r} of agent {each.agent!r}, whose input and output are the schemas "
+            f"`{name}.takes` and `{name}.gives`; they are in the run's events.",
+            ("phase.work.v1",),
+        )
+        for name, each in document.capabilities.items()
+    ]
+    channels = {
+        **{each.name: _channel(each, f"{namespace}.") for each in (*_CHANNELS, *_QUESTIONS, *work)},
+        **{each.name: _channel(each, f"live.{namespace}.") for each in live},
+        "answers": {"address": None, "description": "Whoever asked.", "messages": {_BEAT: _to("components", _BEAT)}},
+    }
+    operations: dict[str, Any] = {}
+    for each in _CHANNELS:
+        operations |= {f"{action}_{each.name}": _operation(each, action) for action in ("send", "receive")}
+    for each in _QUESTIONS:
+        operations |= {f"ask_{each.name}": _question(each, "send"), f"answer_{each.name}": _question(each, "receive")}
+    operations |= {f"receive_{each.name}": _operation(each, "receive") for each in (*live, *work)}
+    return {
+        "asyncapi": "3.1.0",
+        "info": {
+            "title": f"phasebus, namespace {namespace}",
+            "version": version,
+            "description": "Agents, runs and their events on NATS JetStream: one ordered log, and everything is in it.",
+        },
+        "defaultContentType": CONTENT_TYPE,
+        "servers": {"nats": {"host": "localhost:4222", "protocol": "nats", "description": "NATS with JetStream."}},
+        "channels": channels,
+        "operations": operations,
+        "components": {
+            "schemas": _schemas(document),
+            "messages": dict(_messages(document)),
+            "correlationIds": {
+                "correlation": {
+                    "description": "The same in everything that belongs together: a run, and what came of it.",
+                    "location": "$message.payload#/correlationid",
+                }
+            },
+        },
+    }
+
+
+def _live(channel: Channel) -> Channel:
+    description = "What the server has stored, published by it once more: " + channel.description
+    return msgspec.structs.replace(channel, name=f"live_{channel.name}", description=description)
+
+
+def _channel(channel: Channel, prefix: str) -> dict[str, Any]:
+    parameters = {name: {"description": says} for name, says in _PARAMETERS.items() if f"{{{name}}}" in channel.subject}
+    return {
+        "address": prefix + channel.subject,
+        "description": channel.description,
+        "messages": {name: _to("components", name) for name in channel.messages},
+        **({"parameters": parameters} if parameters else {}),
+    }
+
+
+def _operation(channel: Channel, action: str) -> dict[str, Any]:
+    return {
+        "action": action,
+        "channel": {"$ref": f"#/channels/{channel.name}"},
+        "messages": [_to(channel.name, name) for name in channel.messages],
+    }
+
+
+def _question(channel: Channel, action: Action) -> dict[str, Any]:
+    reply = {"channel": {"$ref": "#/channels/answers"}, "messages": [_to("answers", _BEAT)]}
+    return {**_operation(channel, action), "reply": reply}
+
+
+def _to(place: str, name: str) -> dict[str, str]:
+    """A reference to a message, in the components or in a channel."""
+    return {"$ref": f"#/components/messages/{name}" if place == "components" else f"#/channels/{place}/messages/{name}"}
+
+
+def _messages(document: Document) -> Iterator[tuple[str, dict[str, Any]]]:
+    logged = {name for channel in _CHANNELS if channel.is_logged for name in channel.messages}
+    headers = {name: {"type": "string", "description": says} for name, says in _HEADERS.items()}
+    envelope, *packed = (document.types[f"envelope{form}.v1"].schema for form in ("", ".compressed", ".referring"))
+    for wire, each in document.types.items():
+        if each.carried == "data":
+            yield (
+                wire,
+                {
+                    "name": wire,
+                    "contentType": CONTENT_TYPE,
+                    "correlationId": {"$ref": "#/components/correlationIds/correlation"},
+                    "payload": _draft_07(_in_all_forms(wire, each.schema, envelope, packed if wire in logged else [])),
+                    **({"headers": {"type": "object", "properties": headers}} if wire in logged else {}),
+                },
+            )
+    beat = _draft_07(document.types[_BEAT].schema)
+    yield _BEAT, {"name": _BEAT, "contentType": "application/json", "payload": beat}
+    yield _QUESTION, {"name": _QUESTION, "summary": "An empty message; whoever is meant answers with a beat."}
+
+
+def _in_all_forms(wire: str, schema: Schema, envelope: Schema, packed: list[Schema]) -> Schema:
+    inline = message(wire, schema, envelope)
+    others = [{"allOf": [form, {"properties": {"type": {"const": wire}}}]} for form in packed]
+    return {"anyOf": [inline, *others]} if others else inline
+
+
+def _schemas(document: Document) -> dict[str, Schema]:
+    schemas = dict(document.definitions)
+    for name, each in document.capabilities.items():
+        schemas |= {f"{name}.takes": each.takes, f"{name}.gives": each.gives}
+    return {name: _draft_07(schema) for name, schema in sorted(schemas.items())}
+
+
+def _draft_07(schema: Schema) -> Schema:
+    """The same in the dialect of AsyncAPI, which has another word for items by place, and other places for all."""
+    old = each_inside(schema, _draft_07)
+    if "$ref" in old:
+        old["$ref"] = old["$ref"].replace("#/$defs/", "#/components/schemas/")
+    if "prefixItems" in old:
+        rest = old.pop("items", None)
+        old["items"] = old.pop("prefixItems")
+        if rest is not None:
+            old["additionalItems"] = rest
+    return old

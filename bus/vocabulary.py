@@ -1,0 +1,89 @@
+"""The vocabulary: every type this library puts on the wire, and those of the program it is part of.
+
+Nothing reads messages through this table. It is what the schema document (`bus.document`) is made of, and a test holds
+it against whatever the library writes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from bus.dead import LETTER_REDRIVEN, LETTERS, LetterRedriven
+from bus.document import Entry
+from bus.envelope import Envelope
+from bus.errors import SettingsError
+from bus.events import COMMIT, EVENTS, Body, Known
+from bus.garbage import COLLECTED, PayloadsCollected
+from bus.ledger import WORK
+from bus.messages import MESSAGES
+from bus.notices import REMOVED, SEALED, STARTED, ArchiveRemoved, ArchiveSealed, ArchiveStarted
+from bus.presence import Beat
+from bus.worker import AGENT_DEREGISTERED, AGENT_REGISTERED
+
+# What is a whole message has a name here only: it is not in the bytes.
+BEAT = "beat.v1"
+ENVELOPE, COMPRESSED, REFERRING = "envelope.v1", "envelope.compressed.v1", "envelope.referring.v1"
+
+
+class Commit(Body[Known], frozen=True):
+    """What one append stored together: one or more events of a run, in order."""
+
+
+def _with_form(name: str, says: str, *form: tuple[Any, ...]) -> Any:
+    """The envelope with its data in another form (`bus.payload`)."""
+    attributes = [
+        (each.name, each.type) if each.required else (each.name, each.type, each.default)
+        for each in msgspec.structs.fields(Envelope)
+        if each.name != "data"
+    ]
+    return msgspec.defstruct(name, [*attributes, *form], kw_only=True, namespace={"__doc__": says})
+
+
+CompressedEnvelope = _with_form(
+    "CompressedEnvelope",
+    "A message whose data is compressed; `datasize` is that of the JSON, in bytes.",
+    ("data_base64", bytes),
+    ("dataencoding", Literal["zstd"]),
+    ("datasize", int),
+)
+ReferringEnvelope = _with_form(
+    "ReferringEnvelope",
+    "A message whose data is an object of the namespace's bucket; size and hash are those of the JSON.",
+    ("dataref", str),
+    ("datasize", int),
+    ("datasha256", str),
+    ("dataencoding", Literal["zstd"] | msgspec.UnsetType, msgspec.UNSET),
+)
+
+
+def vocabulary() -> dict[str, Entry]:
+    """Every type by its wire name. Raises SettingsError if one of the program's has a name of the library's."""
+    entries = {wire: Entry("event", type) for wire, type in EVENTS.types.items()}
+    entries |= {wire: Entry("data", type) for wire, type in LETTERS.types.items()}
+    entries |= {
+        ENVELOPE: Entry("body", Envelope),
+        COMPRESSED: Entry("body", CompressedEnvelope),
+        REFERRING: Entry("body", ReferringEnvelope),
+        COMMIT: Entry("data", Commit),
+        WORK: Entry("data", None),
+        AGENT_REGISTERED: Entry("data", Beat),
+        AGENT_DEREGISTERED: Entry("data", Beat),
+        LETTER_REDRIVEN: Entry("data", LetterRedriven),
+        STARTED: Entry("data", ArchiveStarted),
+        SEALED: Entry("data", ArchiveSealed),
+        REMOVED: Entry("data", ArchiveRemoved),
+        COLLECTED: Entry("data", PayloadsCollected),
+        BEAT: Entry("body", Beat),
+    }
+    for wire, type in MESSAGES.types.items():
+        if wire in entries:
+            raise SettingsError(f"the message type {wire!r} is one of the bus's own: give it another name")
+        entries[wire] = Entry("value", type)
+    return entries
+
+
+def upcasters() -> dict[str, str]:
+    """Every older wire type that can be read, and what it is read as."""
+    return EVENTS.upcasters | LETTERS.upcasters | MESSAGES.upcasters

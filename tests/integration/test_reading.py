@@ -1,0 +1,166 @@
+"""Reading the log of a real server: by position and time, backwards, several subjects; following without a gap."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from datetime import UTC, datetime
+from uuid import uuid4
+
+import pytest
+
+from bus.connection import Connection
+from bus.envelope import Envelope, envelope
+from bus.log import Log, Part
+from bus.server import Server
+from bus.settings import Settings
+from bus.subjects import Subjects, pattern
+from tests.harness import until
+
+RUN = "bus.run.r"
+
+
+def message(text: str = "") -> Envelope:
+    return envelope("test.v1", {"text": text}, id=uuid4().hex, source="/test", time=datetime.now(UTC))
+
+
+@pytest.fixture
+async def log(connection: Connection) -> AsyncIterator[Log]:
+    made = Log(connection, Subjects("bus"), Settings(append_timeout_s=15, request_timeout_s=2))
+    await made.set_up()
+    yield made
+
+
+async def fill(log: Log, subjects: list[str]) -> None:
+    async with log.pipeline() as pipeline:
+        for subject in subjects:
+            await pipeline.append(Part(subject, message()))
+
+
+async def test_a_long_log_is_read_in_pages_from_any_position(log: Log) -> None:
+    count = 1_700
+    await asyncio.gather(*(log.append(f"bus.run.r{number % 7}", message()) for number in range(count)))
+    everything = [record.position async for record in log.read("bus.run.*")]
+    assert everything == list(range(1, count + 1))
+    assert [record.position async for record in log.read("bus.run.*", after=600, upto=1_200)] == list(range(601, 1_201))
+    assert len([record async for record in log.read("bus.run.r3")]) == len(range(3, count, 7))
+
+
+async def test_reading_what_nobody_wrote_ends_at_once(log: Log) -> None:
+    assert [record async for record in log.read("bus.run.nobody")] == []
+    assert await log.last("bus.run.nobody") is None
+    assert await log.at(12) is None
+
+
+async def test_a_position_is_found_by_time(log: Log) -> None:
+    first = await log.append(RUN, message("a"))
+    between = datetime.now(UTC)
+    await log.append(RUN, message("b"))
+    assert await log.position_at(between) == first
+    assert await log.position_at(datetime.now(UTC)) == first + 1
+
+
+async def test_following_has_no_gap_and_no_duplicate_across_server_kills(log: Log, server: Server) -> None:
+    count = 300
+    seen: list[int] = []
+
+    async def follow() -> None:
+        async for record in log.follow("bus.run.*"):
+            seen.append(record.position)
+            if len(seen) == count:
+                return
+
+    async def write() -> None:
+        for number in range(count):
+            await log.append(f"bus.run.r{number % 3}", message())
+            if number in {100, 200}:
+                await server.kill()
+                await server.restart()
+
+    async with asyncio.timeout(40):
+        await asyncio.gather(follow(), write())
+    assert seen == list(range(1, count + 1))
+
+
+async def test_any_subjects_and_bounds_read_what_a_plain_filter_would(log: Log) -> None:
+    seeded = random.Random(7)
+    names = [f"bus.{kind}.{name}" for kind in ("run", "topic") for name in "abcde"] + ["bus.ops.x.y"]
+    # Long stretches of one subject between mixed ones: the reader changes the filter it asks the server with.
+    subjects = [seeded.choice(names) for _ in range(1_500)] + ["bus.run.a"] * 1_500 + ["bus.topic.e"] * 1_500
+    subjects += [seeded.choice(names) for _ in range(1_500)]
+    await fill(log, subjects)
+    wanted = [
+        ["bus.run.*"],
+        ["bus.run.a", "bus.topic.>"],
+        ["bus.topic.e"],
+        [">", "bus.run.a"],
+        ["bus.*.x.y", "bus.run.b"],
+    ]
+    for filters in wanted:
+        for after, upto in ((0, None), (1_234, 4_321), (5_990, None), (0, 0)):
+            expected = [
+                position
+                for position, subject in enumerate(subjects, 1)
+                if after < position <= (upto if upto is not None else len(subjects))
+                and any(pattern(each).fullmatch(subject) for each in filters)
+            ]
+            assert [record.position async for record in log.read(*filters, after=after, upto=upto)] == expected
+        backwards = [record.position async for record in log.read_back(*filters, before=5_000)]
+        forwards = [record.position async for record in log.read(*filters, upto=4_999)]
+        assert backwards == forwards[::-1]
+
+
+async def test_reading_backwards_stops_when_nobody_wants_more(log: Log) -> None:
+    await fill(log, [RUN] * 3_000)
+    async with aclosing(log.read_back(RUN)) as records:
+        assert [(await anext(records)).position for _ in range(3)] == [3_000, 2_999, 2_998]
+
+
+async def test_several_subjects_are_followed_as_one_in_order(log: Log) -> None:
+    await fill(log, ["bus.run.a", "bus.topic.t", "bus.run.b"])
+    async with aclosing(log.follow("bus.run.*", "bus.topic.t")) as records:
+        assert [(await anext(records)).position for _ in range(3)] == [1, 2, 3]
+        await fill(log, ["bus.topic.t", "bus.topic.other", "bus.run.a"])
+        assert [(await anext(records)).position for _ in range(2)] == [4, 6]
+
+
+@pytest.mark.parametrize(("idle_s", "afterwards"), [(1_000.0, 1), (0.2, 0)], ids=["by the next", "by looking"])
+async def test_a_live_copy_that_got_lost_is_noticed(
+    log: Log, connection: Connection, monkeypatch: pytest.MonkeyPatch, idle_s: float, afterwards: int
+) -> None:
+    monkeypatch.setattr("bus.reading._IDLE_S", idle_s)
+    seen: list[int] = []
+
+    async def follow() -> None:
+        async for record in log.follow(RUN):
+            seen.append(record.position)
+
+    async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+        following = tasks.create_task(follow())
+        await log.append(RUN, message())
+        await until(lambda: seen == [1])
+        callbacks = connection._client.callbacks
+        live = next(sid for sid, interest in connection._client._subs.items() if interest.subject.startswith("live."))
+        take = callbacks.pop(live)
+        await log.append(RUN, message())
+        await connection.flush(2)
+        callbacks[live] = take
+        await fill(log, [RUN] * afterwards)
+        await until(lambda: seen == [1, 2, 3][: 2 + afterwards])
+        following.cancel()
+
+
+async def test_a_record_knows_when_it_was_stored_and_what_its_headers_were(log: Log, connection: Connection) -> None:
+    began = datetime.now(UTC)
+    sent = message()
+    async with aclosing(log.follow(RUN)) as live:
+        coming = asyncio.ensure_future(anext(live))
+        await asyncio.sleep(0.05)
+        await log.append(RUN, sent, expected=0)
+        stored = await log.at(1)
+        assert stored is not None
+        for record in (stored, await coming):
+            assert began <= record.stored_at <= datetime.now(UTC)
+            assert record.headers == {"Nats-Msg-Id": sent.id, "Content-Type": "application/cloudevents+json"}
