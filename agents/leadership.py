@@ -10,7 +10,7 @@ import msgspec
 
 from bus.client import Client
 from bus.connection import Message
-from bus.errors import BusError, Misconfigured
+from bus.errors import BusError, Misconfigured, NoResponders
 
 _LEADER = "supervisor"
 _FLOOR = "floor"
@@ -62,6 +62,15 @@ class Leadership:
             raise
         self.revision = answer.seq if answer.error is None else 0
         return self.revision > 0
+
+    async def leader(self) -> str | None:
+        """Who has the lease now, if anybody has. Raises Unavailable."""
+        request = msgspec.json.encode({"last_by_subj": f"$KV.{self._bucket}.{_LEADER}"})
+        try:
+            answer = await self._ask(f"$JS.API.DIRECT.GET.KV_{self._bucket}", request)
+        except NoResponders:
+            return None  # nobody has ever led here
+        return answer.data.decode(errors="replace") if not answer.status and answer.data else None
 
     async def release(self) -> None:
         """Let the next in line take over at once."""

@@ -4,7 +4,8 @@ An author needs `Agent`, `Context` and `Reject`; a caller needs `connect`; a pla
 """
 
 from bus.agent import Agent, Reject
-from bus.client import Client, Happening, Receipt, WorkFailed, connect
+from bus.client import Client, Receipt, WorkFailed
+from bus.connecting import connect
 from bus.context import Context
 from bus.errors import (
     Archived,
@@ -22,12 +23,14 @@ from bus.errors import (
     TooLarge,
     Unavailable,
 )
+from bus.happening import Happening
 from bus.messages import message, upcaster
 from bus.plan import Approval, Phase, Plan
 from bus.problem import Problem
 from bus.references import Ref, ref
 from bus.retry import Retry, RetryLater, RetryPolicy
 from bus.run import RunState
+from bus.selection import Selection
 from bus.settings import Settings
 from bus.worker import serving
 
@@ -57,6 +60,7 @@ __all__ = [
     "RetryLater",
     "RetryPolicy",
     "RunState",
+    "Selection",
     "Settings",
     "SettingsError",
     "TimedOut",

@@ -28,10 +28,10 @@ from bus.index import Index, Removal, read_index, write_index
 from bus.ledger import utc_now
 from bus.log import Log, VersionConflict
 from bus.notices import REMOVED, SEALED, STARTED, Notices, SealedSegment
+from bus.outgoing import Outgoing, Tally, select
 from bus.record import Record
 from bus.retention import Policy, class_of
 from bus.segment import Segment
-from bus.selection import Selection, Tally, select
 
 _AT_ONCE = 64
 _SAID_SUBJECTS = 100
@@ -49,7 +49,7 @@ class Outcome(msgspec.Struct, frozen=True):
     kept: Sequence[str] = ()
 
 
-async def choose(client: Client, policy: Policy) -> Selection:
+async def choose(client: Client, policy: Policy) -> Outgoing:
     """What would go now: nothing is done. Raises Unavailable."""
     return await select(_live(client), policy, utc_now())
 
@@ -122,7 +122,7 @@ class _Pass:
 
     # Into the archive
 
-    async def _copy(self, selection: Selection) -> list[Segment]:
+    async def _copy(self, selection: Outgoing) -> list[Segment]:
         newest = max(selection.upto.values())
         number = len(self._index.segments) + 1
         segments = await copying.write(
@@ -136,14 +136,14 @@ class _Pass:
         )
         return segments
 
-    async def _enter(self, segments: Sequence[Segment], selection: Selection) -> Removal:
+    async def _enter(self, segments: Sequence[Segment], selection: Outgoing) -> Removal:
         """From here on it is archived, and may leave the log."""
         removal = Removal(tuple(segment.file for segment in segments), selection.upto)
         await self._store(replace(self._index, segments=(*self._index.segments, *segments), removal=removal))
         self._progress("indexed", 1, 1)
         return removal
 
-    async def _chosen(self, selection: Selection) -> AsyncGenerator[Record, None]:
+    async def _chosen(self, selection: Outgoing) -> AsyncGenerator[Record, None]:
         """The records of the selection that no earlier pass has archived."""
         after = {subject: self._index.upto(subject) for subject in selection.upto}
         classes = dict.fromkeys(class_of(subject) for subject in selection.upto)

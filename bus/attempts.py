@@ -119,7 +119,7 @@ class Attempts:
             instance=self._instance,
             correlation=order.correlation,
             deadline_at=started.deadline_at,
-            report=_Progress(self._client, order, self._instance).report,
+            report=Reporter(self._client, order, self._instance).report,
         )
         began = time.monotonic()
         timeout_s = (started.deadline_at - utc_now()).total_seconds()
@@ -196,7 +196,7 @@ def _next_start(decided: Decided | None, instance: str) -> PhaseStarted | None:
     return next((each for each in happened if isinstance(each, PhaseStarted) and each.instance == instance), None)
 
 
-class _Progress:
+class Reporter:
     """Stores what a handler says of its progress, no more often than twice a second."""
 
     def __init__(self, client: Client, order: Order, instance: str) -> None:

@@ -1,56 +1,37 @@
-"""The client: ask, send, start, watch. What anybody uses to talk to agents and to see what became of it."""
+"""The client: ask, send, start, watch, events. What anybody uses to talk to agents and to see what became of it."""
 
 from __future__ import annotations
 
 import asyncio
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
-from datetime import datetime
+from contextlib import aclosing
 from functools import lru_cache
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
+from typing import Any, TypeVar, overload
 from uuid import uuid4
 
 import msgspec
 import structlog
 
-from bus import dead
-from bus.address import find_started
+from bus import dead, feed
 from bus.commands import Answer, Begin, Cancel, Redrive
 from bus.connection import Connection
-from bus.durability import Durability, prove
-from bus.envelope import decode, envelope
-from bus.errors import (
-    Archived,
-    BusError,
-    MalformedMessage,
-    NoLiveAgent,
-    NotFound,
-    PlanError,
-    Refused,
-    TimedOut,
-    Unavailable,
-)
-from bus.events import Commit, Event, archived, is_ending
+from bus.durability import Durability
+from bus.envelope import Envelope, envelope
+from bus.errors import Archived, BusError, MalformedMessage, NoLiveAgent, NotFound, PlanError, Refused, TimedOut
+from bus.events import Commit, archived, is_ending
+from bus.happening import Happening
 from bus.ledger import Ledger, utc_now
 from bus.log import Log
-from bus.logs import configure_if_not
 from bus.messages import MESSAGES
-from bus.natscontext import read_context
 from bus.plan import TASK, Phase, Plan
 from bus.presence import Beat, is_offered, roster
 from bus.problem import Problem
 from bus.references import ref
 from bus.run import RunState
 from bus.runs import Runs
-from bus.server import embedded
+from bus.selection import Selection
 from bus.settings import Settings
-from bus.streams import info
-from bus.subjects import Subjects
-
-if TYPE_CHECKING:
-    from bus.archive import Archive
 
 logger = structlog.get_logger(__name__)
 
@@ -69,17 +50,6 @@ class Receipt(msgspec.Struct, frozen=True):
     position: int
     durability: Durability
     unserved: Sequence[str] = ()
-
-
-class Happening(msgspec.Struct, frozen=True):
-    """One event of a run: its position (the commit's, and its index in it), its time, what it says."""
-
-    run: str
-    position: int
-    index: int
-    at: datetime
-    event: Event
-    commit: Commit
 
 
 class WorkFailed(BusError):
@@ -193,20 +163,39 @@ class Client:
             wanted = getattr(gives, "__name__", repr(gives))
             raise MalformedMessage(f"the output of {phase!r} is not what was asked for ({wanted}): {error}") from error
 
+    def events(
+        self, selection: Selection | None = None, *, follow: bool = False, **wanted: Any
+    ) -> AsyncGenerator[Happening, None]:
+        """What the log holds of a selection, event by event, given whole or as its fields: `events(runs=["r"])`.
+
+        With `follow` it goes on with what is stored from now on, for ever. Close it (`contextlib.aclosing`) if you
+        leave it early. Raises SettingsError, InvalidName, Unavailable.
+        """
+        return feed.happenings(self.log, selection or Selection(**wanted), follow=follow)
+
     async def watch(self, run: str, *, after: int = 0) -> AsyncGenerator[Happening, None]:
-        """A run's events as they happen, from after a position of the log; ends with it. Raises NotFound, Archived."""
+        """A run's events as they happen, from after a position of the log; ends with it. Raises NotFound, Archived.
+
+        What can't be read is passed over, and logged.
+        """
+        subject = self.subjects.run(run)
         state: RunState | None = await self.ledger.as_of(run, after) if after else None
-        if state is None and await self.log.last(self.subjects.run(run)) is None:
+        if state is None and await self.log.last(subject) is None:
             raise NotFound(f"there is no run {run!r} in this log")
         if state is not None and not state.is_open:
             return
-        async with aclosing(self.ledger.follow(run, after=after)) as commits:
-            async for commit in commits:
-                if (last := archived(commit)) is not None:
+        async with aclosing(self.log.follow(subject, after=after)) as records:
+            async for record in records:
+                found = feed.read(record)
+                commit = found[-1].commit
+                if commit is not None and (last := archived(commit)) is not None:
                     raise Archived(run, last.archive)
-                for index, event in enumerate(commit.events):
-                    yield Happening(run, commit.position, index, commit.at, event, commit)
-                if any(is_ending(event) for event in commit.events) and await self._has_ended(run, commit):
+                for each in found:
+                    if each.problem:
+                        logger.warning("record set aside", run=run, position=record.position, error=each.problem)
+                    else:
+                        yield each
+                if commit is not None and any(map(is_ending, commit.events)) and await self._has_ended(run, commit):
                     return
 
     async def _has_ended(self, run: str, ending: Commit) -> bool:
@@ -246,14 +235,12 @@ class Client:
 
     async def dead_letter(self, number: int) -> dead.DeadLetter | dead.Unreadable:
         """One dead letter. Raises NotFound."""
-        record = await self.log.at(number)
-        if record is None or not record.subject.startswith(self.subjects.dead_letters.removesuffix("*")):
-            raise NotFound(f"there is no dead letter {number}")
-        return dead.read(decode(record.body))
+        return dead.read(await self._dead_message(number))
 
     async def redrive_letter(self, number: int, *, by: str) -> None:
         """Send dead work again to where it came from. Raises NotFound, Refused if it is not dead any more."""
-        letter = await self.dead_letter(number)
+        message = await self._dead_message(number)
+        letter = dead.read(message)
         if isinstance(letter, dead.DeadLetter):
             if not dead.is_open(letter, await self.runs.load(letter.run)):
                 raise Refused(
@@ -263,10 +250,18 @@ class Client:
             return
         if letter.size_bytes > len(letter.body):
             raise Refused(f"dead letter {number} is the beginning of {letter.size_bytes} bytes: it can't be sent again")
-        said = dead.LetterRedriven(by, number, letter.subject)
+        # By its id: its number is its position in this log, and an import into another gives it a new one.
+        said = dead.LetterRedriven(by, message.id, letter.subject)
         record = envelope(dead.LETTER_REDRIVEN, said, id=uuid4().hex, source=self.source, time=utc_now())
         await self.log.append(self.subjects.ops("dead"), record)
-        self.connection.publish(letter.subject, letter.body)
+        # A letter that was imported names a subject of the bus it comes from.
+        self.connection.publish(self.subjects.ours(letter.subject), letter.body)
+
+    async def _dead_message(self, number: int) -> Envelope:
+        record = await self.log.at(number)
+        if record is None or not record.subject.startswith(self.subjects.dead_letters.removesuffix("*")):
+            raise NotFound(f"there is no dead letter {number}")
+        return record.envelope()
 
     async def _unserved(self, capabilities: Sequence[str]) -> list[str]:
         offered = await asyncio.gather(
@@ -276,103 +271,6 @@ class Client:
             )
         )
         return [each for each, is_there in zip(capabilities, offered, strict=True) if not is_there]
-
-
-@asynccontextmanager
-async def connect(
-    url: str | None = None,
-    *,
-    name: str = "client",
-    settings: Settings | None = None,
-    alone: bool = True,
-    create: bool = True,
-    **values: Any,
-) -> AsyncIterator[Client]:
-    """Connect to the bus: to `url`, to `NATS_URL`, to a NATS context, to the one `phasebus up` runs in this folder or
-    above it, or else to a server of its own in a temporary folder (not with `alone=False`: then Unavailable is raised).
-
-    `values` are settings by name, on top of the environment's. The streams are checked, and created if they are not
-    there (with `create=False`, NotFound is raised instead). A lost line is made again for ever. A program that has not
-    set up structlog gets JSON logs on stderr. Raises SettingsError, Unavailable, Misconfigured.
-    """
-    settings = settings or Settings.load(url=url, **values)
-    configure_if_not(settings.log_level)
-    subjects = Subjects(settings.namespace)
-    async with AsyncExitStack() as stack:
-        login = await _login(settings, stack, alone=alone)
-        durability = login.durability or await prove(login.system_url, settings.durability, settings.request_timeout_s)
-        connection = await stack.enter_async_context(
-            Connection.open(
-                login.url, name=name, credentials=login.credentials, connect_timeout_s=settings.request_timeout_s
-            )
-        )
-        archive = await _archive(settings)
-        log = Log(connection, subjects, settings, archive)
-        await log.set_up(create=create)
-        if archive is not None:
-            archive.must_be_of((await info(connection, subjects.stream, settings.request_timeout_s)).created)
-        tasks = await stack.enter_async_context(_tasks())
-        source = f"/{name}"
-        ledger = Ledger(log, connection, source=source)
-        yield Client(
-            settings,
-            connection,
-            log,
-            ledger,
-            Runs(ledger, tasks),
-            source=source,
-            system_url=login.system_url,
-            operator_url=login.operator_url,
-            durability=durability,
-        )
-
-
-class _Login(NamedTuple):
-    """How to sign in; and how durable it is, where one of us has set the server up."""
-
-    url: str
-    system_url: str | None
-    operator_url: str | None
-    credentials: Path | None = None
-    durability: Durability | None = None
-
-
-async def _login(settings: Settings, stack: AsyncExitStack, *, alone: bool) -> _Login:
-    system_url = settings.system_url.get_secret_value() if settings.system_url else None
-    operator_url = settings.operator_url.get_secret_value() if settings.operator_url else None
-    if settings.url is not None:
-        return _Login(settings.url.get_secret_value(), system_url, operator_url, settings.credentials)
-    if settings.context is not None:
-        context = read_context(settings.context)
-        return _Login(context.login_url, system_url, operator_url, settings.credentials or context.credentials)
-    started = find_started(logger.warning)
-    if started is not None:
-        return _Login(started.url, started.system_url, started.operator_url, durability=started.durability)
-    if not alone:
-        raise Unavailable("no bus found: start one with `phasebus up` in this folder or above, or set NATS_URL")
-    server = await stack.enter_async_context(embedded(durability=settings.durability, namespace=settings.namespace))
-    logger.info("no bus found, so a private one was started", store=str(server.store))
-    return _Login(server.url, server.system_url, server.operator_url, durability=settings.durability)
-
-
-async def _archive(settings: Settings) -> Archive | None:
-    if settings.archive is None:
-        return None
-    from bus.archive import Archive  # noqa: PLC0415 - only who has one pays for it
-
-    return await Archive.open(settings.archive)
-
-
-@asynccontextmanager
-async def _tasks() -> AsyncIterator[asyncio.TaskGroup]:
-    """A task group whose body raises what it raises, not a group of it."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            yield group
-    except BaseExceptionGroup as raised:
-        if len(raised.exceptions) == 1:
-            raise raised.exceptions[0] from None
-        raise
 
 
 def _as_json(value: object) -> msgspec.Raw:

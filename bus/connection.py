@@ -169,6 +169,10 @@ class Connection:
             raise InvalidName(f"reply {reply!r} is not a subject: tokens joined by dots, without spaces or wildcards")
         self._publish(subject, data, headers, reply)
 
+    def check(self, subject: str, data: bytes, headers: Mapping[str, str] | None = None) -> None:
+        """Whether `publish` would take it, without sending anything. Raises InvalidName, TooLarge."""
+        self._frame(subject, data, headers, "")
+
     async def request(
         self, subject: str, data: bytes = b"", *, headers: Mapping[str, str] | None = None, timeout_s: float
     ) -> Message:

@@ -74,10 +74,10 @@ class Unreadable(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class LetterRedriven(msgspec.Struct, frozen=True):
-    """Somebody sent the bytes of an unreadable message again to where they came from."""
+    """Somebody sent the bytes of an unreadable message again to where they came from; `letter` is its record's id."""
 
     by: str
-    dead_letter: int
+    letter: str
     subject: str
 
 

@@ -36,7 +36,7 @@ class Log:
         self._connection = connection
         self._settings = settings
         self.subjects = subjects
-        payloads = Payloads(connection, subjects, settings)
+        payloads = self._payloads = Payloads(connection, subjects, settings)
         self._reader = Reader(
             connection,
             subjects.stream,
@@ -66,6 +66,13 @@ class Log:
         `bus.appending`. Source: headers Nats-Msg-Id and Nats-Expected-Last-Subject-Sequence; a resend repeats both.
         """
         return await self._appender.append(Part(subject, message, expected))
+
+    async def pack(self, subject: str, message: Envelope) -> bytes:
+        """The bytes an append of the message on `subject` would send; what they refer to is stored for an hour or more.
+
+        Raises TooLarge, Unavailable, Misconfigured.
+        """
+        return await self._payloads.pack(subject, message)
 
     def pipeline(self, *, window: int = 1_000) -> Pipeline:
         """For many appends that do not depend on each other: `async with log.pipeline() as pipeline`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from typing import Any, Literal, TextIO
@@ -40,4 +41,8 @@ def configure_if_not(level: Level) -> None:
 
 def _to_json(_logger: object, _method: str, event: dict[str, Any]) -> str:
     first = {name: event.pop(name) for name in ("timestamp", "level", "event") if name in event}
-    return msgspec.json.encode(first | event, enc_hook=repr).decode()
+    try:
+        return msgspec.json.encode(first | event, enc_hook=repr).decode()
+    except UnicodeEncodeError:
+        # Bytes that are not UTF-8, of a subject for example: a line about them must not end whoever writes it.
+        return json.dumps(first | event, default=repr)

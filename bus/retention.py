@@ -1,7 +1,7 @@
 """Retention: how long each class of subjects stays in the log, and why something stays longer.
 
 For ever, unless a policy gives an age. A run goes as a whole and only after its end; what somebody still has to look
-at stays. Pure: what is due is told here, what is there is read in `bus.selection`.
+at stays. Pure: what is due is told here, what is there is read in `bus.outgoing`.
 """
 
 from __future__ import annotations

@@ -1,251 +1,125 @@
-"""Selection: what a policy lets go out of a log now, up to which position of each subject, and why the rest stays.
+"""A selection: which of the log's events somebody wants to see. It says where to look, and what fits.
 
-What leaves a subject is always its beginning: the server takes out all up to a position, and nothing in between.
+Pure: reading what a selection names is the work of `bus.feed`.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections import Counter
-from collections.abc import Awaitable, Callable
-from contextlib import aclosing
+import re
+from collections.abc import Sequence
 from datetime import datetime
-from itertools import islice
+from fnmatch import fnmatchcase
 
 import msgspec
 
-from bus import dead
-from bus.dead import LETTER_REDRIVEN, DeadLetter, LetterRedriven, Unreadable
-from bus.envelope import decode_data
-from bus.errors import Archived, MalformedMessage
-from bus.ledger import fold_records
-from bus.log import Log
-from bus.payload import is_inline
-from bus.record import Record
-from bus.retention import CLASSES, Policy, letter_stays, run_stays
-from bus.run import RunState
+from bus.errors import SettingsError
+from bus.events import PhaseStarted
+from bus.happening import Happening
+from bus.subjects import Subjects, pattern
 
-_AT_ONCE = 64
-
-_Why = Callable[[Record], Awaitable[str | None]]
-_Letters = dict[int, DeadLetter | Unreadable]
+_VERSION = re.compile(r"\.v\d+$")
 
 
-class Tally(msgspec.Struct):
-    """Of one class, how much goes, in subjects, records and bytes of content; and how much stays, by reason."""
+class Selection(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What is wanted; what is left empty does not matter. All that is said has to hold.
 
-    subjects: int = 0
-    records: int = 0
-    size_bytes: int = 0
-    stays: Counter[str] = msgspec.field(default_factory=Counter)
+    `subjects` may have wildcards. `runs`: the events of these runs and their dead letters. `phase`: `price`, or
+    `price:3` for one item. `agent`: what it wrote, and what names it. `types`: `phase.failed.v1`, `phase.failed` of
+    any version, `phase.*`. `correlation`: what carries this id. After `after`, up to and including `upto`; stored from
+    `since` on and before `until`. At most `limit` events, with `backwards` the newest first.
 
-
-class Selection(msgspec.Struct, frozen=True):
-    """Of each subject that is concerned, the position up to which it goes; and by class what that is."""
-
-    upto: dict[str, int] = msgspec.field(default_factory=dict)
-    tallies: dict[str, Tally] = msgspec.field(default_factory=dict)
-
-
-async def select(log: Log, policy: Policy, now: datetime) -> Selection:
-    """What may go. `log` has to be one that reads without an archive. Raises Unavailable."""
-    chosen = Selection()
-    letters = await _letters(log)
-    for name in CLASSES:
-        before = policy.before(name, now)
-        if before is None:
-            continue
-        tally = chosen.tallies[name] = Tally()
-        upto = await log.position_at(before)
-        if name == "run":
-            await _Runs(log, chosen, tally, letters).select(before, upto)
-        else:
-            why = {"dead": _Dead(log, letters).why, "ops": _Ops(log, letters).why}.get(name, _old_enough)
-            await _select_beginnings(log, f"{log.subjects.namespace}.{name}.>", chosen, tally, why, upto)
-    return chosen
-
-
-class _Seen(msgspec.Struct):
-    """A run as far as it has been read: where that is, how much, its state while it is open, and why it stays."""
-
-    position: int = 0
-    records: int = 0
-    size_bytes: int = 0
-    state: RunState | None = None
-    has_ended: bool = False
-    is_whole: bool = True
-    stays: str | None = "is no run"
-
-
-class _Runs:
-    """Runs go as a whole: every commit is older than the policy's age, and the last one ended it."""
-
-    def __init__(self, log: Log, chosen: Selection, tally: Tally, letters: _Letters) -> None:
-        self._log = log
-        self._chosen = chosen
-        self._tally = tally
-        self._letters: dict[str, list[DeadLetter]] = {}
-        for letter in letters.values():
-            if isinstance(letter, DeadLetter):
-                self._letters.setdefault(letter.run, []).append(letter)
-
-    async def select(self, before: datetime, upto: int) -> None:
-        runs: dict[str, _Seen] = {}
-        async with aclosing(self._log.read(self._log.subjects.runs, upto=upto)) as records:
-            async for record in records:
-                await self._see(runs.setdefault(record.subject, _Seen()), record, before)
-        waiting = iter(runs.items())
-        while batch := list(islice(waiting, _AT_ONCE)):
-            await asyncio.gather(*(self._settle(subject, seen) for subject, seen in batch))
-
-    async def _see(self, seen: _Seen, record: Record, before: datetime) -> None:
-        run = self._log.subjects.run_of(record.subject)
-        seen.position = record.position
-        seen.records += 1
-        seen.size_bytes += len(record.body)
-        try:
-            state = await self._after(run, seen, record)
-        except Archived:
-            seen.stays = "is archived already"
-            return
-        if state is not None:
-            seen.stays = run_stays(state, self._letters.get(run, ()), before)
-            # The states of ended runs are not kept: there are many, and hardly one goes on.
-            seen.has_ended = not state.is_open
-            seen.state = state if state.is_open else None
-        seen.is_whole = seen.is_whole and not _has_lost_payload(record)
-
-    async def _after(self, run: str, seen: _Seen, record: Record) -> RunState | None:
-        if seen.has_ended:
-            read = self._log.read(record.subject, upto=record.position)
-            return fold_records(run, [each async for each in read], None)
-        return fold_records(run, [record], seen.state)
-
-    async def _settle(self, subject: str, seen: _Seen) -> None:
-        if seen.stays is None and not seen.is_whole:
-            seen.stays = "has lost a payload"
-        if seen.stays is None and not _can_be_named(subject):
-            seen.stays = "has a subject that can't be named"
-        if seen.stays is None:
-            newest = await self._log.last(subject)
-            if newest is None or newest.position != seen.position:
-                seen.stays = "ended too recently"
-        if seen.stays is not None:
-            self._tally.stays[seen.stays] += 1
-            return
-        self._chosen.upto[subject] = seen.position
-        self._tally.subjects += 1
-        self._tally.records += seen.records
-        self._tally.size_bytes += seen.size_bytes
-
-
-class _Dead:
-    """A dead letter stays while its work is dead."""
-
-    def __init__(self, log: Log, letters: _Letters) -> None:
-        self._log = log
-        self._letters = letters
-        self._states: dict[str, RunState | None] = {}
-        self._sent_again: set[int] | None = None
-
-    async def why(self, record: Record) -> str | None:
-        letter = self._letters.get(record.position)
-        if letter is None:
-            return "is no dead letter"
-        if isinstance(letter, DeadLetter):
-            if letter.run not in self._states:
-                self._states[letter.run] = await _state(self._log, letter.run)
-            return letter_stays(letter, self._states[letter.run])
-        if self._sent_again is None:
-            found = self._log.read(self._log.subjects.ops("dead"))
-            self._sent_again = {number async for each in found if (number := _letter_sent_again(each)) is not None}
-        return None if record.position in self._sent_again else "is still dead"
-
-
-class _Ops:
-    """What operators did: what says of a dead letter that it was sent again stays for as long as the letter."""
-
-    def __init__(self, log: Log, letters: _Letters) -> None:
-        self._archives = log.subjects.ops("archive")
-        self._letters = letters
-
-    async def why(self, record: Record) -> str | None:
-        if record.subject == self._archives:
-            return "tells of archives"
-        return "its dead letter is there" if _letter_sent_again(record) in self._letters else None
-
-
-async def _old_enough(record: Record) -> None:
-    """Only what is old enough is asked about."""
-
-
-async def _select_beginnings(log: Log, subjects: str, chosen: Selection, tally: Tally, why: _Why, upto: int) -> None:
-    """Of each subject everything up to the first record that stays."""
-    stopped: set[str] = set()
-    async with aclosing(log.read(subjects, upto=upto)) as records:
-        async for record in records:
-            reason = "stands behind one that stays" if record.subject in stopped else await why(record)
-            if reason is None and _has_lost_payload(record):
-                reason = "has lost its payload"
-            if reason is None and not _can_be_named(record.subject):
-                reason = "has a subject that can't be named"
-            if reason is not None:
-                stopped.add(record.subject)
-                tally.stays[reason] += 1
-                continue
-            tally.subjects += record.subject not in chosen.upto
-            tally.records += 1
-            tally.size_bytes += len(record.body)
-            chosen.upto[record.subject] = record.position
-
-
-def _can_be_named(subject: str) -> bool:
-    """Whether the server can be told to take out what is on this subject and nothing else.
-
-    Anybody may have published on one that is not UTF-8, or that as a filter would stand for others too.
+    What can't be read fits unless its place in the log says otherwise: nobody can tell.
     """
-    try:
-        subject.encode()
-    except UnicodeEncodeError:
-        return False
-    return "*" not in subject and ">" not in subject
+
+    subjects: Sequence[str] = ()
+    runs: Sequence[str] = ()
+    phase: str | None = None
+    agent: str | None = None
+    types: Sequence[str] = ()
+    correlation: str | None = None
+    after: int = 0
+    upto: int | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+    limit: int | None = None
+    backwards: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("subjects", "runs", "types"):
+            if isinstance(getattr(self, name), str):
+                raise SettingsError(f"{name} is a list of them: [{getattr(self, name)!r}]")
+        for name in ("since", "until"):
+            instant = getattr(self, name)
+            if instant is not None and instant.tzinfo is None:
+                raise SettingsError(f"{name} needs a time zone: {instant.isoformat()}")
+        if self.limit is not None and self.limit < 1:
+            raise SettingsError(f"limit is at least 1, not {self.limit}")
+
+    @property
+    def is_by_place(self) -> bool:
+        """Whether subject, position and time of a record decide, so that nobody has to look into it."""
+        return not (self.runs or self.phase or self.agent or self.types or self.correlation)
+
+    def filters(self, subjects: Subjects) -> Sequence[str]:
+        """The fewest subjects on which all of it is. Raises InvalidName for a run that can't be."""
+        if self.runs:
+            return [*map(subjects.run, self.runs), subjects.dead_letters]
+        return self.subjects or [f"{subjects.namespace}.>"]
+
+    def covers(self, position: int, subject: str, stored_at: datetime) -> bool:
+        """Whether a record's place in the log fits."""
+        return (
+            self.after < position
+            and (self.upto is None or position <= self.upto)
+            and (self.since is None or self.since <= stored_at)
+            and (self.until is None or stored_at < self.until)
+            and (not self.subjects or any(pattern(each).fullmatch(subject) for each in self.subjects))
+        )
+
+    def fits(self, found: Happening) -> bool:
+        """Whether an event is wanted."""
+        if not self.covers(found.position, found.subject, found.stored_at):
+            return False
+        if self.runs and not _is_of_runs(found, self.runs):
+            return False
+        return bool(found.problem) or (
+            (self.phase is None or self.phase in _places(found))
+            and (self.agent is None or _names(found, self.agent))
+            and (not self.types or _is_of_types(found.type, self.types))
+            and (self.correlation is None or self.correlation == _correlation(found))
+        )
 
 
-def _has_lost_payload(record: Record) -> bool:
-    """Whether it still refers to a payload that could not be had: the archive would hold a name and nothing else."""
-    return not is_inline(record.body) and b'"dataref"' in record.body
+def _is_of_runs(found: Happening, runs: Sequence[str]) -> bool:
+    """Of other kinds of messages only dead letters count: to find all of them, the whole log would have to be read."""
+    if found.kind == "dead" and found.problem:
+        return True
+    return found.kind in ("run", "dead") and found.run in runs
 
 
-async def _letters(log: Log) -> _Letters:
-    """Every dead letter by its number, without what makes it large."""
-    found: _Letters = {}
-    async for record in log.read(log.subjects.dead_letters):
-        try:
-            letter = dead.read(record.envelope())
-        except MalformedMessage:
-            continue
-        if isinstance(letter, DeadLetter):
-            found[record.position] = msgspec.structs.replace(letter, payload=msgspec.Raw(b"null"), attempts=())
-        else:
-            found[record.position] = msgspec.structs.replace(letter, body=b"")
-    return found
+def _places(found: Happening) -> tuple[str | None, ...]:
+    return found.phase, f"{found.phase}:{found.item}" if found.item is not None else found.phase
 
 
-async def _state(log: Log, run: str) -> RunState | None:
-    """None: there is no such run, or it was archived, and then nothing of it was dead."""
-    try:
-        return fold_records(run, [each async for each in log.read(log.subjects.run(run))], None)
-    except Archived:
-        return None
+def _names(found: Happening, agent: str) -> bool:
+    message = found.message
+    assert message is not None, "what could be read has an envelope"
+    # An agent's process connects under its name and its instance's, and an instance's name begins with its agent's.
+    if message.source.startswith(f"/agent/{agent}/") or message.agent == agent:
+        return True
+    if isinstance(found.event, PhaseStarted) and found.event.agent == agent:
+        return True
+    instance: str | None = getattr(found.event, "instance", None)
+    by_instance = instance is not None and instance.rpartition("-")[0] == agent[:50]
+    return by_instance or (found.kind == "agent" and found.subject.split(".")[2] == agent)
 
 
-_redriven = msgspec.json.Decoder(LetterRedriven)
+def _is_of_types(name: str, types: Sequence[str]) -> bool:
+    unversioned = _VERSION.sub("", name)
+    return any(fnmatchcase(name, each) or fnmatchcase(unversioned, each) for each in types)
 
 
-def _letter_sent_again(record: Record) -> int | None:
-    """The number of the dead letter that a record says was sent again, if it says that."""
-    try:
-        message = record.envelope()
-        return decode_data(message, _redriven, "a redrive").dead_letter if message.type == LETTER_REDRIVEN else None
-    except MalformedMessage:
-        return None
+def _correlation(found: Happening) -> str | None:
+    # A run's commits carry its id where nothing else was given.
+    assert found.message is not None, "what could be read has an envelope"
+    return found.message.correlationid or found.message.runid

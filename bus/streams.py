@@ -41,6 +41,7 @@ class Moved(Exception):
 
 class _State(msgspec.Struct, frozen=True):
     messages: int = 0
+    last_seq: int = 0
     subjects: dict[str, int] | None = None
 
 
@@ -57,12 +58,14 @@ class _Answer(msgspec.Struct, frozen=True):
 class Info(msgspec.Struct, frozen=True):
     """A stream by the server's own clock: when that was, how many messages it holds, and how many on each subject.
 
+    `last` is the newest position it has given, whether or not a message still stands there.
     `created` is when it was made, as the server writes it: it tells one stream from another of the same name.
     """
 
     at: datetime
     messages: int
     subjects: dict[str, int]
+    last: int
     created: str
 
 
@@ -165,7 +168,7 @@ async def info(connection: Connection, stream: str, timeout_s: float, *, subject
         page = answer.state.subjects or {}
         found |= page
         if not page or len(found) >= answer.total:
-            return Info(answer.ts, answer.state.messages, found, answer.created)
+            return Info(answer.ts, answer.state.messages, found, answer.state.last_seq, answer.created)
 
 
 async def store(

@@ -85,6 +85,10 @@ class Subjects:
         """What the log's stream stores. Pings and beats are not facts, so they are not among it."""
         return [f"{self.namespace}.{kind}.>" for kind in ("run", "mail", "topic", "agent", "dead", "ops")]
 
+    def ours(self, subject: str) -> str:
+        """The subject in this namespace that is called `subject` in its own."""
+        return f"{self.namespace}.{subject.partition('.')[2]}"
+
     def run(self, run: str) -> str:
         return f"{self.namespace}.run.{name(run, 'run')}"
 

@@ -14,7 +14,8 @@ import structlog
 
 from bus.agent import Agent, Capability
 from bus.attempts import Attempts
-from bus.client import Client, connect
+from bus.client import Client
+from bus.connecting import connect
 from bus.envelope import envelope
 from bus.errors import BusError
 from bus.ledger import utc_now

@@ -64,7 +64,7 @@ async def _stage(stop: asyncio.Event, package: str, folder: Path, *, began_s: fl
     import shlex
     import time
 
-    from bus.client import connect
+    from bus.connecting import connect
     from bus.ledger import utc_now
     from bus.planfile import read_plan
     from bus.server import embedded

@@ -38,7 +38,7 @@ class Letters:
     def __init__(self, client: Client) -> None:
         self._client = client
         self._runs: dict[str, RunState] = {}
-        self._sent_again: set[int] | None = None
+        self._sent_again: set[str] | None = None
         self.unreadable = 0
 
     async def all(self) -> AsyncIterator[Letter]:
@@ -62,7 +62,7 @@ class Letters:
         message = record.envelope()
         letter = dead.read(message)
         if isinstance(letter, Unreadable):
-            is_open = record.position not in await self._redriven()
+            is_open = message.id not in await self._redriven()
             return Letter(record.position, message.time, "open" if is_open else "redriven", letter)
         return Letter(record.position, message.time, await self._standing(letter), letter)
 
@@ -80,12 +80,12 @@ class Letters:
         item = phase.item(letter.item)
         return "resolved" if (item or phase).status in SUCCEEDED else "redriven"
 
-    async def _redriven(self) -> set[int]:
-        """The numbers of unreadable messages that were sent again."""
+    async def _redriven(self) -> set[str]:
+        """The ids of unreadable messages that were sent again."""
         if self._sent_again is None:
             self._sent_again = set()
             async for record in self._client.log.read(self._client.subjects.ops("dead")):
                 message = record.envelope()
                 if message.type == dead.LETTER_REDRIVEN:
-                    self._sent_again.add(decode_data(message, _redriven, "a redrive of a dead letter").dead_letter)
+                    self._sent_again.add(decode_data(message, _redriven, "a redrive of a dead letter").letter)
         return self._sent_again

@@ -54,7 +54,7 @@ async def states(client: Client, run: str) -> AsyncGenerator[tuple[RunState, dat
     seen = RUNS.initial()
     async with aclosing(client.watch(run)) as happenings:
         async for happening in happenings:
-            if happening.index == 0:
+            if happening.index == 0 and happening.commit is not None:
                 before, seen = seen, RUNS.fold(seen, [happening.commit])
                 if seen.by_id.get(run) is not before.by_id.get(run):
                     yield seen.by_id[run], happening.at

@@ -19,7 +19,11 @@ _COMMANDS = {
     "up": ("console.commands.up:up", "Start a bus with its supervisor here, until Ctrl-C."),
     "agent": ("console.commands.agent:agent", "Run an agent, or see which are there."),
     "run": ("console.commands.run:run", "Start runs, look at them, and decide about them."),
-    "replay": ("console.commands.replay:replay", "Tell a run again, event by event, from the log alone."),
+    "events": ("console.commands.events:events", "Look at what is in the log, and move it to another."),
+    "replay": (
+        "console.commands.replay:replay",
+        "Tell a run again from the log, or do its work again in a fork.",
+    ),
     "dead": ("console.commands.dead:dead", "Work that was given up: look at it, send it again."),
     "archive": ("console.commands.archive:archive", "Move what is old enough from the log to files."),
     "payload": ("console.commands.payload:payload", "Payloads too large for a message: list them, remove garbage."),

@@ -40,13 +40,18 @@ def to_json(value: object) -> str:
     """One line of JSON. Times are ISO 8601 in UTC."""
     # What others wrote into the log is kept as it came, line breaks between members included.
     compact = msgspec.json.format(msgspec.json.encode(value, enc_hook=_outputs), indent=-1)
-    return escaped_json(compact.decode())
+    return escaped_json(_text(compact))
 
 
 def pretty_json(value: object) -> list[str]:
     """The lines of an indented document, for people."""
     indented = msgspec.json.format(msgspec.json.encode(value, enc_hook=_outputs), indent=2)
-    return [escaped_json(line) for line in indented.decode().split("\n")]
+    return [escaped_json(line) for line in _text(indented).split("\n")]
+
+
+def _text(document: bytes) -> str:
+    # What others wrote into the log need not be UTF-8.
+    return document.decode(errors="replace")
 
 
 def _outputs(value: Any) -> Any:

@@ -81,7 +81,7 @@ async def _connected(place: Address) -> AsyncIterator[Client]:
     """A client of the bus at `place`. To look for a bus creates none."""
     from contextlib import AsyncExitStack
 
-    from bus.client import connect
+    from bus.connecting import connect
     from bus.errors import NotFound
     from console import address
     from console.store import explained

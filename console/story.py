@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
+from bus import dead
+from bus.dead import DeadLetter, Unreadable
+from bus.errors import MalformedMessage
 from bus.events import (
     EVENTS,
     Event,
@@ -26,6 +31,7 @@ from bus.events import (
     UnknownEvent,
     type_of,
 )
+from bus.happening import Happening
 from console.printer import to_json
 from console.text import shortened
 
@@ -43,6 +49,25 @@ def named(event: Event) -> str:
     if isinstance(event, UnknownEvent):
         return shortened(event.type, _TYPE_CHARACTERS)
     return type_of(event).rpartition(".v")[0]
+
+
+def told(happening: Happening) -> str:
+    """The same of whatever is in the log; of what is no event of a run, what it carries."""
+    if happening.event is not None:
+        return said(happening.event)
+    if happening.problem or happening.message is None:
+        return shortened(happening.problem, _CHARACTERS)
+    if happening.type in (dead.LETTER, dead.UNREADABLE):
+        with suppress(MalformedMessage):
+            return shortened(_said_letter(dead.read(happening.message)), _CHARACTERS)
+    return shortened(to_json(happening.message.data), _CHARACTERS)
+
+
+def _said_letter(letter: DeadLetter | Unreadable) -> str:
+    if isinstance(letter, Unreadable):
+        return f"{letter.subject}: {letter.reason}"
+    item = "" if letter.item is None else f":{letter.item}"
+    return f"{letter.run}/{letter.phase}{item} #{letter.attempt}: {letter.problem}"
 
 
 def _said(event: Event) -> str:

@@ -18,7 +18,9 @@ T = TypeVar("T")
 
 
 def load(target: str, kind: type[T]) -> T:
-    """The `kind` that `target` names. Its folder, or the current one for a module, is importable from then on.
+    """The `kind` that `target` names; with `object`, whatever it names.
+
+    Its folder, or the current one for a module, is importable from then on.
 
     Raises Failure: no such file, module or name; or its import failed, and then its traceback has been printed.
     """
@@ -27,11 +29,13 @@ def load(target: str, kind: type[T]) -> T:
         raise Failure(USAGE, f"{target!r} names no {kind.__name__}: write FILE.py:NAME or package.module:NAME")
     module = _from_file(Path(place)) if place.endswith(".py") else _from_path(place)
     found = getattr(module, name, None)
-    if isinstance(found, kind):
+    if found is not None and isinstance(found, kind):
         return found
     others = [other for other, value in vars(module).items() if isinstance(value, kind)]
     what = f"{place} has no {name!r}" if found is None else f"{target} is of type {type(found).__name__}"
     hint = f"{place}:{others[0]}" if others else f"give {place} an object of type {kind.__name__} at its top level"
+    if kind is object:
+        raise Failure(USAGE, what)
     raise Failure(USAGE, f"{what}, not {_article(kind)}" if found is not None else what, hint)
 
 

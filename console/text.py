@@ -21,6 +21,11 @@ def escaped_json(text: str) -> str:
     return _CONTROL.sub(lambda found: f"\\u{ord(found.group()):04x}", text)
 
 
+def utf8(text: str) -> str:
+    """`text` with bytes that were not UTF-8 on the line, lone surrogates here, as escapes: JSON can't carry them."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def shortened(text: str, characters: int) -> str:
     """At most so many characters of it, escaped."""
     whole = escaped(text)

@@ -63,7 +63,7 @@ async def _serve(served: Agent, place: Address, stop: asyncio.Event, *, with_sup
     import asyncio
     import sys
 
-    from bus.client import connect
+    from bus.connecting import connect
     from bus.worker import Worker, new_instance
     from console.address import reached
 
@@ -98,7 +98,7 @@ async def _stand_by(settings: dict[str, Any], stop: asyncio.Event) -> None:
     import structlog
 
     from agents.supervisor import Supervisor
-    from bus.client import connect
+    from bus.connecting import connect
     from bus.worker import new_instance
 
     try:

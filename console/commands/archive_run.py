@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from bus.client import Client
+    from bus.outgoing import Tally
     from bus.retention import Policy
-    from bus.selection import Tally
     from console.printer import Printer
 
 _FOLDER = click.Path(file_okay=False, path_type=Path)

@@ -1,4 +1,4 @@
-"""`phasebus replay`: a run told again from the log alone, event by event, with the state after each."""
+"""`phasebus replay`: a run told again from the log alone; or what was done, done again in a fork of it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from console.failure import OK, USAGE, Failure
+from console.selecting import choosing
+from console.selecting import speed as speed_option
 from console.session import on_bus
 
 if TYPE_CHECKING:
@@ -17,16 +20,51 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("run")
-@click.option("--from", "first", type=click.IntRange(1), default=1, metavar="POSITION", help="Where to begin to tell.")
+@click.argument("run", required=False)
+@click.option("--from", "first", type=click.IntRange(1), default=1, metavar="POSITION", help="Where to begin.")
 @click.option("--to", "last", type=click.IntRange(1), metavar="POSITION", help="Where to end.")
+@click.option("--into", metavar="FILE.py:NAME", help="An agent to do the work again, or a function to get each event.")
+@click.option("--capability", "capabilities", multiple=True, metavar="NAME", help="With an agent: only this one.")
+@click.option("--speed", callback=speed_option, default="full", metavar="SPEED", help="full, original, or a factor.")
+@choosing()
 @on_bus
-async def replay(client: Client, printer: Printer, run: str, first: int, last: int | None) -> None:
-    """Tell a run again, event by event, from the log alone.
+async def replay(
+    client: Client,
+    printer: Printer,
+    run: str | None,
+    first: int,
+    last: int | None,
+    into: str | None,
+    capabilities: tuple[str, ...],
+    speed: float | None,
+    **chosen: Any,
+) -> int:
+    """Tell a run again from the log, or do its work again in a fork.
 
     Each event with its position in the log, its time from the start, and what the run is after it. Agents are not
     needed, and nothing is done again.
+
+    With --into FILE.py:agent, each attempt that one of the agent's capabilities took is done again, by the code as it
+    is now, with the input it had then, and the result is compared with the recorded one; exit code 1 if one differs.
+    This happens in a fork: a private bus of its own, which the agent's code finds in place of this one. Without RUN,
+    those of all runs; the options below choose among them.
+
+    With --into FILE.py:function, the function gets each chosen event, in order.
     """
+    if into is None:
+        if run is None or any(chosen.values()) or capabilities or speed is not None:
+            raise Failure(USAGE, "a RUN is told; to choose among events, say what gets them: --into FILE.py:NAME")
+        await _tell(client, printer, run, first, last)
+        return OK
+    from console.feeding import feed
+
+    chosen["runs"] = (*chosen["runs"], *([run] if run is not None else []))
+    chosen["after"] = max(chosen["after"], first - 1)
+    chosen["upto"] = min((each for each in (chosen["upto"], last) if each is not None), default=None)
+    return await feed(client, printer, into, chosen, capabilities, speed)
+
+
+async def _tell(client: Client, printer: Printer, run: str, first: int, last: int | None) -> None:
     from msgspec.structs import replace
 
     from bus.events import PhaseCompleted, type_of

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from console.selecting import moment
 from console.session import on_bus
 
 if TYPE_CHECKING:
@@ -52,10 +53,10 @@ async def ls(client: Client, printer: Printer, status: str | None, plan: str | N
 
 @click.command()
 @click.argument("run")
-@click.option("--at", type=click.IntRange(1), metavar="POSITION", help="As it was at this position of the log.")
+@click.option("--at", callback=moment, metavar="POSITION | TIME", help="As it was at this position, or time: 2h (ago).")
 @on_bus
-async def show(client: Client, printer: Printer, run: str, at: int | None) -> None:
-    """Show a run as it is, or as it was at a position of the log."""
+async def show(client: Client, printer: Printer, run: str, at: int | datetime | None) -> None:
+    """Show a run as it is, or as it was at a position of the log or a time."""
     from bus.ledger import utc_now
     from console.lookup import find_run
     from console.timeline import timeline
@@ -63,7 +64,8 @@ async def show(client: Client, printer: Printer, run: str, at: int | None) -> No
     state = await find_run(client, run)
     now = utc_now()
     if at is not None:
-        state = await client.ledger.as_of(state.run, at)
+        position = at if isinstance(at, int) else await client.log.position_at(at)
+        state = await client.ledger.as_of(state.run, position)
         now = await _time_of(client, state)
     if printer.as_json:
         printer.record(state)

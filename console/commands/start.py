@@ -88,7 +88,6 @@ async def _followed(client: Client, printer: Printer, run: str) -> int:
     import asyncio
     from contextlib import aclosing
 
-    from bus.events import type_of
     from console import live
     from console.lookout import lookout
 
@@ -99,7 +98,7 @@ async def _followed(client: Client, printer: Printer, run: str) -> int:
         async with lookout(client, run, printer.hint), aclosing(client.watch(run)) as happenings:
             async for each in happenings:
                 place = {"run": run, "position": each.position, "index": each.index, "at": each.at}
-                printer.record(place | {"type": type_of(each.event), "event": each.event})
+                printer.record(place | {"type": each.type, "event": each.event})
     except asyncio.CancelledError:
         printer.hint(f"the run goes on: phasebus run follow {run}")
         raise

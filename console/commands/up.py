@@ -97,7 +97,7 @@ async def _serve(settings: Settings, store: Path, port: int | None, stop: asynci
     from contextlib import AsyncExitStack
 
     from bus.address import FILE, Started, announced
-    from bus.client import connect
+    from bus.connecting import connect
     from bus.server import embedded
     from console.store import explained
 
@@ -122,7 +122,7 @@ async def _serve(settings: Settings, store: Path, port: int | None, stop: asynci
 
 
 async def _join(settings: Settings, stop: asyncio.Event, as_json: bool) -> None:
-    from bus.client import connect
+    from bus.connecting import connect
 
     async with connect(name="supervisor", settings=settings) as client:
         _say("The supervisor serves the bus at NATS_URL. Ctrl-C ends it; the bus goes on.", {"joined": True}, as_json)

@@ -17,6 +17,7 @@ RULES = [
     "bus.envelope",
     "bus.events",
     "bus.folding",
+    "bus.happening",
     "bus.inputs",
     "bus.lines",
     "bus.messages",
@@ -29,6 +30,7 @@ RULES = [
     "bus.run",
     "bus.schemas",
     "bus.shapes",
+    "bus.selection",
     "bus.subjects",
     "bus.timers",
 ]

@@ -154,7 +154,7 @@ DIED = DeadLetter(
 )
 UNDECODED = Unreadable("code.analyse", f"bus.work.code:analyse.{RUN}.-8:0.2", b"\x00\xff not JSON", "why", "coder-1")
 REMOVED = PayloadsCollected(by="ann", objects=2, size_bytes=4711, uploads=1, older_than_s=3600.0)
-REDRIVEN = LetterRedriven("ann", 42, UNDECODED.subject)
+REDRIVEN = LetterRedriven("ann", "5d6f", UNDECODED.subject)
 ARCHIVE = {"by": "ann", "archive": "3f2a1b0c9d8e", "host": "vault", "folder": "/archive"}
 NOTICES = {
     STARTED: ArchiveStarted(**ARCHIVE, policy=("run=30d", "topic=1w")),

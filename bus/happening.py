@@ -1,0 +1,94 @@
+"""A happening: what a record of the log says, one event at a time. Of anything but a run, the message is the event.
+
+What can't be read is a happening as well, with the reason: bytes that anybody could publish are shown, not passed over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+import msgspec
+from msgspec.structs import replace
+
+from bus.envelope import Envelope, decode
+from bus.errors import MalformedMessage
+from bus.events import Commit, Event, commit, type_of
+
+MALFORMED = "malformed"
+
+
+class Happening(msgspec.Struct, frozen=True, kw_only=True):
+    """One event: its position (the record's, and its index in it, from 0), where and when it was stored.
+
+    `event` and `commit` are there for an event of a run, `message` unless the bytes are no envelope, and `problem`
+    says why a record can't be read.
+    """
+
+    position: int
+    subject: str
+    stored_at: datetime
+    index: int = 0
+    message: Envelope | None = None
+    commit: Commit | None = None
+    event: Event | None = None
+    problem: str = ""
+
+    @property
+    def type(self) -> str:
+        """Such as `phase.completed.v1`, or `malformed`."""
+        if self.event is not None:
+            return type_of(self.event)
+        return MALFORMED if self.problem or self.message is None else self.message.type
+
+    @property
+    def at(self) -> datetime:
+        """When it happened, by the clock of whoever wrote it; of what can't be read, when it was stored."""
+        return self.message.time if self.message is not None else self.stored_at
+
+    @property
+    def kind(self) -> str:
+        """The second token of the subject: run, agent, dead, ops, mail or topic."""
+        return self.subject.split(".", 2)[1]
+
+    @property
+    def run(self) -> str | None:
+        """The run it belongs to, if it does."""
+        if self.kind == "run":
+            return self.subject.split(".", 2)[2]
+        return self.message.runid if self.message is not None else None
+
+    @property
+    def phase(self) -> str | None:
+        """The phase it is about, if it is about one."""
+        said: str | None = getattr(self.event, "phase", None)
+        return said or (self.message.phase if self.message is not None else None)
+
+    @property
+    def item(self) -> int | None:
+        """The item of that phase, if it is about one."""
+        found: int | None = getattr(self.event, "item", None)
+        return found
+
+
+def happenings(position: int, subject: str, stored_at: datetime, body: bytes) -> Sequence[Happening]:
+    """What a record says: at least one happening. Never raises."""
+    whole = Happening(position=position, subject=subject, stored_at=stored_at)
+    try:
+        whole = replace(whole, message=decode(body))
+        if whole.kind != "run":
+            return [whole]
+        found = _commit_of(whole)
+    except MalformedMessage as error:
+        return [replace(whole, problem=str(error))]
+    return [replace(whole, index=index, commit=found, event=event) for index, event in enumerate(found.events)]
+
+
+def _commit_of(whole: Happening) -> Commit:
+    """Raises MalformedMessage, also for another run's commit."""
+    assert whole.message is not None, "it has been decoded"
+    found = commit(whole.message, whole.position)
+    on = whole.subject.split(".", 2)[2]
+    if found.run != on:
+        raise MalformedMessage(f"position {whole.position} holds a commit of {found.run!r} on the subject of {on!r}")
+    return found
