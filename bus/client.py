@@ -18,8 +18,8 @@ from bus.commands import Answer, Begin, Cancel, Redrive
 from bus.connection import Connection
 from bus.durability import Durability
 from bus.envelope import Envelope, envelope
-from bus.errors import BusError, MalformedMessage, NoLiveAgent, NotFound, PlanError, Refused, TimedOut
-from bus.events import Commit, is_ending
+from bus.errors import Archived, BusError, MalformedMessage, NoLiveAgent, NotFound, PlanError, Refused, TimedOut
+from bus.events import Commit, archived, is_ending
 from bus.happening import Happening
 from bus.ledger import Ledger, utc_now
 from bus.log import Log
@@ -74,6 +74,7 @@ class Client:
         *,
         source: str,
         system_url: str | None,
+        operator_url: str | None,
         durability: Durability,
     ) -> None:
         self.settings = settings
@@ -84,6 +85,7 @@ class Client:
         self.runs = runs
         self.source = source
         self.system_url = system_url
+        self.operator_url = operator_url
         self.durability = durability
 
     async def start(
@@ -172,7 +174,7 @@ class Client:
         return feed.happenings(self.log, selection or Selection(**wanted), follow=follow)
 
     async def watch(self, run: str, *, after: int = 0) -> AsyncGenerator[Happening, None]:
-        """A run's events as they happen, from after a position of the log; ends with the run. Raises NotFound.
+        """A run's events as they happen, from after a position of the log; ends with it. Raises NotFound, Archived.
 
         What can't be read is passed over, and logged.
         """
@@ -185,12 +187,14 @@ class Client:
         async with aclosing(self.log.follow(subject, after=after)) as records:
             async for record in records:
                 found = feed.read(record)
+                commit = found[-1].commit
+                if commit is not None and (last := archived(commit)) is not None:
+                    raise Archived(run, last.archive)
                 for each in found:
                     if each.problem:
                         logger.warning("record set aside", run=run, position=record.position, error=each.problem)
                     else:
                         yield each
-                commit = found[-1].commit
                 if commit is not None and any(map(is_ending, commit.events)) and await self._has_ended(run, commit):
                     return
 

@@ -27,6 +27,7 @@ from bus.events import (
     PhaseSkipped,
     PhaseStarted,
     PhaseWaiting,
+    RunArchived,
     RunCancelled,
     RunCompleted,
     RunFailed,
@@ -84,6 +85,8 @@ class Folding:
                 _end(state, "cancelled", at)
             case RunRedriven():
                 self._reopen(state, event)
+            case RunArchived():
+                state.archived = True
             case PhaseExpanded():
                 phase = self._phase(state, event.phase, at)
                 phase.items = [Item(index=index) for index in range(event.items)]

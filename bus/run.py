@@ -102,6 +102,7 @@ class PhaseState(msgspec.Struct, kw_only=True):
 class RunState(msgspec.Struct, kw_only=True):
     """A run as of `position`. `open_phases` counts those that have not ended; `passes` counts from 1.
 
+    Once `archived`, it can be read, and nothing more happens to it.
     `unknown_events` of the `events` are of types this version does not know: what they say is not in this state.
     """
 
@@ -120,6 +121,7 @@ class RunState(msgspec.Struct, kw_only=True):
     position: int = 0
     ended_at: datetime | None = None
     problem: Problem | None = None
+    archived: bool = False
 
     @property
     def is_open(self) -> bool:

@@ -22,6 +22,7 @@ from bus.events import (
     PhaseStarted,
     PhaseWaiting,
     ResultRefused,
+    RunArchived,
     RunCancelled,
     RunCompleted,
     RunFailed,
@@ -81,6 +82,8 @@ def _said(event: Event) -> str:
             return f"by {event.by}{_because(event.reason)}"
         case RunRedriven():
             return f"by {event.by}: {', '.join(event.phases)}"
+        case RunArchived():
+            return f"by {event.by}: up to position {event.upto}, in archive {event.archive}"
         case PhaseExpanded():
             return f"{event.phase}: {event.items} items"
         case PhaseReady():

@@ -27,6 +27,7 @@ RULES = [
     "bus.plan",
     "bus.problem",
     "bus.references",
+    "bus.retention",
     "bus.retry",
     "bus.run",
     "bus.schemas",
