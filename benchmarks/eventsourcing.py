@@ -35,7 +35,7 @@ Pair = tuple[float, float]
 
 
 def main(durability: Literal["synced", "fast"] = "synced") -> None:
-    server = Server(Path(tempfile.mkdtemp(prefix="benchmark-")), None, durability)
+    server = Server(Path(tempfile.mkdtemp(prefix="benchmark-")), None, durability, "bus")
     asyncio.run(server.start())
     try:
         with postgres() as postgres_env:
@@ -57,7 +57,8 @@ def _measure(server: Server, postgres_env: dict[str, str] | None) -> dict[str, P
     if postgres_env is not None:
         logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
         factories["PostgreSQL"] = _factory("eventsourcing.postgres", **postgres_env)
-    turns: dict[str, Callable[[], Pair]] = {"raw nats-py publish, awaited": lambda: asyncio.run(_floor(server.url))}
+    floor = server.operator_url
+    turns: dict[str, Callable[[], Pair]] = {"raw nats-py publish, awaited": lambda: asyncio.run(_floor(floor))}
     for name, factory in factories.items():
         recorder = factory.application_recorder()
         turns[name] = lambda recorder=recorder: _saves(recorder)  # type: ignore[misc]

@@ -16,7 +16,7 @@ _numbers = count(1)
 
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("contract") / "store", None, "synced")
+    server = Server(tmp_path_factory.mktemp("contract") / "store", None, "synced", "bus")
     asyncio.run(server.start())
     yield server
     asyncio.run(server.stop())
@@ -25,7 +25,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture
 def own(tmp_path: Path) -> Iterator[Server]:
     """A server that a test may kill."""
-    server = Server(tmp_path / "store", None, "synced")
+    server = Server(tmp_path / "store", None, "synced", "bus")
     asyncio.run(server.start())
     yield server
     asyncio.run(server.stop())

@@ -147,16 +147,17 @@ async def _api(url: str, verb: str, stream: str, body: bytes = b"") -> None:
 def test_a_stream_that_does_not_keep_the_promise_is_refused(make: Make, shared: Server) -> None:
     recorder = make().application_recorder()
     stream = recorder.events.names.stream  # type: ignore[attr-defined]
-    asyncio.run(_api(shared.url, "DELETE", stream))
+    asyncio.run(_api(shared.operator_url, "DELETE", stream))
     wrong = b'{"name": "%b", "subjects": ["%b.es.App.events.*.*"]}'
-    asyncio.run(_api(shared.url, "CREATE", stream, wrong % (stream.encode(), os.environb[b"PHASEBUS_NAMESPACE"])))
+    wrong %= stream.encode(), os.environb[b"PHASEBUS_NAMESPACE"]
+    asyncio.run(_api(shared.operator_url, "CREATE", stream, wrong))
     with pytest.raises(ProgrammingError, match="has subjects"):
         make().application_recorder()
 
 
 def test_a_stream_that_has_gone_is_an_operational_error(make: Make, shared: Server) -> None:
     recorder = make(PHASEBUS_APPEND_TIMEOUT_S="0.3").application_recorder()
-    asyncio.run(_api(shared.url, "DELETE", recorder.events.names.stream))  # type: ignore[attr-defined]
+    asyncio.run(_api(shared.operator_url, "DELETE", recorder.events.names.stream))  # type: ignore[attr-defined]
     with pytest.raises(OperationalError):
         recorder.insert_events([event(uuid4())])
     with pytest.raises(OperationalError):
