@@ -22,7 +22,7 @@ from agents.leadership import Leadership
 from bus.client import Client
 from bus.commands import Command, Fail
 from bus.errors import BusError, Refused, Unavailable
-from bus.events import Cause, RunStarted
+from bus.events import Cause, RunStarted, archived
 from bus.folding import evolve
 from bus.inputs import work
 from bus.ledger import commit_in, utc_now
@@ -137,6 +137,9 @@ class Supervisor:
     async def _note(self, record: Record) -> None:
         run = self._client.subjects.run_of(record.subject)
         commit = commit_in(run, record)
+        if archived(commit) is not None:
+            # It has ended, and does not go on.
+            return
         before = self._docket.get(run)
         if before is None and not isinstance(commit.events[0], RunStarted):
             # An ended run goes on; its beginning is older than what has been followed.

@@ -11,7 +11,7 @@ _PAYLOAD = b"x" * 300
 
 
 async def publish_ms(url: str, count: int = 300) -> float:
-    """Median milliseconds of an awaited `js.publish` of 300 bytes to a file stream."""
+    """Median milliseconds of an awaited `js.publish` of 300 bytes to a file stream, by a login that may remove it."""
     connection = await nats.connect(url)
     try:
         stream = connection.jetstream()

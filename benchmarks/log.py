@@ -47,7 +47,7 @@ _BYTES = encode(_message())
 
 @asynccontextmanager
 async def _raw(server: Server) -> AsyncIterator[Raw]:
-    connection = await nats.connect(server.url)
+    connection = await nats.connect(server.operator_url)
     try:
         await connection.jetstream().add_stream(name="FLOOR", subjects=["floor.>"])
         yield connection

@@ -37,10 +37,10 @@ async def main() -> None:
             start()
             await _there(client, 1)
             await _median_ms(client, SEQUENTIAL, repeats=3)
-            floors = [await publish_ms(server.url)]
+            floors = [await publish_ms(server.operator_url)]
             sequential = await _median_ms(client, SEQUENTIAL)
             parallel = await _median_ms(client, PARALLEL)
-            floors.append(await publish_ms(server.url))
+            floors.append(await publish_ms(server.operator_url))
         floor = statistics.mean(floors)
         async with connect(server.url, system_url=server.system_url) as supervising:
             recovery = await _recovery_ms(client, supervising, server.url)

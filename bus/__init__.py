@@ -8,6 +8,8 @@ from bus.client import Client, Receipt, WorkFailed
 from bus.connecting import connect
 from bus.context import Context
 from bus.errors import (
+    Archived,
+    ArchiveDamaged,
     BusError,
     MalformedMessage,
     Misconfigured,
@@ -35,6 +37,8 @@ from bus.worker import serving
 __all__ = [
     "Agent",
     "Approval",
+    "ArchiveDamaged",
+    "Archived",
     "BusError",
     "Client",
     "Context",

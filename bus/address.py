@@ -22,6 +22,7 @@ class Started(msgspec.Struct, frozen=True):
     system_url: str
     pid: int
     durability: Literal["synced", "fast"] = "synced"
+    operator_url: str | None = None
 
 
 def find_started(ignored: Callable[[str], None], folder: Path | None = None) -> Started | None:

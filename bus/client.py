@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from functools import lru_cache
 from typing import Any, TypeVar, overload
@@ -17,8 +17,8 @@ from bus.commands import Begin
 from bus.connection import Connection
 from bus.durability import Durability
 from bus.envelope import Envelope, envelope
-from bus.errors import BusError, MalformedMessage, NoLiveAgent, NotFound, PlanError, Refused, TimedOut
-from bus.events import Commit, is_ending
+from bus.errors import Archived, BusError, MalformedMessage, NoLiveAgent, NotFound, PlanError, Refused, TimedOut
+from bus.events import Commit, archived, is_ending
 from bus.happening import Happening
 from bus.ledger import Ledger, utc_now
 from bus.log import Log
@@ -31,6 +31,7 @@ from bus.run import RunState
 from bus.runs import Runs
 from bus.selection import Selection
 from bus.settings import Settings
+from bus.steering import Steering, as_json, new_run
 
 logger = structlog.get_logger(__name__)
 
@@ -72,6 +73,7 @@ class Client(Steering):
         *,
         source: str,
         system_url: str | None,
+        operator_url: str | None,
         durability: Durability,
     ) -> None:
         self.settings = settings
@@ -82,6 +84,7 @@ class Client(Steering):
         self.runs = runs
         self.source = source
         self.system_url = system_url
+        self.operator_url = operator_url
         self.durability = durability
 
     async def start(
@@ -178,7 +181,7 @@ class Client(Steering):
         return feed.happenings(self.log, selection or Selection(**wanted), follow=follow)
 
     async def watch(self, run: str, *, after: int = 0) -> AsyncGenerator[Happening, None]:
-        """A run's events as they happen, from after a position of the log; ends with the run. Raises NotFound.
+        """A run's events as they happen, from after a position of the log; ends with it. Raises NotFound, Archived.
 
         What can't be read is passed over, and logged.
         """
@@ -191,12 +194,14 @@ class Client(Steering):
         async with aclosing(self.log.follow(subject, after=after)) as records:
             async for record in records:
                 found = feed.read(record)
+                commit = found[-1].commit
+                if commit is not None and (last := archived(commit)) is not None:
+                    raise Archived(run, last.archive)
                 for each in found:
                     if each.problem:
                         logger.warning("record set aside", run=run, position=record.position, error=each.problem)
                     else:
                         yield each
-                commit = found[-1].commit
                 if commit is not None and any(map(is_ending, commit.events)) and await self._has_ended(run, commit):
                     return
 

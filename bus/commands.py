@@ -178,5 +178,7 @@ Command = (
     | Resume
     | Skip
     | Signal
+    | Checkpoint
+    | Rollback
     | GiveUp
 )

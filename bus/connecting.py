@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import structlog
 
@@ -22,7 +22,11 @@ from bus.natscontext import read_context
 from bus.runs import Runs
 from bus.server import embedded
 from bus.settings import Settings
+from bus.streams import info
 from bus.subjects import Subjects
+
+if TYPE_CHECKING:
+    from bus.archive import Archive
 
 logger = structlog.get_logger(__name__)
 
@@ -48,13 +52,18 @@ async def connect(
     configure_if_not(settings.log_level)
     subjects = Subjects(settings.namespace)
     async with AsyncExitStack() as stack:
-        login, system_url, credentials, promised = await _login(settings, stack, alone=alone)
-        durability = promised or await prove(system_url, settings.durability, settings.request_timeout_s)
+        login = await _login(settings, stack, alone=alone)
+        durability = login.durability or await prove(login.system_url, settings.durability, settings.request_timeout_s)
         connection = await stack.enter_async_context(
-            Connection.open(login, name=name, credentials=credentials, connect_timeout_s=settings.request_timeout_s)
+            Connection.open(
+                login.url, name=name, credentials=login.credentials, connect_timeout_s=settings.request_timeout_s
+            )
         )
-        log = Log(connection, subjects, settings)
+        archive = await _archive(settings)
+        log = Log(connection, subjects, settings, archive)
         await log.set_up(create=create)
+        if archive is not None:
+            archive.must_be_of((await info(connection, subjects.stream, settings.request_timeout_s)).created)
         tasks = await stack.enter_async_context(_tasks())
         source = f"/{name}"
         ledger = Ledger(log, connection, source=source)
@@ -65,29 +74,46 @@ async def connect(
             ledger,
             Runs(ledger, tasks),
             source=source,
-            system_url=system_url,
+            system_url=login.system_url,
+            operator_url=login.operator_url,
             durability=durability,
         )
 
 
-async def _login(
-    settings: Settings, stack: AsyncExitStack, *, alone: bool
-) -> tuple[str, str | None, Path | None, Durability | None]:
-    """Url, system account's url, credentials; and how durable it is, where one of us has set the server up."""
+class _Login(NamedTuple):
+    """How to sign in; and how durable it is, where one of us has set the server up."""
+
+    url: str
+    system_url: str | None
+    operator_url: str | None
+    credentials: Path | None = None
+    durability: Durability | None = None
+
+
+async def _login(settings: Settings, stack: AsyncExitStack, *, alone: bool) -> _Login:
     system_url = settings.system_url.get_secret_value() if settings.system_url else None
+    operator_url = settings.operator_url.get_secret_value() if settings.operator_url else None
     if settings.url is not None:
-        return settings.url.get_secret_value(), system_url, settings.credentials, None
+        return _Login(settings.url.get_secret_value(), system_url, operator_url, settings.credentials)
     if settings.context is not None:
         context = read_context(settings.context)
-        return context.login_url, system_url, settings.credentials or context.credentials, None
+        return _Login(context.login_url, system_url, operator_url, settings.credentials or context.credentials)
     started = find_started(logger.warning)
     if started is not None:
-        return started.url, started.system_url, None, started.durability
+        return _Login(started.url, started.system_url, started.operator_url, durability=started.durability)
     if not alone:
         raise Unavailable("no bus found: start one with `phasebus up` in this folder or above, or set NATS_URL")
-    server = await stack.enter_async_context(embedded(durability=settings.durability))
+    server = await stack.enter_async_context(embedded(durability=settings.durability, namespace=settings.namespace))
     logger.info("no bus found, so a private one was started", store=str(server.store))
-    return server.url, server.system_url, None, settings.durability
+    return _Login(server.url, server.system_url, server.operator_url, durability=settings.durability)
+
+
+async def _archive(settings: Settings) -> Archive | None:
+    if settings.archive is None:
+        return None
+    from bus.archive import Archive  # noqa: PLC0415 - only who has one pays for it
+
+    return await Archive.open(settings.archive)
 
 
 @asynccontextmanager

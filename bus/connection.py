@@ -14,6 +14,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Se
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
+from typing import Protocol
 
 from nats import errors
 
@@ -22,7 +23,7 @@ from bus.errors import InvalidName, NoResponders, SettingsError, TooLarge, Unava
 from bus.line import Callback, Line, LoginRefused, options
 from bus.wire import Message, header_block
 
-__all__ = ["NO_RESPONDERS", "Callback", "Connection", "Message", "Subscription"]
+__all__ = ["NO_RESPONDERS", "Answer", "Callback", "Connection", "Message", "Subscription"]
 
 NO_RESPONDERS = 503
 _WORD = r"[^\x00-\x20\x7f*>.\ud800-\udfff]+"
@@ -30,6 +31,14 @@ _SUBJECT = re.compile(rf"{_WORD}(?:\.{_WORD})*")
 _FILTER = re.compile(rf"(?:(?:{_WORD}|\*)\.)*(?:{_WORD}|\*|>)")
 _SUBJECT_BYTES = 1024
 _CLOSE_S = 1.0
+
+
+class Answer(Protocol):
+    """Who waits for an answer: an `asyncio.Future`, or anything with these methods of it."""
+
+    def done(self) -> bool: ...
+    def set_result(self, result: Message, /) -> None: ...
+    def set_exception(self, exception: BaseException, /) -> None: ...
 
 
 class Subscription:
@@ -63,7 +72,7 @@ class Connection:
         self._client = client
         self._inbox_prefix = inbox_prefix
         self._inbox = f"{self.new_inbox()}."
-        self._waiting: dict[str, tuple[asyncio.Future[Message], str]] = {}
+        self._waiting: dict[str, tuple[Answer, str]] = {}
         self._streams: dict[str, Callback] = {}
 
     @classmethod
@@ -187,9 +196,10 @@ class Connection:
         self, subject: str, data: bytes = b"", *, headers: Mapping[str, str] | None = None, timeout_s: float
     ) -> asyncio.Future[Message]:
         """Send now; the future gets what `request` returns or raises. What is wrong with the request raises here."""
-        token = token_hex(8)
-        self._publish(subject, data, headers, self._inbox + token)
-        return self._expect(token, subject, timeout_s)
+        answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        forget = self.ask(answer, subject, data, headers=headers, timeout_s=timeout_s)
+        answer.add_done_callback(lambda _: forget())
+        return answer
 
     async def request_batch(
         self, members: Sequence[tuple[str, bytes, Mapping[str, str]]], *, timeout_s: float
@@ -202,8 +212,13 @@ class Connection:
         frames: list[bytes] = []
         for number, (subject, data, headers) in enumerate(members, 1):
             frames += self._frame(subject, data, headers, self._inbox + token if number == len(members) else "")
+        answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
         self._client.send(*frames)
-        return await self._expect(token, members[-1][0], timeout_s)
+        forget = self._expect(answer, token, members[-1][0], timeout_s)
+        try:
+            return await answer
+        finally:
+            forget()
 
     async def request_page(
         self, subject: str, data: bytes, *, is_end: Callable[[Message], bool], timeout_s: float
@@ -227,6 +242,23 @@ class Connection:
         if answers.messages[-1].status == NO_RESPONDERS:
             raise NoResponders(subject)
         return answers.messages
+
+    def ask(
+        self,
+        answer: Answer,
+        subject: str,
+        data: bytes = b"",
+        *,
+        headers: Mapping[str, str] | None = None,
+        timeout_s: float,
+    ) -> Callable[[], None]:
+        """Send, and give `answer` what comes, or what `request` raises; without a task.
+
+        Returns what ends waiting: to be called when it has been given or is not wanted any more.
+        """
+        token = token_hex(8)
+        self._publish(subject, data, headers, self._inbox + token)
+        return self._expect(answer, token, subject, timeout_s)
 
     async def request_many(self, subject: str, data: bytes = b"", *, timeout_s: float) -> AsyncGenerator[Message, None]:
         """Send, and yield every answer until none has come for `timeout_s`, or the caller stops.
@@ -288,7 +320,7 @@ class Connection:
 
     def _fail_waiting(self) -> None:
         """The line has gone: the answers to what was sent on it will not come."""
-        for answer, _ in self._waiting.values():
+        for answer, _ in list(self._waiting.values()):
             if not answer.done():
                 answer.set_exception(
                     Unavailable("the line was lost before the answer came: it may have been carried out")
@@ -314,19 +346,16 @@ class Connection:
             return b"HPUB %b %b %d %d\r\n%b" % (name, reply.encode(), len(head), size, head), data, b"\r\n"
         return b"PUB %b %b %d\r\n" % (name, reply.encode(), size), data, b"\r\n"
 
-    def _expect(self, token: str, subject: str, timeout_s: float) -> asyncio.Future[Message]:
-        """The answer to what was sent with this token."""
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[Message] = loop.create_future()
+    def _expect(self, answer: Answer, token: str, subject: str, timeout_s: float) -> Callable[[], None]:
+        """Give `answer` what comes to what was sent with this token; returns what ends that."""
         self._waiting[token] = answer, subject
-        timer = loop.call_later(timeout_s, _expire, answer, subject, timeout_s)
+        timer = asyncio.get_running_loop().call_later(timeout_s, _expire, answer, subject, timeout_s)
 
-        def forget(_: object) -> None:
+        def forget() -> None:
             timer.cancel()
             self._waiting.pop(token, None)
 
-        answer.add_done_callback(forget)
-        return answer
+        return forget
 
     def _on_reply(self, message: Message) -> None:
         token = message.subject[len(self._inbox) :]
@@ -356,6 +385,6 @@ def _register(callbacks: dict[object, Callable[[], None]], callback: Callable[[]
     return unregister
 
 
-def _expire(answer: asyncio.Future[Message], subject: str, timeout_s: float) -> None:
+def _expire(answer: Answer, subject: str, timeout_s: float) -> None:
     if not answer.done():
         answer.set_exception(Unavailable(f"no answer on {subject!r} within {timeout_s:g} s"))

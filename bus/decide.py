@@ -70,6 +70,8 @@ def decide(state: RunState | None, command: Command, *, run: str, now: datetime)
         return _begin(command, run, now)
     if state is None:
         raise Refused(f"there is no run {run}")
+    if state.archived:
+        raise Refused(f"run {run} is archived: it can be read, and does not go on")
     draft = Draft(state, now)
     match command:
         case Take():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 
 class BusError(Exception):
     """The root: `except BusError` catches whatever this library raises on purpose."""
@@ -83,6 +85,28 @@ class Refused(BusError):
 
 class NotFound(BusError, LookupError):
     """No such run, phase, dead letter or agent in this log."""
+
+
+class Archived(Refused, NotFound):
+    """The run was archived: it can be read where the archive is, and does not go on. Its id stays taken."""
+
+    def __init__(self, run: str, archive: str) -> None:
+        super().__init__(
+            f"run {run!r} was archived (archive {archive}): set PHASEBUS_ARCHIVE to its folder to read it, "
+            "or use another id for a new run"
+        )
+        self.run = run
+        self.archive = archive
+
+
+class ArchiveDamaged(BusError):
+    """A file of an archive is not what was written. Put a copy of it back; nothing else of the archive is touched."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(
+            f"{path} is damaged: {reason}. Put back a copy of it; `phasebus archive verify {path.parent}` checks all"
+        )
+        self.path = path
 
 
 class TimedOut(BusError, TimeoutError):

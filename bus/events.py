@@ -121,6 +121,15 @@ class PhaseUndoing(_Event, frozen=True, tag="phase.undoing.v1"):
     output: msgspec.Raw
 
 
+class RunArchived(_Event, frozen=True, tag="run.archived.v1"):
+    """The run's commits up to position `upto` are in archive `archive`, and leave the log. Nothing follows this one:
+    it keeps the run from going on without its past, and its id from being used again."""
+
+    by: str
+    upto: int
+    archive: str
+
+
 class PhaseExpanded(_Event, frozen=True, tag="phase.expanded.v1"):
     """An `each` phase has become `items` items, numbered from 0."""
 
@@ -268,6 +277,7 @@ Known = (
     | RunCheckpointed
     | RunRollingBack
     | PhaseUndoing
+    | RunArchived
     | PhaseExpanded
     | PhaseReady
     | PhaseStarted
@@ -356,6 +366,12 @@ EVENT_READER = EventReader(EVENTS)
 def is_ending(event: Event) -> bool:
     """Whether the run has ended with this event (until somebody redrives it)."""
     return isinstance(event, RunCompleted | RunFailed | RunCancelled)
+
+
+def archived(commit: Commit) -> RunArchived | None:
+    """What an archived run leaves behind in the log, if the commit is that."""
+    first = commit.events[0] if commit.events else None
+    return first if isinstance(first, RunArchived) else None
 
 
 def type_of(event: Event) -> str:

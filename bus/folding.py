@@ -29,6 +29,7 @@ from bus.events import (
     PhaseStarted,
     PhaseUndoing,
     PhaseWaiting,
+    RunArchived,
     RunCancelled,
     RunCheckpointed,
     RunCompleted,
@@ -124,6 +125,8 @@ class Folding:
                 phase.opened_at = at
                 state.phases[event.phase] = phase
                 state.open_phases += 1
+            case RunArchived():
+                state.archived = True
             case PhaseExpanded():
                 phase = self._phase(state, event.phase, at)
                 phase.items = [Item(index=index, attempt=phase.epoch) for index in range(event.items)]

@@ -15,13 +15,14 @@ import structlog
 from bus import dead, events
 from bus.connection import Connection
 from bus.envelope import Envelope, encode, envelope
-from bus.errors import BusError, MalformedMessage, NotFound, TooLarge, Unavailable
-from bus.events import Commit
+from bus.errors import Archived, BusError, MalformedMessage, NotFound, TooLarge, Unavailable
+from bus.events import Commit, archived
 from bus.folding import fold
 from bus.inputs import work
 from bus.log import Log, Part
 from bus.record import Record
 from bus.run import RunState
+from bus.streams import info
 from bus.unknown import report
 
 logger = structlog.get_logger(__name__)
@@ -46,12 +47,20 @@ class Ledger:
         self._source = source
 
     async def as_of(self, run: str, position: int) -> RunState:
-        """The run as it was at a position of the log. Raises NotFound if it had not started then."""
+        """The run as it was at a position of the log. Raises NotFound if it had not started then, Archived."""
         subject = self._log.subjects.run(run)
         state = fold_records(run, [record async for record in self._log.read(subject, upto=position)], None)
         if state is None:
+            # Or it was archived since: then this says so.
+            await self.refresh(run, None)
             raise NotFound(f"there was no run {run!r} at position {position}")
         return state
+
+    async def names(self) -> list[str]:
+        """Every run that has something in the log, by name. What only an archive holds is not among them."""
+        subjects = self._log.subjects
+        there = await info(self._connection, subjects.stream, self._log.patience_s, subjects=subjects.runs)
+        return sorted(map(subjects.run_of, there.subjects))
 
     async def commits(self, run: str, *, after: int = 0, upto: int | None = None) -> AsyncGenerator[Commit, None]:
         """A run's commits in order."""
@@ -114,7 +123,10 @@ class Ledger:
         return position
 
     async def refresh(self, run: str, state: RunState | None) -> RunState | None:
-        """The run with what was stored since. Insists like an append, when the line breaks on the way."""
+        """The run with what was stored since. Insists like an append, when the line breaks on the way.
+
+        Raises Archived if only what an archived run leaves behind is there.
+        """
         after = state.position if state is not None else 0
         deadline = time.monotonic() + self._log.patience_s
         while True:
@@ -153,20 +165,32 @@ class Ledger:
 
 
 def fold_records(run: str, records: Sequence[Record], state: RunState | None) -> RunState | None:
-    """The run after these records. What is not a commit of it, or does not follow, is set aside, and said."""
+    """The run after these records. What is not a commit of it, or does not follow, is set aside, and said.
+
+    Raises Archived if the records begin where the run was archived.
+    """
     try:
         return fold([commit_in(run, record) for record in records], state) if records else state
     except _NOT_FOLLOWING:
         pass
     for record in records:
         try:
-            state = fold([commit_in(run, record)], state)
+            state = _with(run, record, state)
+        except Archived:
+            raise
         except _NOT_FOLLOWING as error:
             logger.exception("record set aside", run=run, position=record.position, error=str(error))
             if state is not None:
                 # It counts as seen: the next commit is expected to stand after it.
                 state = msgspec.structs.replace(state, position=record.position)
     return state
+
+
+def _with(run: str, record: Record, state: RunState | None) -> RunState | None:
+    commit = commit_in(run, record)
+    if state is None and (last := archived(commit)) is not None:
+        raise Archived(run, last.archive)
+    return fold([commit], state)
 
 
 def _readable(run: str, record: Record) -> list[Commit]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 from bus.appending import Appender, Part, VersionConflict
 from bus.connection import Connection
@@ -16,6 +17,9 @@ from bus.settings import Settings
 from bus.streams import set_up
 from bus.subjects import Subjects
 
+if TYPE_CHECKING:
+    from bus.archive import Archive
+
 __all__ = ["Log", "Part", "Pipeline", "Record", "VersionConflict"]
 
 
@@ -23,15 +27,23 @@ class Log:
     """The stream of one namespace over one connection. It owns nothing that has to be closed.
 
     Positions are stream sequences: they count from 1 and only grow; `after` excludes, `upto` includes. Subjects may
-    have wildcards.
+    have wildcards. With an `archive`, what was taken out of the log is read as if it were still there.
     """
 
-    def __init__(self, connection: Connection, subjects: Subjects, settings: Settings) -> None:
+    def __init__(
+        self, connection: Connection, subjects: Subjects, settings: Settings, archive: Archive | None = None
+    ) -> None:
         self._connection = connection
         self._settings = settings
         self.subjects = subjects
         payloads = self._payloads = Payloads(connection, subjects, settings)
-        self._reader = Reader(connection, subjects.stream, timeout_s=settings.request_timeout_s, unpack=payloads.unpack)
+        self._reader = Reader(
+            connection,
+            subjects.stream,
+            timeout_s=settings.request_timeout_s,
+            unpack=payloads.unpack,
+            archive=archive,
+        )
         self._appender = Appender(connection, self._reader, payloads, settings)
 
     @property

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing
 from datetime import datetime
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 import structlog
@@ -21,6 +21,9 @@ from bus.errors import BusError, MalformedMessage, NoResponders, Unavailable
 from bus.payload import is_inline
 from bus.record import Live, Record, is_record, read_record
 from bus.subjects import live_copy, pattern
+
+if TYPE_CHECKING:
+    from bus.archive import Archive
 
 logger = structlog.get_logger(__name__)
 
@@ -50,14 +53,23 @@ class Reader:
     """Reads one stream over one connection. It owns nothing that has to be closed.
 
     With `unpack`, what was packed is unpacked just before it is handed out: a page of references is small, what they
-    refer to need not be.
+    refer to need not be. With an `archive`, what was taken out of the stream is read as if it were still there.
     """
 
-    def __init__(self, connection: Connection, stream: str, *, timeout_s: float, unpack: Unpack | None = None) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        stream: str,
+        *,
+        timeout_s: float,
+        unpack: Unpack | None = None,
+        archive: Archive | None = None,
+    ) -> None:
         self._connection = connection
         self._stream = stream
         self._timeout_s = timeout_s
         self._unpack = unpack
+        self._archive = archive
         self._direct_get = f"$JS.API.DIRECT.GET.{stream}"
 
     async def read(self, *subjects: str, after: int = 0, upto: int | None = None) -> AsyncGenerator[Record, None]:
@@ -68,7 +80,7 @@ class Reader:
     async def read_back(self, *subjects: str, before: int | None = None) -> AsyncGenerator[Record, None]:
         """Windows are read forwards, the newest first; a window with nothing in it makes the next one wider."""
         if before is None:
-            newest = await self._get({"last_by_subj": _EVERYTHING})
+            newest = await self._last(_EVERYTHING)
             before = newest.position + 1 if newest is not None else 1
         width = _FIRST_PAGE
         while before > 1:
@@ -87,16 +99,22 @@ class Reader:
         return await self._one({"seq": 1, "next_by_subj": subject})
 
     async def last(self, subject: str) -> Record | None:
-        return await self._one({"last_by_subj": subject})
+        record = await self._last(subject)
+        return await self._unpacked(record) if record is not None else None
 
     async def at(self, position: int) -> Record | None:
-        return await self._one({"seq": position})
+        record = await self._one({"seq": position})
+        # Only then: what is archived leaves the log after the archive has it.
+        return await self._archive.at(position) if record is None and self._archive is not None else record
 
     async def position_at(self, instant: datetime) -> int:
         record = await self._get({"start_time": instant.isoformat(), "next_by_subj": _EVERYTHING})
-        if record is not None:
-            return record.position - 1
-        newest = await self._get({"last_by_subj": _EVERYTHING})
+        later = [record.position] if record is not None else []
+        if self._archive is not None and (archived := await self._archive.position_at(instant)) is not None:
+            later.append(archived)
+        if later:
+            return min(later) - 1
+        newest = await self._last(_EVERYTHING)
         return newest.position if newest is not None else 0
 
     async def follow(self, *subjects: str, after: int = 0) -> AsyncGenerator[Record, None]:
@@ -118,11 +136,41 @@ class Reader:
         finally:
             live.close()
 
-    async def _packed(self, *subjects: str, after: int = 0, upto: int | None = None) -> AsyncGenerator[Record, None]:
+    def _packed(self, *subjects: str, after: int = 0, upto: int | None = None) -> AsyncGenerator[Record, None]:
+        if self._archive is None:
+            return self._stored(subjects, after, upto)
+        return self._with_archived(self._archive, subjects, after, upto)
+
+    async def _with_archived(
+        self, archive: Archive, subjects: Sequence[str], after: int, upto: int | None
+    ) -> AsyncGenerator[Record, None]:
+        """What the archive and the server have, as one."""
+        while True:
+            edition = archive.edition()
+            sources = [archive.read(*subjects, after=after, upto=upto), self._stored(subjects, after, upto)]
+            async with aclosing(merged(sources)) as records:
+                async for record in records:
+                    # What is archived leaves the log only after the index has it: a page from which something may be
+                    # missing comes with a changed index.
+                    if archive.edition() is not edition:
+                        break
+                    yield record
+                    after = record.position
+            if archive.edition() is edition:
+                return
+
+    async def _stored(self, subjects: Sequence[str], after: int, upto: int | None) -> AsyncGenerator[Record, None]:
+        """What the server has."""
         scans = [self._scan(subject, after, upto) for subject in subjects]
         async with aclosing(scans[0] if len(scans) == 1 else merged(scans)) as records:
             async for record in records:
                 yield record
+
+    async def _last(self, subject: str) -> Record | None:
+        record = await self._get({"last_by_subj": subject})
+        if self._archive is None:
+            return record
+        return await self._archive.last(subject, after=record.position if record is not None else 0) or record
 
     async def _unpacked(self, record: Record) -> Record:
         """Its data inline. What can't be had is malformed for whoever looks inside, and no reason to stop reading."""

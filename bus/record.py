@@ -14,7 +14,7 @@ from bus.envelope import Envelope, decode
 from bus.errors import MalformedMessage
 
 # The server adds them, behind whatever the publisher wrote.
-_POSITION, _SUBJECT, _STORED_AT, _BEFORE = b"Nats-Sequence", b"Nats-Subject", b"Nats-Time-Stamp", b"Nats-Last-Sequence"
+POSITION, _SUBJECT, _STORED_AT, _BEFORE = b"Nats-Sequence", b"Nats-Subject", b"Nats-Time-Stamp", b"Nats-Last-Sequence"
 _OF_THE_SERVER = {
     *(f"Nats-{name}" for name in ("Stream", "Sequence", "Subject", "Time-Stamp", "Last-Sequence", "Num-Pending")),
     *(f"Nats-{name}" for name in ("Batch-Id", "Batch-Sequence", "Batch-Commit")),
@@ -56,12 +56,12 @@ class Record(msgspec.Struct, frozen=True, gc=False):
 
 def is_record(message: Message) -> bool:
     # Whoever publishes can write a status into the headers; only the server adds a position to them.
-    return message.stamp(_POSITION) is not None
+    return message.stamp(POSITION) is not None
 
 
 def read_record(message: Message) -> Record:
     """Raises MalformedMessage if the server does not say where it stands."""
-    position, subject = message.stamp(_POSITION), message.stamp(_SUBJECT)
+    position, subject = message.stamp(POSITION), message.stamp(_SUBJECT)
     if position is None or subject is None or not position.isdigit():
         raise MalformedMessage(f"{message.subject!r} does not say which position it has: {message.headers}")
     return Record(int(position), subject.decode("utf-8", "surrogateescape"), message.data, message.head)

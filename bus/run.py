@@ -139,6 +139,7 @@ class RunState(msgspec.Struct, kw_only=True):
 
     `signals` are those that came before anything waited for them. While `paused_at` is set nothing is taken.
     `checkpoints` name what had ended well at a moment, so that it can be gone back to.
+    Once `archived`, it can be read, and nothing more happens to it.
     `unknown_events` of the `events` are of types this version does not know: what they say is not in this state.
     """
 
@@ -172,6 +173,8 @@ class RunState(msgspec.Struct, kw_only=True):
     def failures(self) -> list[str]:
         """The phases that failed and were let pass."""
         return [phase.key for phase in self.phases.values() if phase.status == "failed" and phase.lets_pass]
+
+    archived: bool = False
 
     @property
     def is_open(self) -> bool:

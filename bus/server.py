@@ -27,6 +27,7 @@ import msgspec
 
 from bus.errors import Unavailable
 from bus.signals import is_alive
+from bus.subjects import Subjects
 
 Durability = Literal["synced", "fast"]
 
@@ -53,7 +54,7 @@ server_name: phasebus
 listen: "127.0.0.1:{port}"
 http: "127.0.0.1:{http_port}"
 ports_file_dir: {store}
-log_file: {log}
+log_file: {log_file}
 logfile_size_limit: 16MB
 logfile_max_num: 2
 max_payload: 1MB
@@ -71,8 +72,13 @@ accounts {{
   SYSTEM {{ users: [{{ user: system, password: "{system_password}" }}] }}
   BUS {{
     jetstream: enabled
-    # Live copies come from the server alone.
-    users: [{{ user: bus, password: "{password}", permissions: {{ publish: {{ deny: ["live.>"] }} }} }}]
+    users: [
+      {{ user: operator, password: "{operator_password}", permissions: {{ publish: {{ deny: ["live.>"] }} }} }}
+      # Live copies come from the server alone; no stream is changed or removed, nothing leaves the log.
+      {{ user: bus, password: "{password}", permissions: {{ publish: {{ deny: [
+        "live.>", "$JS.API.STREAM.DELETE.*", "$JS.API.STREAM.UPDATE.*", "$JS.API.STREAM.PURGE.{log}"
+      ] }} }} }}
+    ]
   }}
 }}
 system_account: SYSTEM
@@ -82,16 +88,20 @@ authorization {{ timeout: 2 }}
 
 @asynccontextmanager
 async def embedded(
-    store: Path | None = None, *, port: int | None = None, durability: Durability = "synced"
+    store: Path | None = None,
+    *,
+    port: int | None = None,
+    durability: Durability = "synced",
+    namespace: str = "bus",
 ) -> AsyncIterator[Server]:
     """Run a server on 127.0.0.1 until the block ends; on a free port, in a temporary folder, unless told otherwise.
 
     `synced`: what was acknowledged survives a power cut. `fast`: the last second may be lost, and a stream altered
-    in that second; five times the throughput.
+    in that second; five times the throughput. `namespace` says whose log only the operator may take something out of.
     Raises Unavailable: there is no nats-server, it did not start, or another process uses `store`.
     """
     folder = store or Path(tempfile.mkdtemp(prefix="phasebus-"))
-    server = Server(folder, port, durability)
+    server = Server(folder, port, durability, namespace)
     try:
         await server.start()
         yield server
@@ -104,19 +114,21 @@ async def embedded(
 class _Logins(msgspec.Struct, frozen=True):
     bus: str
     system: str
+    operator: str
     port: int = -1
 
 
 class Server:
     """One nats-server and its folder. Passwords and port are kept there: who was connected finds it again."""
 
-    def __init__(self, store: Path, port: int | None, durability: Durability) -> None:
+    def __init__(self, store: Path, port: int | None, durability: Durability, namespace: str) -> None:
         self.store = store.resolve()
         self.pid = 0
         self.port = port or -1
         self._http_port = -1
         self._durability = durability
-        self._logins = _Logins(token_urlsafe(24), token_urlsafe(24))
+        self._subjects = Subjects(namespace)
+        self._logins = _Logins(token_urlsafe(24), token_urlsafe(24), token_urlsafe(24))
         self._is_port_remembered = False
         self._shell: subprocess.Popen[bytes] | None = None
         self._lock: IO[str] | None = None
@@ -125,6 +137,11 @@ class Server:
     def url(self) -> str:
         """Where to connect, with the login of the account that has JetStream."""
         return f"nats://bus:{self._logins.bus}@127.0.0.1:{self.port}"
+
+    @property
+    def operator_url(self) -> str:
+        """The same account, as who may take out of the log what was archived, and change and remove streams."""
+        return f"nats://operator:{self._logins.operator}@127.0.0.1:{self.port}"
 
     @property
     def system_url(self) -> str:
@@ -217,10 +234,12 @@ class Server:
             port=self.port,
             http_port=self._http_port,
             store=json.dumps(str(self.store), ensure_ascii=False),
-            log=json.dumps(str(self.store / "server.log"), ensure_ascii=False),
+            log_file=json.dumps(str(self.store / "server.log"), ensure_ascii=False),
             sync_interval=_SYNC_INTERVAL[self._durability],
             system_password=self._logins.system,
             password=self._logins.bus,
+            operator_password=self._logins.operator,
+            log=self._subjects.stream,
         )
         _write(self.store / "nats.conf", text.encode())
 

@@ -28,10 +28,12 @@ class Settings(BaseModel):
     url: SecretStr | None = Field(None, description="nats://user:password@host:port, several joined by commas")
     context: str | None = Field(None, description="name of a NATS context file, used when there is no url")
     system_url: SecretStr | None = Field(None, description="login of the system account: crashes are seen at once")
+    operator_url: SecretStr | None = Field(None, description="login that may take what was archived out of the log")
     credentials: Path | None = Field(None, description="a .creds file, or one that holds an nkey seed")
     namespace: str = Field("bus", description="prefix of every subject; its upper case is the stream's name")
     replicas: int = Field(1, ge=1, le=5, description="copies of the log, on as many servers")
     durability: Literal["synced", "fast"] = Field("synced", description="synced: on disk before it is acknowledged")
+    archive: Path | None = Field(None, description="folder of an archive: what it holds is read as if still in the log")
     append_timeout_s: float = Field(30.0, gt=0, description="how long an append is tried again before it is given up")
     request_timeout_s: float = Field(5.0, gt=0, description="how long one answer of the server is waited for")
     payload_limit_bytes: int = Field(64 * 2**20, ge=1, le=2**30, description="no larger payload is written or read")
@@ -63,7 +65,8 @@ class Settings(BaseModel):
         unknown = [name for name in environment if name.startswith(_PREFIX) and name not in known]
         if unknown:
             raise SettingsError(f"{unknown[0]} is not a setting; known are {', '.join(sorted(known))}")
-        found: dict[str, Any] = {field: environment[name] for field, name in names.items() if environment.get(name)}
+        # By `get` alone: an environment of `eventsourcing` looks for the application's own variable there first.
+        found: dict[str, Any] = {field: value for field, name in names.items() if (value := environment.get(name))}
         found.update({field: value for field, value in values.items() if value is not None})
         try:
             return cls.model_validate(found)
@@ -74,7 +77,11 @@ class Settings(BaseModel):
 
 # Read by the examples and by nats.conf, not by the library.
 _ELSEWHERE = frozenset(
-    _PREFIX + name for name in ("WORKDIR", "REPORTS", "LLM_URL", "LLM_MODEL", "LLM_KEY", "PASSWORD", "SYSTEM_PASSWORD")
+    _PREFIX + name
+    for name in (
+        *("WORKDIR", "REPORTS", "LLM_URL", "LLM_MODEL", "LLM_KEY"),
+        *("PASSWORD", "SYSTEM_PASSWORD", "OPERATOR_PASSWORD"),
+    )
 )
 
 

@@ -31,9 +31,9 @@ _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 
 
 class Steering:
-    """The verbs for one run at a time. All raise Refused, with the reason, if the run's present state does not allow it.
+    """The verbs for one run at a time; each returns the run as it is with the decision.
 
-    Also NotFound, TooLarge and Unavailable. They return the run as it is with the decision.
+    All raise Refused, with the reason, if the run's present state does not allow it; NotFound, TooLarge, Unavailable.
     """
 
     ledger: Ledger
@@ -67,15 +67,13 @@ class Steering:
         """Do again what an ended run has done: from `phases` on, or from the beginning. Nothing is undone first."""
         return await self._decide(run, Redrive(by, tuple(phases), afresh=True))
 
-    async def skip(
-        self, run: str, phase: str, *, by: str, reason: str = "", output: Any = msgspec.UNSET
-    ) -> RunState:
+    async def skip(self, run: str, phase: str, *, by: str, reason: str = "", output: Any = msgspec.UNSET) -> RunState:
         """Let a phase pass without its work, with `output` in place of its own; what needs it goes on."""
         given = output if output is msgspec.UNSET else as_json(output)
         return await self._decide(run, Skip(phase, by, reason, given))
 
     async def signal(self, run: str, signal: str, data: object = None, *, by: str) -> RunState:
-        """Tell a run what a phase waits for, or will wait for (`Phase(wait_for=...)`); `data` is that phase's output."""
+        """Tell a run what a phase waits for, or will (`Phase(wait_for=...)`); `data` is that phase's output."""
         return await self._decide(run, Signal(signal, by, as_json(data)))
 
     async def checkpoint(self, run: str, name: str, *, by: str) -> RunState:
@@ -85,7 +83,7 @@ class Steering:
     async def rollback(
         self, run: str, *, by: str, before: str | None = None, checkpoint: str | None = None, reason: str = ""
     ) -> RunState:
-        """Go back to before a phase, or to a checkpoint: undo what was done since in reverse order, then do it again."""
+        """Go back to before a phase, or to a checkpoint: undo what was done since, last first, then do it again."""
         return await self._decide(run, Rollback(by, before, checkpoint, reason))
 
     async def fork(

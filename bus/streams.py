@@ -51,18 +51,22 @@ class _Answer(msgspec.Struct, frozen=True):
     state: _State = _State()
     total: int = 0
     ts: datetime = datetime.min.replace(tzinfo=UTC)
+    created: str = ""
+    purged: int = 0
 
 
 class Info(msgspec.Struct, frozen=True):
     """A stream by the server's own clock: when that was, how many messages it holds, and how many on each subject.
 
     `last` is the newest position it has given, whether or not a message still stands there.
+    `created` is when it was made, as the server writes it: it tells one stream from another of the same name.
     """
 
     at: datetime
     messages: int
     subjects: dict[str, int]
     last: int
+    created: str
 
 
 _ack = msgspec.json.Decoder(_Ack)
@@ -70,7 +74,10 @@ _answer = msgspec.json.Decoder(_Answer)
 
 
 def log_config(subjects: Subjects, replicas: int) -> dict[str, Any]:
-    """The log: nothing in it can be changed or removed, one by one or together."""
+    """The log: nothing in it can be changed or removed one by one, and no limit drops anything.
+
+    Purging is allowed to the operator's login alone: it is how what was archived leaves the log (`bus.archiving`).
+    """
     return {
         "name": subjects.stream,
         "subjects": subjects.logged(),
@@ -79,10 +86,15 @@ def log_config(subjects: Subjects, replicas: int) -> dict[str, Any]:
         "num_replicas": replicas,
         "discard": "new",
         "deny_delete": True,
-        "deny_purge": True,
         "allow_direct": True,
         "allow_atomic": True,
         "allow_msg_ttl": True,
+        # A limit, or a message that replaces those before it, would remove events without a word.
+        "allow_rollup_hdrs": False,
+        "max_msgs": -1,
+        "max_bytes": -1,
+        "max_age": 0,
+        "max_msgs_per_subject": -1,
         # What is stored goes out once more for whoever watches: no consumer state on the server, no acknowledgements.
         "republish": {"src": f"{subjects.namespace}.>", "dest": f"live.{subjects.namespace}.>"},
     }
@@ -126,20 +138,20 @@ async def set_up(connection: Connection, subjects: Subjects, settings: Settings,
     """Check what is there, and create what is not. Raises Misconfigured; without `create`, NotFound."""
     for config in (log_config(subjects, settings.replicas), work_config(subjects, settings.replicas)):
         try:
-            await _ensure(connection, config, settings.request_timeout_s, create=create)
+            await ensure_stream(connection, config, settings.request_timeout_s, create=create)
         except NotFound:
             raise NotFound(f"there is no bus with namespace {subjects.namespace!r} on this server") from None
 
 
 async def set_up_work(connection: Connection, subjects: Subjects, settings: Settings) -> None:
     """The work stream alone: it is made again when it was lost."""
-    await _ensure(connection, work_config(subjects, settings.replicas), settings.request_timeout_s, create=True)
+    await ensure_stream(connection, work_config(subjects, settings.replicas), settings.request_timeout_s, create=True)
 
 
 async def set_up_payloads(connection: Connection, subjects: Subjects, settings: Settings) -> None:
     """The bucket for large payloads: made when the first one is met, since many namespaces never need it."""
     config = payloads_config(subjects, settings.replicas)
-    await _ensure(connection, config, settings.request_timeout_s, create=True)
+    await ensure_stream(connection, config, settings.request_timeout_s, create=True)
 
 
 async def info(connection: Connection, stream: str, timeout_s: float, *, subjects: str = "") -> Info:
@@ -156,7 +168,7 @@ async def info(connection: Connection, stream: str, timeout_s: float, *, subject
         page = answer.state.subjects or {}
         found |= page
         if not page or len(found) >= answer.total:
-            return Info(answer.ts, answer.state.messages, found, answer.state.last_seq)
+            return Info(answer.ts, answer.state.messages, found, answer.state.last_seq, answer.created)
 
 
 async def store(
@@ -179,14 +191,16 @@ async def store(
     raise _refusal(f"storing {subject!r}", answer.error)
 
 
-async def purge(
-    connection: Connection, stream: str, subject: str, timeout_s: float, *, upto: int | None = None
-) -> None:
-    """Remove what is on `subject`, all of it or up to and including a position. Raises Unavailable, NotFound."""
+async def purge(connection: Connection, stream: str, subject: str, timeout_s: float, *, upto: int | None = None) -> int:
+    """Remove what is on `subject`, all of it or up to and including a position; returns how many there were.
+
+    Raises Unavailable (also if the login may not: the server tells nobody who waits), NotFound, Misconfigured.
+    """
     body = {"filter": subject} | ({"seq": upto + 1} if upto is not None else {})
     answer = await _ask(connection, f"{_API}.STREAM.PURGE.{stream}", body, timeout_s)
     if answer.error is not None:
         raise _refusal(f"purging {subject!r} of {stream!r}", answer.error)
+    return answer.purged
 
 
 async def ensure_consumer(connection: Connection, subjects: Subjects, capability: str, settings: Settings) -> str:
@@ -213,7 +227,8 @@ async def ensure_consumer(connection: Connection, subjects: Subjects, capability
     return name
 
 
-async def _ensure(connection: Connection, config: dict[str, Any], timeout_s: float, *, create: bool) -> None:
+async def ensure_stream(connection: Connection, config: dict[str, Any], timeout_s: float, *, create: bool) -> None:
+    """One stream as `config` wants it. Raises Misconfigured; without `create`, NotFound; Unavailable."""
     name = config["name"]
     verb, body = ("CREATE", config) if create else ("INFO", None)
     answer = await _ask(connection, f"{_API}.STREAM.{verb}.{name}", body, timeout_s)

@@ -20,6 +20,7 @@ from bus.events import (
     PhaseReady,
     PhaseStarted,
     PhaseUndoing,
+    RunArchived,
     RunRedriven,
     RunRollingBack,
     type_of,
@@ -61,6 +62,9 @@ class _Checked:
     def commit(self, commit: Commit) -> Iterator[Violation]:
         self._position = commit.position
         events = list(commit.events)
+        if self._folding.state is None and isinstance(events[0], RunArchived):
+            # Its past is in an archive, and nothing follows.
+            return
         try:
             if self._folding.state is None:
                 self._folding.add(msgspec.structs.replace(commit, events=events[:1]))

@@ -18,6 +18,7 @@ from bus.events import COMMIT, EVENTS, Body, Known
 from bus.garbage import COLLECTED, PayloadsCollected
 from bus.ledger import WORK
 from bus.messages import MESSAGES
+from bus.notices import REMOVED, SEALED, STARTED, ArchiveRemoved, ArchiveSealed, ArchiveStarted
 from bus.presence import Beat
 from bus.worker import AGENT_DEREGISTERED, AGENT_REGISTERED
 
@@ -70,6 +71,9 @@ def vocabulary() -> dict[str, Entry]:
         AGENT_REGISTERED: Entry("data", Beat),
         AGENT_DEREGISTERED: Entry("data", Beat),
         LETTER_REDRIVEN: Entry("data", LetterRedriven),
+        STARTED: Entry("data", ArchiveStarted),
+        SEALED: Entry("data", ArchiveSealed),
+        REMOVED: Entry("data", ArchiveRemoved),
         COLLECTED: Entry("data", PayloadsCollected),
         BEAT: Entry("body", Beat),
     }

@@ -52,7 +52,8 @@ def find(
     started = find_started()
     if started is None:
         raise Failure(UNREACHABLE, "no bus found: start one with `phasebus up`, or set NATS_URL", "phasebus up")
-    return Address({"url": started.url, "system_url": started.system_url, "durability": started.durability})
+    logins = {"url": started.url, "system_url": started.system_url, "operator_url": started.operator_url}
+    return Address({**logins, "durability": started.durability})
 
 
 @asynccontextmanager
@@ -61,9 +62,9 @@ async def reached(address: Address) -> AsyncIterator[dict[str, Any]]:
     if address.store is None:
         yield address.settings
         return
-    durability = Settings.load().durability
-    async with embedded(address.store, durability=durability) as server:
-        yield {"url": server.url, "system_url": server.system_url}
+    settings = Settings.load()
+    async with embedded(address.store, durability=settings.durability, namespace=settings.namespace) as server:
+        yield {"url": server.url, "system_url": server.system_url, "operator_url": server.operator_url}
 
 
 def find_started(folder: Path | None = None) -> Started | None:

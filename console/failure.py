@@ -83,6 +83,7 @@ def _of_bus(error: BaseException) -> Failure | None:
         return refusal
     rules: list[tuple[type[errors.BusError] | tuple[type[errors.BusError], ...], int, str]] = [
         (errors.NoLiveAgent, REFUSED, "start one: phasebus agent run FILE.py:agent"),
+        (errors.Archived, NOT_FOUND, "PHASEBUS_ARCHIVE=DIR, and the same command again"),
         (errors.Refused, REFUSED, "phasebus run ls"),
         (errors.NotFound, NOT_FOUND, "phasebus run ls --tasks"),
         (errors.TimedOut, TIMED_OUT, "phasebus attention"),

@@ -12,7 +12,7 @@ from bus import dead
 from bus.client import Client
 from bus.dead import DeadLetter, Unreadable
 from bus.envelope import decode_data
-from bus.errors import MalformedMessage
+from bus.errors import Archived, MalformedMessage
 from bus.record import Record
 from bus.run import SUCCEEDED, RunState
 from console.failure import NOT_FOUND, Failure
@@ -69,7 +69,11 @@ class Letters:
     async def _standing(self, letter: DeadLetter) -> Standing:
         state = self._runs.get(letter.run)
         if state is None:
-            state = self._runs[letter.run] = await self._client.runs.load(letter.run)
+            try:
+                state = self._runs[letter.run] = await self._client.runs.load(letter.run)
+            except Archived:
+                # No run is archived while its work is dead.
+                return "resolved"
         if dead.is_open(letter, state):
             return "open"
         phase = state.phases[letter.phase]

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from bus.client import Client
-from bus.errors import InvalidName, NotFound, Refused
+from bus.errors import Archived, InvalidName, NotFound, Refused
 from bus.run import RunState
 from console.failure import REFUSED, Failure
 from projections.catchup import build
@@ -14,9 +14,11 @@ from projections.runs import RUNS, find
 
 
 async def find_run(client: Client, text: str) -> RunState:
-    """The run with that id, or the only one whose id begins like that. Raises NotFound, also if several do."""
+    """The run with that id, or the only one whose id begins so. Raises NotFound, also if several do; Archived."""
     try:
         return await client.runs.load(text)
+    except Archived:
+        raise
     except (NotFound, InvalidName):
         # Only now: to know all ids is to read the whole log.
         runs = await build(client, RUNS)

@@ -24,6 +24,7 @@ from bus.events import (
     PhaseUndoing,
     PhaseWaiting,
     ResultRefused,
+    RunArchived,
     RunCancelled,
     RunCheckpointed,
     RunCompleted,
@@ -100,6 +101,8 @@ def _said(event: Event) -> str:
             return f"by {event.by} to before {', '.join(event.phases)}{_because(event.reason)}"
         case PhaseUndoing():
             return event.phase
+        case RunArchived():
+            return f"by {event.by}: up to position {event.upto}, in archive {event.archive}"
         case PhaseExpanded():
             return f"{event.phase}: {event.items} items"
         case PhaseReady():

@@ -56,7 +56,7 @@ def concerns(runs: Iterable[RunState], living: Living | None, history: History, 
 
 
 def _of_run(state: RunState, living: Living | None, history: History, now: datetime) -> Iterator[Concern]:
-    if state.status == "failed":
+    if state.status == "failed" and not state.archived:
         yield _failed(state)
     if not state.is_open:
         return

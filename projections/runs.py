@@ -8,7 +8,7 @@ from datetime import datetime
 import msgspec
 
 from bus.errors import NotFound
-from bus.events import Commit, RunStarted
+from bus.events import Commit, RunStarted, archived
 from bus.folding import Folding, fold
 from bus.plan import TASK
 from bus.run import SUCCEEDED, RunState, RunStatus
@@ -72,8 +72,11 @@ def _fold(before: AllRuns, commits: Iterable[Commit]) -> AllRuns:
     position = before.position
     for commit in commits:
         if commit.position > position:
-            fresh.setdefault(commit.run, []).append(commit)
             position = commit.position
+            if archived(commit) and commit.run not in fresh and commit.run not in before.by_id:
+                # Its past is in an archive that is not read here.
+                continue
+            fresh.setdefault(commit.run, []).append(commit)
     by_id, set_aside = dict(before.by_id), dict(before.set_aside)
     for run, new in fresh.items():
         state = _extend(by_id.get(run), new, set_aside)

@@ -19,17 +19,23 @@ if TYPE_CHECKING:
     from console.printer import Printer
 
 
-def _plan(_context: click.Context, _parameter: click.Parameter, value: str) -> Plan:
+def plan_argument(_context: click.Context, _parameter: click.Parameter, value: str | None) -> Plan | None:
+    """The plan in a TOML file, or a Python one."""
     from bus.plan import Plan
     from bus.planfile import read_plan
     from console.target import load
 
+    if value is None:
+        return None
     return read_plan(Path(value)) if value.endswith(".toml") else load(value, Plan)
 
 
-def _input(_context: click.Context, _parameter: click.Parameter, value: str) -> msgspec.Raw:
+def read_input(_context: click.Context, _parameter: click.Parameter, value: str | None) -> msgspec.Raw | None:
+    """JSON, as it stands on the command line, in a file or on stdin."""
     import msgspec
 
+    if value is None:
+        return None
     try:
         text = sys.stdin.read() if value == "-" else Path(value[1:]).read_text() if value.startswith("@") else value
         msgspec.json.decode(text)
@@ -41,9 +47,9 @@ def _input(_context: click.Context, _parameter: click.Parameter, value: str) -> 
 
 
 @click.command()
-@click.argument("plan", callback=_plan, metavar="PLAN.toml | FILE.py:NAME | package.module:NAME")
+@click.argument("plan", callback=plan_argument, metavar="PLAN.toml | FILE.py:NAME | package.module:NAME")
 @click.option(
-    "--input", "value", callback=_input, default="{}", metavar="JSON | @FILE | -", help="What the run is about."
+    "--input", "value", callback=read_input, default="{}", metavar="JSON | @FILE | -", help="What the run is about."
 )
 @click.option("--id", "run", metavar="ID", help="Its id; made from the plan's name unless told.")
 @click.option("--follow", "is_followed", is_flag=True, help="Watch it to its end; exit code 1 unless it completes.")

@@ -8,7 +8,7 @@ import click
 
 from console.commands.decisions import by_option, needed, say
 from console.commands.start import plan_argument, read_input
-from console.session import on_bus, on_live_bus, operator
+from console.session import on_bus, on_live_bus
 
 if TYPE_CHECKING:
     import msgspec
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @click.option("--reason", default="", help="Kept with the decision.")
 @on_bus
 async def pause(client: Client, printer: Printer, run: str, by: str, reason: str) -> None:
-    """Hold a run: what is under way may end, nothing more is taken. Deadlines still count."""
+    """Hold a run: nothing more of it is taken. What is under way may end, and deadlines still count."""
     from console.lookup import find_run, refusals
 
     name = (await find_run(client, run)).run
@@ -58,7 +58,7 @@ async def resume(client: Client, printer: Printer, run: str, by: str) -> None:
 async def skip(
     client: Client, printer: Printer, run: str, phase: str, by: str, reason: str, output: msgspec.Raw | None
 ) -> None:
-    """Let a phase pass without its work; what needs it goes on. A phase that failed is skipped in a new pass."""
+    """Let a phase pass without its work. What needs it goes on; a phase that failed is skipped in a new pass."""
     import msgspec
 
     from console.lookup import find_run, refusals
@@ -76,7 +76,7 @@ async def skip(
 @by_option
 @on_live_bus
 async def signal(client: Client, printer: Printer, run: str, signal: str, data: msgspec.Raw, by: str) -> None:
-    """Tell a run what one of its phases waits for, or will wait for."""
+    """Tell a run what one of its phases waits for. It may come before the phase does."""
     from console.lookup import find_run, refusals
 
     name = (await find_run(client, run)).run
@@ -90,7 +90,7 @@ async def signal(client: Client, printer: Printer, run: str, signal: str, data: 
 @by_option
 @on_live_bus
 async def rerun(client: Client, printer: Printer, run: str, phases: tuple[str, ...], by: str) -> None:
-    """Do again what an ended run has done: from these phases on, or all of it. Nothing is undone first."""
+    """Do again what an ended run has done, from a phase on. Without a phase, all of it; nothing is undone first."""
     from console.lookup import find_run, refusals
     from console.offers import say_unserved
 
@@ -125,7 +125,7 @@ async def checkpoint(client: Client, printer: Printer, run: str, name: str, by: 
 async def rollback(
     client: Client, printer: Printer, run: str, before: str | None, checkpoint: str | None, by: str, reason: str
 ) -> None:
-    """Undo what a run has done since, in reverse order, then do it again. Its history is kept."""
+    """Undo what a run has done since, then do it again. The last is undone first; the history is kept."""
     from console.lookup import find_run, refusals
     from console.offers import say_unserved
 
@@ -145,7 +145,7 @@ async def rollback(
 async def fork(
     client: Client, printer: Printer, run: str, at: int | None, plan: Plan | None, as_run: str | None
 ) -> None:
-    """Start a run that takes over what another has done, of phases that both have; prints its id."""
+    """Start a run that takes over what another has done. Only of phases that both have; prints its id."""
     from console.lookup import find_run, refusals
     from console.offers import say_unserved
 
@@ -157,6 +157,3 @@ async def fork(
     else:
         printer.line(state.run)
     await say_unserved(client, printer, needed(state))
-
-
-assert operator

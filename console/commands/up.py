@@ -103,8 +103,12 @@ async def _serve(settings: Settings, store: Path, port: int | None, stop: asynci
 
     async with AsyncExitStack() as stack:
         with explained(store, "give another --store, or use the bus that runs"):
-            server = await stack.enter_async_context(embedded(store, port=port, durability=settings.durability))
-        started = Started(server.url, server.system_url, os.getpid(), settings.durability)
+            server = await stack.enter_async_context(
+                embedded(store, port=port, durability=settings.durability, namespace=settings.namespace)
+            )
+        started = Started(
+            server.url, server.system_url, os.getpid(), settings.durability, operator_url=server.operator_url
+        )
         login: dict[str, Any] = {"url": server.url, "system_url": server.system_url, "durability": settings.durability}
         async with connect(name="supervisor", **login) as client:
             with announced(started):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @click.option("--grace", "grace_s", type=click.FloatRange(0), default=30.0, metavar="SECONDS", help="How late is late.")
 @on_bus
 async def verify(client: Client, printer: Printer, runs: tuple[str, ...], grace_s: float) -> int:
-    """Check that runs keep what is promised of every run; all of them, unless some are named.
+    """Check that runs keep what is promised of every run. All of them, unless some are named.
 
     An outcome never changes; a result counts once, for the attempt under way; whatever is open has something armed that
     ends it, and what is due ends in time. Each violation is named with its place; exit code 1 if there is one.
@@ -30,7 +30,7 @@ async def verify(client: Client, printer: Printer, runs: tuple[str, ...], grace_
     from bus.verify import violations
     from console.lookup import find_run
 
-    names = [(await find_run(client, run)).run for run in runs] or [name async for name in client.ledger.names()]
+    names = [(await find_run(client, run)).run for run in runs] or await client.ledger.names()
     broken = 0
     for name in names:
         commits = [commit async for commit in client.ledger.commits(name)]

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from bus import Client, Happening, Phase, Plan, RunState, connect, ref
+from bus.connection import Connection
 from bus.events import PhaseAttemptFailed, PhaseCompleted, PhaseStarted, ResultRefused
 from bus.server import Server
 from tests.harness import (
@@ -142,7 +143,8 @@ async def test_a_run_goes_on_when_the_server_is_killed_in_the_middle_of_it(serve
 async def test_work_that_is_lost_on_its_way_is_published_again(server: Server, client: Client) -> None:
     async with supervised(server):
         receipt = await client.send("nap", {"s": 0.0})
-        await client.connection.request("$JS.API.STREAM.DELETE.BUS_WORK", timeout_s=5)
+        async with Connection.open(server.operator_url, name="operator") as operator:
+            await operator.request("$JS.API.STREAM.DELETE.BUS_WORK", timeout_s=5)
         with agent_processes(server, SLEEPER):
             state = await client.result(receipt.run, timeout_s=BOUND_S)
     assert state.status == "completed"

@@ -17,6 +17,8 @@ RULES = [
     "bus.draft",
     "bus.envelope",
     "bus.events",
+    "bus.eventsourcing.names",
+    "bus.eventsourcing.wire",
     "bus.folding",
     "bus.happening",
     "bus.inputs",
@@ -26,6 +28,7 @@ RULES = [
     "bus.plan",
     "bus.problem",
     "bus.references",
+    "bus.retention",
     "bus.retry",
     "bus.run",
     "bus.schemas",
@@ -73,3 +76,15 @@ def test_the_rules_and_the_folds_are_pure(graph: grimp.ImportGraph, module: str)
     assert module in graph.modules
     reached = {impure: graph.find_shortest_chain(module, impure) for impure in IMPURE if impure in graph.modules}
     assert not {impure: chain for impure, chain in reached.items() if chain}
+
+
+def test_only_the_adapter_knows_the_library_eventsourcing(graph: grimp.ImportGraph) -> None:
+    # Its next major version has other signatures and the same meaning: only these change.
+    adapter = {f"bus.eventsourcing.{name}" for name in ("factory", "recorders", "subscription", "translation")}
+    assert graph.find_modules_that_directly_import("eventsourcing") == adapter
+
+
+def test_nothing_imports_the_persistence_module_unasked(graph: grimp.ImportGraph) -> None:
+    package = {"bus.eventsourcing", *graph.find_descendants("bus.eventsourcing")}
+    importers = {importer for module in package for importer in graph.find_modules_that_directly_import(module)}
+    assert importers <= package

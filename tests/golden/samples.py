@@ -31,6 +31,7 @@ from bus.events import (
     PhaseUndoing,
     PhaseWaiting,
     ResultRefused,
+    RunArchived,
     RunCancelled,
     RunCheckpointed,
     RunCompleted,
@@ -46,6 +47,8 @@ from bus.events import (
 )
 from bus.garbage import COLLECTED, PayloadsCollected
 from bus.ledger import WORK
+from bus.notices import REMOVED as ARCHIVE_REMOVED
+from bus.notices import SEALED, STARTED, ArchiveRemoved, ArchiveSealed, ArchiveStarted, SealedSegment
 from bus.payload import Limits, Packed, pack
 from bus.plan import Approval, Phase, Plan
 from bus.presence import Beat, Held
@@ -103,6 +106,8 @@ EVENTS: dict[str, Sequence[Event]] = {
         ],
         [PhaseUndoing(phase="write", input=msgspec.Raw(b'{"a":1}'), output=msgspec.Raw(b"2"))],
         [RunSignalled(signal="go", by="ann", data=msgspec.Raw(b'{"until":5}'))],
+        [RunArchived(by="ann", upto=41, archive="3f2a1b0c9d8e")],
+        [RunRedriven(by="ann", phases=("write", "review"), deadline_at=LATER)],
         [PhaseExpanded(phase="-8", items=2)],
         [PhaseReady(phase="-8", item=0, attempt=2, due_at=LATER), PhaseReady(phase="collect", attempt=1)],
         [
@@ -181,6 +186,17 @@ DIED = DeadLetter(
 UNDECODED = Unreadable("code.analyse", f"bus.work.code:analyse.{RUN}.-8:0.2", b"\x00\xff not JSON", "why", "coder-1")
 REMOVED = PayloadsCollected(by="ann", objects=2, size_bytes=4711, uploads=1, older_than_s=3600.0)
 REDRIVEN = LetterRedriven("ann", "5d6f", UNDECODED.subject)
+ARCHIVE = {"by": "ann", "archive": "3f2a1b0c9d8e", "host": "vault", "folder": "/archive"}
+NOTICES = {
+    STARTED: ArchiveStarted(**ARCHIVE, policy=("run=30d", "topic=1w")),
+    SEALED: ArchiveSealed(
+        **ARCHIVE,
+        records={"run": 2},
+        subjects=1,
+        segments=(SealedSegment("00000001.jsonl.zst", "5f" * 32, records=2, first=7, last=9),),
+    ),
+    ARCHIVE_REMOVED: ArchiveRemoved(**ARCHIVE, records=2, subjects=1, kept=("bus.run.lively",)),
+}
 BEAT = Beat(
     agent="coder",
     version="1.2.0",
@@ -237,6 +253,7 @@ MESSAGES: dict[str, bytes] = {
     UNREADABLE: about_agent(UNREADABLE, UNDECODED),
     LETTER_REDRIVEN: about_agent(LETTER_REDRIVEN, REDRIVEN),
     COLLECTED: about_agent(COLLECTED, REMOVED),
+    **{kind: about_agent(kind, notice) for kind, notice in NOTICES.items()},
     AGENT_REGISTERED: about_agent(AGENT_REGISTERED, BEAT),
     AGENT_DEREGISTERED: about_agent(AGENT_DEREGISTERED, BEAT),
     "beat": msgspec.json.encode(BEAT),

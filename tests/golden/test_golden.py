@@ -25,6 +25,7 @@ from tests.golden.samples import (
     FOLDER,
     LARGE,
     MESSAGES,
+    NOTICES,
     PAYLOADS,
     REDRIVEN,
     REMOVED,
@@ -76,7 +77,7 @@ def test_a_golden_dead_letter_is_read_back_equal(name: str, expected: object) ->
     assert dead.read(decode(golden(name).read_bytes())) == expected
 
 
-@pytest.mark.parametrize(("name", "expected"), [(LETTER_REDRIVEN, REDRIVEN), (COLLECTED, REMOVED)])
+@pytest.mark.parametrize(("name", "expected"), [(LETTER_REDRIVEN, REDRIVEN), (COLLECTED, REMOVED), *NOTICES.items()])
 def test_what_operators_did_is_read_back_equal(name: str, expected: object) -> None:
     message = decode(golden(name).read_bytes())
     assert decode_data(message, msgspec.json.Decoder(type(expected)), "an operator's record") == expected

@@ -53,7 +53,7 @@ def payloads(connection: Connection) -> Payloads:
 
 @asynccontextmanager
 async def their_client(server: Server) -> AsyncIterator[JetStreamContext]:
-    client = await nats.connect(server.url)
+    client = await nats.connect(server.operator_url)
     try:
         yield client.jetstream()
     finally:

@@ -197,11 +197,16 @@ async def test_a_frozen_server_is_not_asked_twice_for_the_same(server: Server, c
 
 @pytest.mark.usefixtures("stream")
 @pytest.mark.parametrize("call", ["CONSUMER.DELETE.S.c", "STREAM.DELETE.S"])
-async def test_what_was_deleted_is_made_again_and_the_flow_goes_on(connection: Connection, call: str) -> None:
-    async with running(Owner(connection, again=True)) as owner:
+async def test_what_was_deleted_is_made_again_and_the_flow_goes_on(
+    server: Server, connection: Connection, call: str
+) -> None:
+    async with (
+        running(Owner(connection, again=True)) as owner,
+        Connection.open(server.operator_url, name="operator") as operator,
+    ):
         owner.intake.grant(3)
         await until_asked(connection)
-        await api(connection, call)
+        await api(operator, call)
         await owner.until(lambda owner: owner.missed > 0)
         await until_asked(connection)
         await publish(connection, 50)

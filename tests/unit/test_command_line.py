@@ -30,13 +30,14 @@ HEAVY = ("bus", "nats", "pydantic", "msgspec", "structlog", "asyncio")
 
 def groups() -> list[LazyGroup]:
     from console.commands.agent import agent
+    from console.commands.archive import archive
     from console.commands.dead import dead
     from console.commands.events import events
     from console.commands.payload import payload
     from console.commands.run import run
     from console.commands.schema import schema
 
-    found = [cli, agent, dead, events, payload, run, schema]
+    found = [cli, agent, archive, dead, events, payload, run, schema]
     return [group for group in found if isinstance(group, LazyGroup)]
 
 
@@ -65,7 +66,7 @@ sys.exit(code)
 
 
 def test_what_a_list_of_commands_says_is_what_the_command_says_itself() -> None:
-    assert len(groups()) == 7
+    assert len(groups()) == 8
     for group in groups():
         context = click.Context(group)
         for name, (place, says) in group._commands_at.items():

@@ -1,0 +1,264 @@
+"""Outgoing: what a policy lets go out of a log now, up to which position of each subject, and why the rest stays.
+
+What leaves a subject is always its beginning: the server takes out all up to a position, and nothing in between.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from datetime import datetime
+from itertools import islice
+from typing import NamedTuple
+
+import msgspec
+from msgspec.structs import replace
+
+from bus import dead
+from bus.dead import LETTER_REDRIVEN, DeadLetter, LetterRedriven, Unreadable
+from bus.envelope import decode_data
+from bus.errors import Archived, MalformedMessage
+from bus.ledger import fold_records
+from bus.log import Log
+from bus.payload import is_inline
+from bus.record import Record
+from bus.retention import CLASSES, Policy, letter_stays, run_stays
+from bus.run import RunState
+
+_AT_ONCE = 64
+
+_Why = Callable[[Record], Awaitable[str | None]]
+
+
+class _Letter(NamedTuple):
+    """A dead letter, with the id of its record: by that it is named where it was sent again."""
+
+    id: str
+    letter: DeadLetter | Unreadable
+
+
+_Letters = dict[int, _Letter]
+
+
+class Tally(msgspec.Struct):
+    """Of one class, how much goes, in subjects, records and bytes of content; and how much stays, by reason."""
+
+    subjects: int = 0
+    records: int = 0
+    size_bytes: int = 0
+    stays: Counter[str] = msgspec.field(default_factory=Counter)
+
+
+class Outgoing(msgspec.Struct, frozen=True):
+    """Of each subject that is concerned, the position up to which it goes; and by class what that is."""
+
+    upto: dict[str, int] = msgspec.field(default_factory=dict)
+    tallies: dict[str, Tally] = msgspec.field(default_factory=dict)
+
+
+async def select(log: Log, policy: Policy, now: datetime) -> Outgoing:
+    """What may go. `log` has to be one that reads without an archive. Raises Unavailable."""
+    chosen = Outgoing()
+    letters = await _letters(log)
+    for name in CLASSES:
+        before = policy.before(name, now)
+        if before is None:
+            continue
+        tally = chosen.tallies[name] = Tally()
+        upto = await log.position_at(before)
+        if name == "run":
+            await _Runs(log, chosen, tally, letters).select(before, upto)
+        else:
+            why = {"dead": _Dead(log, letters).why, "ops": _Ops(log, letters).why}.get(name, _old_enough)
+            await _select_beginnings(log, f"{log.subjects.namespace}.{name}.>", chosen, tally, why, upto)
+    return chosen
+
+
+class _Seen(msgspec.Struct):
+    """A run as far as it has been read: where that is, how much, its state while it is open, and why it stays."""
+
+    position: int = 0
+    records: int = 0
+    size_bytes: int = 0
+    state: RunState | None = None
+    has_ended: bool = False
+    is_whole: bool = True
+    stays: str | None = "is no run"
+
+
+class _Runs:
+    """Runs go as a whole: every commit is older than the policy's age, and the last one ended it."""
+
+    def __init__(self, log: Log, chosen: Outgoing, tally: Tally, letters: _Letters) -> None:
+        self._log = log
+        self._chosen = chosen
+        self._tally = tally
+        self._letters: dict[str, list[DeadLetter]] = {}
+        for _, letter in letters.values():
+            if isinstance(letter, DeadLetter):
+                self._letters.setdefault(letter.run, []).append(letter)
+
+    async def select(self, before: datetime, upto: int) -> None:
+        runs: dict[str, _Seen] = {}
+        async with aclosing(self._log.read(self._log.subjects.runs, upto=upto)) as records:
+            async for record in records:
+                await self._see(runs.setdefault(record.subject, _Seen()), record, before)
+        waiting = iter(runs.items())
+        while batch := list(islice(waiting, _AT_ONCE)):
+            await asyncio.gather(*(self._settle(subject, seen) for subject, seen in batch))
+
+    async def _see(self, seen: _Seen, record: Record, before: datetime) -> None:
+        run = self._log.subjects.run_of(record.subject)
+        seen.position = record.position
+        seen.records += 1
+        seen.size_bytes += len(record.body)
+        try:
+            state = await self._after(run, seen, record)
+        except Archived:
+            seen.stays = "is archived already"
+            return
+        if state is not None:
+            seen.stays = run_stays(state, self._letters.get(run, ()), before)
+            # The states of ended runs are not kept: there are many, and hardly one goes on.
+            seen.has_ended = not state.is_open
+            seen.state = state if state.is_open else None
+        seen.is_whole = seen.is_whole and not _has_lost_payload(record)
+
+    async def _after(self, run: str, seen: _Seen, record: Record) -> RunState | None:
+        if seen.has_ended:
+            read = self._log.read(record.subject, upto=record.position)
+            return fold_records(run, [each async for each in read], None)
+        return fold_records(run, [record], seen.state)
+
+    async def _settle(self, subject: str, seen: _Seen) -> None:
+        if seen.stays is None and not seen.is_whole:
+            seen.stays = "has lost a payload"
+        if seen.stays is None and not _can_be_named(subject):
+            seen.stays = "has a subject that can't be named"
+        if seen.stays is None:
+            newest = await self._log.last(subject)
+            if newest is None or newest.position != seen.position:
+                seen.stays = "ended too recently"
+        if seen.stays is not None:
+            self._tally.stays[seen.stays] += 1
+            return
+        self._chosen.upto[subject] = seen.position
+        self._tally.subjects += 1
+        self._tally.records += seen.records
+        self._tally.size_bytes += seen.size_bytes
+
+
+class _Dead:
+    """A dead letter stays while its work is dead."""
+
+    def __init__(self, log: Log, letters: _Letters) -> None:
+        self._log = log
+        self._letters = letters
+        self._states: dict[str, RunState | None] = {}
+        self._sent_again: set[str] | None = None
+
+    async def why(self, record: Record) -> str | None:
+        if record.position not in self._letters:
+            return "is no dead letter"
+        id, letter = self._letters[record.position]
+        if isinstance(letter, DeadLetter):
+            if letter.run not in self._states:
+                self._states[letter.run] = await _state(self._log, letter.run)
+            return letter_stays(letter, self._states[letter.run])
+        if self._sent_again is None:
+            found = self._log.read(self._log.subjects.ops("dead"))
+            self._sent_again = {sent async for each in found if (sent := _letter_sent_again(each)) is not None}
+        return None if id in self._sent_again else "is still dead"
+
+
+class _Ops:
+    """What operators did: what says of a dead letter that it was sent again stays for as long as the letter."""
+
+    def __init__(self, log: Log, letters: _Letters) -> None:
+        self._archives = log.subjects.ops("archive")
+        self._letters = {letter.id for letter in letters.values()}
+
+    async def why(self, record: Record) -> str | None:
+        if record.subject == self._archives:
+            return "tells of archives"
+        return "its dead letter is there" if _letter_sent_again(record) in self._letters else None
+
+
+async def _old_enough(record: Record) -> None:
+    """Only what is old enough is asked about."""
+
+
+async def _select_beginnings(log: Log, subjects: str, chosen: Outgoing, tally: Tally, why: _Why, upto: int) -> None:
+    """Of each subject everything up to the first record that stays."""
+    stopped: set[str] = set()
+    async with aclosing(log.read(subjects, upto=upto)) as records:
+        async for record in records:
+            reason = "stands behind one that stays" if record.subject in stopped else await why(record)
+            if reason is None and _has_lost_payload(record):
+                reason = "has lost its payload"
+            if reason is None and not _can_be_named(record.subject):
+                reason = "has a subject that can't be named"
+            if reason is not None:
+                stopped.add(record.subject)
+                tally.stays[reason] += 1
+                continue
+            tally.subjects += record.subject not in chosen.upto
+            tally.records += 1
+            tally.size_bytes += len(record.body)
+            chosen.upto[record.subject] = record.position
+
+
+def _can_be_named(subject: str) -> bool:
+    """Whether the server can be told to take out what is on this subject and nothing else.
+
+    Anybody may have published on one that is not UTF-8, or that as a filter would stand for others too.
+    """
+    try:
+        subject.encode()
+    except UnicodeEncodeError:
+        return False
+    return "*" not in subject and ">" not in subject
+
+
+def _has_lost_payload(record: Record) -> bool:
+    """Whether it still refers to a payload that could not be had: the archive would hold a name and nothing else."""
+    return not is_inline(record.body) and b'"dataref"' in record.body
+
+
+async def _letters(log: Log) -> _Letters:
+    """Every dead letter by its number, without what makes it large."""
+    found: _Letters = {}
+    async for record in log.read(log.subjects.dead_letters):
+        try:
+            message = record.envelope()
+            letter = dead.read(message)
+        except MalformedMessage:
+            continue
+        if isinstance(letter, DeadLetter):
+            small: DeadLetter | Unreadable = replace(letter, payload=msgspec.Raw(b"null"), attempts=())
+        else:
+            small = replace(letter, body=b"")
+        found[record.position] = _Letter(message.id, small)
+    return found
+
+
+async def _state(log: Log, run: str) -> RunState | None:
+    """None: there is no such run, or it was archived, and then nothing of it was dead."""
+    try:
+        return fold_records(run, [each async for each in log.read(log.subjects.run(run))], None)
+    except Archived:
+        return None
+
+
+_redriven = msgspec.json.Decoder(LetterRedriven)
+
+
+def _letter_sent_again(record: Record) -> str | None:
+    """The id of the dead letter that a record says was sent again, if it says that."""
+    try:
+        message = record.envelope()
+        return decode_data(message, _redriven, "a redrive").letter if message.type == LETTER_REDRIVEN else None
+    except MalformedMessage:
+        return None
