@@ -20,6 +20,7 @@ from bus.run import SUCCEEDED, Item, PhaseState, RunState
 from console.lookout import lookout
 from console.text import duration, escaped
 from console.timeline import Glyphs, done, glyphs, label, outcome, took
+from projections.attention import opening
 from projections.catchup import build
 from projections.eta import Eta
 from projections.history import History, learn
@@ -250,7 +251,8 @@ def _phase_changes(state: RunState, before: PhaseState, after: PhaseState) -> It
         if before.status in ("pending", "ready") and not any(len(item.attempts) > 1 for item in after.items):
             yield f"{after.key} started" + (f", {len(after.items)} items" if done(after) else f" by {_taker(after)}")
     elif after.status == "waiting":
-        yield f"{after.key} waits for an answer {_answer(state, after)}"
+        what = "an answer" if state.plan.graph[after.key].phase.signal is None else "a signal"
+        yield f"{after.key} waits for {what} {_answer(state, after)}"
     elif after.ended_at is not None:
         lasted = took(after, after.ended_at)
         by = f" by {escaped(after.answered_by)}" if after.answered_by else ""
@@ -288,7 +290,7 @@ def _remark(state: RunState, phase: PhaseState) -> str:
 
 def _answer(state: RunState, phase: PhaseState) -> str:
     until = f"until {phase.expires_at:%Y-%m-%d %H:%M} UTC: " if phase.expires_at is not None else ""
-    return f"{until}phasebus run approve {state.run} {phase.key}"
+    return f"{until}{opening(state, phase)}"
 
 
 def _taker(phase: PhaseState) -> str:

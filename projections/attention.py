@@ -15,8 +15,8 @@ from msgspec.structs import replace
 from bus.run import Attempt, Item, PhaseState, RunState
 from projections.history import History
 
-Kind = Literal["stuck", "starved", "waiting", "failed", "retrying"]
-_URGENCY: tuple[Kind, ...] = ("stuck", "starved", "waiting", "failed", "retrying")
+Kind = Literal["stuck", "starved", "waiting", "failed", "paused", "retrying"]
+_URGENCY: tuple[Kind, ...] = ("stuck", "starved", "waiting", "failed", "paused", "retrying")
 
 _PATIENCE_S = 5.0
 """Younger than this, nothing is held against anybody: agents start, beats are on their way."""
@@ -68,6 +68,14 @@ def _of_run(state: RunState, living: Living | None, history: History, now: datet
             cause="the run is past its deadline and nobody has ended it: is a supervisor running?",
             next_step="phasebus up",
         )
+    if state.paused_at is not None:
+        yield Concern(
+            run=state.run,
+            kind="paused",
+            since=state.paused_at,
+            cause=f"paused by {state.paused_by}: nothing more of it is taken",
+            next_step=f"phasebus run resume {state.run}",
+        )
     for phase in state.phases.values():
         if phase.status == "waiting":
             yield _waiting(state, phase)
@@ -94,7 +102,7 @@ def _of_item(
 ) -> Concern | None:
     if item.holder is not None:
         return _stuck(state, phase, item, item.holder, living, history, now)
-    if item.status != "ready" or item.ready_at is None:
+    if item.status != "ready" or item.ready_at is None or state.paused_at is not None:
         return None
     if item.ready_at > now:
         return _retrying(state, phase, item)
@@ -163,18 +171,31 @@ def _retrying(state: RunState, phase: PhaseState, item: Item) -> Concern | None:
 
 
 def _waiting(state: RunState, phase: PhaseState) -> Concern:
-    approval = state.plan.graph[phase.key].phase.approval
-    assert phase.opened_at is not None and approval is not None, "only an opened gate waits"
+    node = state.plan.graph[phase.key].phase
+    assert phase.opened_at is not None, "only an opened gate waits"
     until = f", until {_clock(phase.expires_at)}" if phase.expires_at is not None else ""
+    asked = f" of {' or '.join(phase.asked)}" if phase.asked else ""
+    cause = f"waits for an answer{asked}{until}"
+    if node.signal is not None:
+        cause = f"waits for signal {node.signal.signal!r}{until}"
+    prompt = f": {node.approval.prompt}" if node.approval is not None and node.approval.prompt else ""
     return Concern(
         run=state.run,
         kind="waiting",
         since=phase.opened_at,
         phase=phase.key,
-        cause=f"waits for an answer{until}" + (f": {approval.prompt}" if approval.prompt else ""),
-        # A key may be a negative number, which a command line takes for an option.
-        next_step=f"phasebus run approve {state.run} {'-- ' if phase.key.startswith('-') else ''}{phase.key}",
+        cause=cause + prompt,
+        next_step=opening(state, phase),
     )
+
+
+def opening(state: RunState, phase: PhaseState) -> str:
+    """The command that opens a gate."""
+    signal = state.plan.graph[phase.key].phase.signal
+    if signal is not None:
+        return f"phasebus run signal {state.run} {signal.signal}"
+    # A key may be a negative number, which a command line takes for an option.
+    return f"phasebus run approve {state.run} {'-- ' if phase.key.startswith('-') else ''}{phase.key}"
 
 
 def _failed(state: RunState) -> Concern:

@@ -46,7 +46,7 @@ def progress(state: RunState, history: History, now: datetime) -> Progress:
     return Progress(
         run=state.run,
         fraction=fraction(state, history),
-        phases_done=sum(1 for phase in phases if phase.status in SUCCEEDED),
+        phases_done=sum(1 for phase in phases if phase.lets_pass),
         phases_total=len(state.phases),
         items_done=sum(1 for item in elements if item.status in SUCCEEDED),
         items_total=len(elements),
@@ -83,7 +83,7 @@ def _weights(state: RunState, history: History) -> dict[str, float]:
 
 def _share(phase: PhaseState) -> float:
     """How much of a phase is done, 0 to 1. What its end was does not take back what had been done."""
-    if phase.status in SUCCEEDED:
+    if phase.lets_pass:
         return 1.0
     return sum(map(_item_share, phase.items)) / len(phase.items) if phase.items else 0.0
 
@@ -96,4 +96,4 @@ def _item_share(item: Item) -> float:
 
 
 def _is_gate(state: RunState, phase: PhaseState) -> bool:
-    return state.plan.graph[phase.key].phase.approval is not None
+    return state.plan.graph[phase.key].phase.capability is None

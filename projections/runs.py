@@ -11,7 +11,7 @@ from bus.errors import NotFound
 from bus.events import Commit, RunStarted, archived
 from bus.folding import Folding, fold
 from bus.plan import TASK
-from bus.run import SUCCEEDED, RunState, RunStatus
+from bus.run import RunState, RunStatus
 from projections.projection import Projection
 
 # What folding raises at a commit that can't follow the ones before it: only forged or foreign ones do that.
@@ -38,7 +38,7 @@ class AllRuns(msgspec.Struct, frozen=True):
 
 
 class RunRow(msgspec.Struct, frozen=True, kw_only=True):
-    """A run at a glance. `phases_done` counts those that succeeded; `current` are ready, in progress or waiting.
+    """A run at a glance. `phases_done` counts those that are done with; `current` are ready, in progress or waiting.
 
     `elapsed_s` runs from the start to the end, or to now. `problem` is the run's own, or while it is open that of
     the first phase that failed.
@@ -136,7 +136,7 @@ def row(state: RunState, now: datetime) -> RunRow:
         plan=state.plan.name,
         version=state.plan.version,
         status=state.status,
-        phases_done=sum(1 for phase in phases if phase.status in SUCCEEDED),
+        phases_done=sum(1 for phase in phases if phase.lets_pass),
         phases_total=len(state.phases),
         started_at=state.started_at,
         ended_at=state.ended_at,

@@ -6,11 +6,12 @@ from datetime import timedelta
 
 import pytest
 
-from bus.commands import Answer, Cancel, Expire
-from bus.plan import Phase, Plan
+from bus.commands import Answer, Cancel, Expire, Pause
+from bus.plan import Approval, Phase, Plan
 from bus.references import ref
 from projections.attention import Concern, Living, concerns
 from projections.history import History, learn
+from tests.driver import Driver as Run
 from tests.unit.test_projections_runs import CHAIN, FANNED, GATED, START, Driver, simulate
 
 HERE = Living({"agent-1"}, {"work"})
@@ -142,3 +143,24 @@ def test_the_most_urgent_comes_first_and_then_the_oldest() -> None:
     failed = Driver(FANNED, "failed", value={}).state
     found = concerns([failed, asked.state, asked_before.state, gone.state], NOBODY, NONE, START + timedelta(seconds=60))
     assert [concern.run for concern in found] == ["gone", "asked-before", "asked", "failed"]
+
+
+def test_a_gate_for_a_signal_says_which_and_how_to_send_it() -> None:
+    run = Run(Phase("go", wait_for="window"))
+    [concern] = concerns([run.state], None, NONE, run.now)
+    assert concern.cause == "waits for signal 'window', until 2026-01-08 00:00:00 UTC"
+    assert concern.next_step == "phasebus run signal run-1 window"
+
+
+def test_a_paused_run_is_named_and_nothing_else_is_held_against_it() -> None:
+    run = Run(Phase("a", "do"))
+    run.do(Pause("ann"))
+    run.wait(3000)
+    [concern] = concerns([run.state], NOBODY, NONE, run.now)
+    assert (concern.kind, concern.next_step) == ("paused", "phasebus run resume run-1")
+
+
+def test_those_who_are_asked_are_named() -> None:
+    run = Run(Phase("gate", approval=Approval(who=["ann", "ben"])))
+    [concern] = concerns([run.state], None, NONE, run.now)
+    assert concern.cause.startswith("waits for an answer of ann or ben, until")
