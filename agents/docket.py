@@ -28,6 +28,10 @@ class Docket:
         """The run, if it is open."""
         return self._open.get(run)
 
+    def __iter__(self) -> Iterator[RunState]:
+        """Every open run."""
+        return iter(list(self._open.values()))
+
     def note(self, state: RunState, position: int) -> None:
         """A run is as `state` says since the commit at `position`. If this raises, nothing has changed."""
         timers = sorted(armed(state))

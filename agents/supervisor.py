@@ -19,16 +19,17 @@ import structlog
 from agents.census import Census
 from agents.docket import Docket, Key
 from agents.leadership import Leadership
+from bus import children
 from bus.client import Client
-from bus.commands import Command, Fail
-from bus.errors import BusError, Refused, Unavailable
+from bus.commands import Cancel, Command, Fail
+from bus.errors import BusError, NotFound, Refused, Unavailable
 from bus.events import Cause, RunStarted, archived
 from bus.folding import evolve
 from bus.inputs import work
 from bus.ledger import commit_in, utc_now
 from bus.problem import Problem
 from bus.record import Record
-from bus.run import RunState
+from bus.run import PhaseState, RunState
 from bus.timers import Timer
 
 logger = structlog.get_logger(__name__)
@@ -97,6 +98,7 @@ class Supervisor:
             tasks.create_task(self._every(_TICK_S, self._act_on_time))
             tasks.create_task(self._every(self._lease_s / 6, self._check_holders))
             tasks.create_task(self._every(_LOST_WORK_EVERY_S, self._restore_work))
+            tasks.create_task(self._every(_LOST_WORK_EVERY_S, self._mind_children))
             tasks.create_task(self._every(_FLOOR_EVERY_S, self._raise_floor))
             tasks.create_task(self._heed_suspects())
 
@@ -238,6 +240,27 @@ class Supervisor:
             if self._client.subjects.work(work(state, timer.phase, timer.item)) not in there:
                 logger.warning("work restored", run=state.run, phase=timer.phase, item=timer.item)
                 self._client.ledger.dispatch(state, [(timer.phase, timer.item)])
+
+    async def _mind_children(self) -> None:
+        """Start, report and stop what parents and children should have been told, and were not."""
+        late = utc_now() - timedelta(seconds=_LOST_WORK_EVERY_S / 2)
+        for state in self._docket:
+            for phase in state.phases.values():
+                is_late = phase.opened_at is not None and phase.opened_at < late
+                if phase.status == "waiting" and phase.child and is_late and self._docket.get(phase.child) is None:
+                    await self._settle_child(state, phase)
+            if state.parent is not None and not children.is_wanted(state, self._docket.get(state.parent.run)):
+                await self._submit(state.run, Cancel(by="supervisor", reason="its parent does not wait for it"))
+
+    async def _settle_child(self, parent: RunState, phase: PhaseState) -> None:
+        try:
+            child = await self._client.runs.load(phase.child)
+        except NotFound:
+            logger.warning("child started", run=parent.run, phase=phase.key, child=phase.child)
+            await self._submit(*children.begin(parent, phase))
+            return
+        if not child.is_open:
+            await self._submit(*children.report(child))
 
     async def _work_subjects(self) -> set[str]:
         subjects = self._client.subjects

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from bus.events import Cause
+from bus.events import Cause, Parent
 from bus.plan import Plan
 from bus.problem import Problem
 
@@ -23,6 +23,7 @@ class Begin(msgspec.Struct, frozen=True):
     last: str | None = None
     adopted: Mapping[str, msgspec.Raw] = {}
     origin: str = ""
+    parent: Parent | None = None
 
 
 class Take(msgspec.Struct, frozen=True):
@@ -158,6 +159,14 @@ class Rollback(msgspec.Struct, frozen=True):
     reason: str = ""
 
 
+class Report(msgspec.Struct, frozen=True):
+    """A child run has ended: with the outputs of its phases, or with a problem."""
+
+    phase: str
+    child: str
+    outcome: msgspec.Raw | Problem
+
+
 class GiveUp(msgspec.Struct, frozen=True):
     """The phase's own total time has passed."""
 
@@ -180,5 +189,6 @@ Command = (
     | Signal
     | Checkpoint
     | Rollback
+    | Report
     | GiveUp
 )

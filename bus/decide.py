@@ -25,6 +25,7 @@ from bus.commands import (
     Pause,
     Progress,
     Redrive,
+    Report,
     Resume,
     Rollback,
     Signal,
@@ -101,6 +102,8 @@ def decide(state: RunState | None, command: Command, *, run: str, now: datetime)
             _checkpoint(draft, command)
         case Rollback():
             _roll_back(draft, command)
+        case Report():
+            _report(draft, command)
         case GiveUp():
             _give_up(draft, command)
         case Cancel():
@@ -118,7 +121,7 @@ def decide(state: RunState | None, command: Command, *, run: str, now: datetime)
 
 def _begin(command: Begin, run: str, now: datetime) -> Sequence[Event]:
     deadline = now + timedelta(seconds=command.plan.timeout_s)
-    started = RunStarted(plan=command.plan, input=command.input, deadline_at=deadline)
+    started = RunStarted(plan=command.plan, input=command.input, deadline_at=deadline, parent=command.parent)
     draft = Draft(evolve(None, Commit(run, "", now, 0, [started])), now)
     adopted = [key for key in command.plan.graph if key in command.adopted]
     for key in adopted:
@@ -259,6 +262,8 @@ def _answer(draft: Draft, command: Answer) -> None:
     signal = draft.state.plan.graph[phase.key].phase.signal
     if signal is not None and not command.expired:
         raise Refused(f"phase {phase.key} waits for signal {signal.signal!r}, not for an answer")
+    if phase.child and not command.expired:
+        raise Refused(f"phase {phase.key} waits for run {phase.child}, not for an answer")
     if command.gate is not None and command.gate != phase.gate:
         raise Refused(f"phase {phase.key} was opened again since, in pass {phase.gate}: look at it anew")
     if phase.asked and not command.expired and command.by not in phase.asked:
@@ -272,6 +277,8 @@ def _answer(draft: Draft, command: Answer) -> None:
         draft.emit(PhaseApproved(phase=phase.key, by=command.by, comment=command.comment))
     elif command.expired:
         missing = f"signal {signal.signal!r} did not come" if signal is not None else "nobody answered"
+        if phase.child:
+            missing = f"run {phase.child} did not end"
         problem = Problem("expired", f"{missing} in time", "permanent")
         draft.emit(PhaseFailed(phase=phase.key, problem=problem))
     else:
@@ -435,6 +442,17 @@ def _signal(draft: Draft, command: Signal) -> None:
         draft.emit(PhaseCompleted(phase=key, output=command.data, by=command.by))
     for key in waiting:
         draft.phase_ended(key)
+
+
+def _report(draft: Draft, command: Report) -> None:
+    phase = draft.state.phases.get(command.phase)
+    if phase is None or phase.status != "waiting" or phase.child != command.child:
+        raise Refused(f"phase {command.phase!r} does not wait for run {command.child}")
+    if isinstance(command.outcome, Problem):
+        draft.emit(PhaseFailed(phase=phase.key, problem=command.outcome))
+    else:
+        draft.emit(PhaseCompleted(phase=phase.key, output=command.outcome, by=command.child))
+    draft.phase_ended(phase.key)
 
 
 def _give_up(draft: Draft, command: GiveUp) -> None:

@@ -27,14 +27,15 @@ from bus.events import (
     RunRedriven,
 )
 from bus.folding import Folding
-from bus.inputs import given_to, input_of, is_wanted, items_of
-from bus.plan import WaitFor
+from bus.inputs import child_name, given_to, input_of, is_wanted, items_of
+from bus.plan import Plan, WaitFor
 from bus.problem import Problem
 from bus.references import Unresolved
 from bus.run import TERMINAL, Item, Output, PhaseState, RunState, Undoing
 
 # Items of an `each` phase that are ready or under way at once, unless its width says less: one commit holds them all.
 WIDEST = 1_000
+_CHILD_SLACK = timedelta(minutes=1)
 
 
 class Draft:
@@ -139,6 +140,9 @@ class Draft:
         if node.phase.signal is not None:
             self._await_signal(key, node.phase.signal)
             return
+        if node.phase.plan is not None:
+            self._await_child(key, node.phase.plan)
+            return
         if node.phase.approval is not None:
             approval = node.phase.approval
             expires_at = self.now + timedelta(seconds=approval.expires_s)
@@ -167,6 +171,18 @@ class Draft:
         else:
             expires_at = self.now + timedelta(seconds=awaited.expires_s)
             self.emit(PhaseWaiting(phase=key, expires_at=expires_at, signal=awaited.signal))
+
+    def _await_child(self, key: str, plan: Plan) -> None:
+        """Wait for a run of the phase's own plan; whoever commits this starts it."""
+        try:
+            input_of(self.state, key, None)
+        except Unresolved as error:
+            self.emit(PhaseFailed(phase=key, problem=Problem("unresolved", str(error), "configuration")))
+            return
+        # The child ends itself before that; this is for when nothing is heard of it.
+        expires_at = self.now + timedelta(seconds=plan.timeout_s) + _CHILD_SLACK
+        child = child_name(self.state.run, key, self.state.passes)
+        self.emit(PhaseWaiting(phase=key, expires_at=expires_at, child=child))
 
     def _advance(self, key: str) -> None:
         """Make pending items ready while there is room in the phase's width; end the phase after its last item."""

@@ -32,12 +32,20 @@ class _Event(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, tag_
     pass
 
 
+class Parent(msgspec.Struct, frozen=True):
+    """The phase of another run that waits for this one."""
+
+    run: str
+    phase: str
+
+
 class RunStarted(_Event, frozen=True, tag="run.started.v1"):
     """A run exists: its plan (kept for its whole life), its input, and the instant at which it is given up."""
 
     plan: Plan
     input: msgspec.Raw
     deadline_at: Instant
+    parent: Parent | None = None
 
 
 class RunCompleted(_Event, frozen=True, tag="run.completed.v1"):
@@ -201,13 +209,14 @@ class PhaseFailed(_Event, frozen=True, tag="phase.failed.v1"):
 
 
 class PhaseWaiting(_Event, frozen=True, tag="phase.waiting.v1"):
-    """The gate is closed until one of `who` (or anybody) answers, or `signal` comes, or until `expires_at`."""
+    """It waits for an answer of one of `who` (or of anybody), for `signal`, or for run `child`; until `expires_at`."""
 
     phase: str
     expires_at: Instant
     prompt: str = ""
     signal: str = ""
     who: tuple[str, ...] = ()
+    child: str = ""
 
 
 class PhaseEscalated(_Event, frozen=True, tag="phase.escalated.v1"):

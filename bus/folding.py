@@ -164,7 +164,7 @@ class Folding:
             case PhaseWaiting():
                 phase = self._phase(state, event.phase, at)
                 phase.status, phase.expires_at = "waiting", event.expires_at
-                phase.gate, phase.asked = state.passes, event.who
+                phase.gate, phase.asked, phase.child = state.passes, event.who, event.child
             case PhaseEscalated():
                 phase = self._phase(state, event.phase, at)
                 phase.expires_at, phase.is_escalated = event.expires_at, True
@@ -289,6 +289,7 @@ def _born(commit: Commit) -> RunState:
         deadline_at=first.deadline_at,
         phases=phases,
         open_phases=len(phases),
+        parent=first.parent,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import msgspec
@@ -36,6 +37,12 @@ def input_of(state: RunState, key: str, index: int | None) -> Any:
     if node.phase.input is None:
         return element
     return resolve(node.phase.input, lambda root: element if root == ITEM else _root(state, root))
+
+
+def child_name(run: str, key: str, passes: int) -> str:
+    """The id of the child run of a phase: the same whoever starts it, and another in each pass."""
+    digest = hashlib.blake2b(f"{run}/{key}/{passes}".encode(), digest_size=6).hexdigest()
+    return f"{run[:30]}-{key.lstrip('-')[:18]}-{digest}"
 
 
 def is_wanted(state: RunState, key: str) -> bool:

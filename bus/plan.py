@@ -57,13 +57,14 @@ class WaitFor(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fi
 
 
 class Phase(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
-    """One unit of a plan: work for a `capability`, or a gate (`approval`, `wait_for`).
+    """One unit of a plan: work for a `capability`, a gate (`approval`, `wait_for`), or a run of a `plan` of its own.
 
     `key` is a name or a number, negative allowed. `each` makes one item of work per element of the list it refers
     to, at most `width` of them (1,000 unless told) at a time; with `fail_fast` the first that fails ends the others.
     Without `input` a handler gets `{}`, or the item itself. `when` is a condition (`bus.conditions`): where it does not
     hold the phase is skipped, and what needs it goes on. `optional`: what needs it goes on even if it failed.
     `compensate` is the capability that undoes it when a run is rolled back: it gets `{"input": ..., "output": ...}`.
+    A child run gets the phase's input, ends with its parent, and its output holds those of its phases, by key.
 
     Four clocks: `queue_timeout_s` bounds the wait for somebody to take the work, `timeout_s` one attempt (otherwise
     the capability's own bound does), `silence_timeout_s` how long a handler may say nothing of itself (unbounded
@@ -87,6 +88,7 @@ class Phase(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fiel
     silence_timeout_s: float | None = None
     total_timeout_s: float | None = None
     compensate: str | None = None
+    plan: Plan | None = None
 
     def __post_init__(self) -> None:
         # In builtins from here on: what is compared, stored and resolved is the JSON form.
@@ -140,6 +142,7 @@ class Plan(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_field
     def capabilities(self) -> list[str]:
         """Every capability the plan needs, once, in the order of its phases."""
         needed = [each for phase in self.phases for each in (phase.capability, phase.compensate)]
+        needed += [each for phase in self.phases if phase.plan is not None for each in phase.plan.capabilities]
         return list(dict.fromkeys(each for each in needed if each is not None))
 
 
@@ -221,8 +224,10 @@ def _by_key(plan: Plan) -> dict[str, Phase]:
 
 def _check_phase(plan: Plan, key: str, phase: Phase) -> None:
     where = f"plan {plan.name!r}, phase {key!r}"
-    if sum(each is not None for each in (phase.capability, phase.approval, phase.wait_for)) != 1:
-        raise PlanError(f"{where}: give it one of a capability, an approval and a wait_for")
+    if sum(each is not None for each in (phase.capability, phase.approval, phase.wait_for, phase.plan)) != 1:
+        raise PlanError(f"{where}: give it one of a capability, an approval, a wait_for and a plan")
+    if phase.plan is not None and phase.each is not None:
+        raise PlanError(f"{where}: a plan of its own has no each")
     if phase.compensate is not None and phase.capability is None:
         raise PlanError(f"{where}: a gate does nothing that compensate could undo")
     for capability in (phase.capability, phase.compensate):
@@ -230,7 +235,8 @@ def _check_phase(plan: Plan, key: str, phase: Phase) -> None:
             subjects.capability(capability or "none")
         except InvalidName as error:
             raise PlanError(f"{where}: {error}") from None
-    if phase.capability is None and (phase.each is not None or phase.input is not None):
+    is_gate = phase.approval is not None or phase.wait_for is not None
+    if is_gate and (phase.each is not None or phase.input is not None):
         raise PlanError(f"{where}: a gate has no input and no each")
     if phase.fail_fast and phase.each is None:
         raise PlanError(f"{where}: fail_fast goes with each")

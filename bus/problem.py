@@ -23,7 +23,8 @@ Code = Literal[
     "expired",  # an approval's or the run's own deadline passed
     "items_failed",  # some items of an `each` phase failed for good
     "phases_failed",
-    "rollback_failed",  # some phases of a run failed for good
+    "rollback_failed",
+    "child_failed",  # some phases of a run failed for good
 ]
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from bus.events import Parent
 from bus.plan import Plan
 from bus.problem import Problem
 
@@ -104,7 +105,7 @@ class PhaseState(msgspec.Struct, kw_only=True):
 
     `lets_pass`: it has ended, and what needs it goes on, because it succeeded, or does not have to.
     `epoch` is the highest number an attempt had before this pass. A gate that waits is known by the pass it was opened
-    in (`gate`), and answered by one of `asked` (anybody, if that is empty).
+    in (`gate`), and answered by one of `asked` (anybody, if that is empty). `child` is the run it waits for.
     """
 
     key: str
@@ -125,6 +126,7 @@ class PhaseState(msgspec.Struct, kw_only=True):
     asked: tuple[str, ...] = ()
     is_escalated: bool = False
     undoing: Undoing | None = None
+    child: str = ""
 
     def item(self, index: int | None) -> Item | None:
         """The item with that index (None for a plain phase), if it has been opened."""
@@ -161,6 +163,7 @@ class RunState(msgspec.Struct, kw_only=True):
     paused_at: datetime | None = None
     paused_by: str = ""
     signals: dict[str, Output] = msgspec.field(default_factory=dict)
+    parent: Parent | None = None
     rollback: Rollback | None = None
     checkpoints: dict[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
 

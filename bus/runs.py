@@ -15,6 +15,7 @@ from uuid import uuid4
 import msgspec
 import structlog
 
+from bus import children
 from bus.commands import Command
 from bus.decide import decide
 from bus.errors import BusError, MalformedMessage, NotFound, Refused, TooLarge, Unavailable
@@ -78,6 +79,14 @@ class Runs:
                 raise Unavailable("the client is closed") from None
             lane.busy = True
         return await waiting.done
+
+    async def _follow(self, run: str, command: Command) -> None:
+        """Do for another run what a commit of this one leads to."""
+        try:
+            await self.submit(run, command)
+        except BusError as error:
+            # It was done before, or the supervisor does it.
+            logger.debug("not followed", run=run, command=type(command).__name__, reason=str(error))
 
     async def load(self, run: str) -> RunState:
         """The run as it is now. Raises NotFound."""
@@ -158,6 +167,8 @@ class Runs:
                 continue
             lane.state = msgspec.structs.replace(after, position=position)
             self._ledger.dispatch(lane.state, _still_ready(lane.state, happened))
+            for other, command in children.steps(state, lane.state):
+                self._tasks.create_task(self._follow(other, command))
             break
         for waiting, caused in decided:
             if not waiting.done.done():

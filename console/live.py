@@ -252,6 +252,7 @@ def _phase_changes(state: RunState, before: PhaseState, after: PhaseState) -> It
             yield f"{after.key} started" + (f", {len(after.items)} items" if done(after) else f" by {_taker(after)}")
     elif after.status == "waiting":
         what = "an answer" if state.plan.graph[after.key].phase.signal is None else "a signal"
+        what = "a run" if after.child else what
         yield f"{after.key} waits for {what} {_answer(state, after)}"
     elif after.ended_at is not None:
         lasted = took(after, after.ended_at)

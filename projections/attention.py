@@ -77,7 +77,7 @@ def _of_run(state: RunState, living: Living | None, history: History, now: datet
             next_step=f"phasebus run resume {state.run}",
         )
     for phase in state.phases.values():
-        if phase.status == "waiting":
+        if phase.status == "waiting" and not phase.child:
             yield _waiting(state, phase)
         elif phase.status in {"ready", "in_progress"}:
             yield from _grouped(_of_item(state, phase, item, living, history, now) for item in phase.items)
@@ -190,7 +190,9 @@ def _waiting(state: RunState, phase: PhaseState) -> Concern:
 
 
 def opening(state: RunState, phase: PhaseState) -> str:
-    """The command that opens a gate."""
+    """The command that opens a gate, or shows the run that does."""
+    if phase.child:
+        return f"phasebus run follow {phase.child}"
     signal = state.plan.graph[phase.key].phase.signal
     if signal is not None:
         return f"phasebus run signal {state.run} {signal.signal}"

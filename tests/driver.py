@@ -12,7 +12,7 @@ from bus.commands import Answer, Begin, Command, Complete, Fail, Redrive, Take
 from bus.decide import decide
 from bus.envelope import decode, encode, envelope
 from bus.errors import Refused
-from bus.events import Cause, Commit, Event
+from bus.events import Cause, Commit, Event, Parent
 from bus.folding import evolve
 from bus.inputs import order
 from bus.plan import Phase, Plan
@@ -38,12 +38,14 @@ class Driver:
         timeout_s: float = 3600.0,
         first: str | None = None,
         last: str | None = None,
+        parent: str = "",
     ) -> None:
         self.now = BEGAN_AT
         self.commits: list[Commit] = []
         self._state: RunState | None = None
         plan = Plan("plan", phases=list(phases), timeout_s=timeout_s)
-        self.do(Begin(plan, msgspec.Raw(msgspec.json.encode(input)), first, last))
+        above = Parent(*parent.split("/")) if parent else None
+        self.do(Begin(plan, msgspec.Raw(msgspec.json.encode(input)), first, last, parent=above))
 
     @property
     def state(self) -> RunState:

@@ -17,6 +17,7 @@ from bus.envelope import encode, envelope
 from bus.events import (
     COMMIT,
     Event,
+    Parent,
     PhaseApproved,
     PhaseAttemptFailed,
     PhaseCancelled,
@@ -74,6 +75,7 @@ PLAN = Plan(
     ],
     timeout_s=7200.0,
 )
+GIVEN = msgspec.Raw(b'{"path":"src"}')
 PROBLEM = Problem(
     "handler_error",
     "ConnectionResetError",
@@ -89,7 +91,12 @@ BARE = Problem("rejected", "no such sku")
 EVENTS: dict[str, Sequence[Event]] = {
     type_of(events[0]): events
     for events in (
-        [RunStarted(plan=PLAN, input=msgspec.Raw(b'{"path":"src"}'), deadline_at=LATER)],
+        [
+            RunStarted(
+                plan=PLAN, input=msgspec.Raw(b'{"path":"src"}'), deadline_at=LATER, parent=Parent("ci-1", "sub")
+            ),
+            RunStarted(plan=PLAN, input=msgspec.Raw(b'{"path":"src"}'), deadline_at=LATER),
+        ],
         [RunCompleted(failures=("write",)), RunCompleted()],
         [RunFailed(problem=PROBLEM), RunFailed(problem=BARE)],
         [RunCancelled(by="ann", reason="wrong branch"), RunCancelled(by="ann")],
@@ -142,6 +149,7 @@ EVENTS: dict[str, Sequence[Event]] = {
             PhaseWaiting(phase="review", expires_at=LATER),
             PhaseWaiting(phase="go", expires_at=LATER, signal="go"),
             PhaseWaiting(phase="review", expires_at=LATER, who=("ann", "ben")),
+            PhaseWaiting(phase="sub", expires_at=LATER, child="ci-1-sub-0a1b"),
         ],
         [PhaseEscalated(phase="review", to=("carol",), expires_at=LATER)],
         [PhaseApproved(phase="review", by="ann", comment="fine"), PhaseApproved(phase="review", by="ann")],

@@ -8,10 +8,12 @@ from collections.abc import AsyncIterator
 import pytest
 
 from bus import Agent, Approval, Client, Context, Phase, Plan, Refused, Reject, connect, ref
+from bus.commands import Command
 from bus.ledger import utc_now
+from bus.runs import Runs
 from bus.server import Server
 from bus.verify import violations
-from tests.harness import BOUND_S, serving, until
+from tests.harness import BOUND_S, serving, supervised, until
 
 
 @pytest.fixture
@@ -136,6 +138,50 @@ async def test_a_fork_takes_over_what_was_done_also_by_another_plan(server: Serv
     assert shop.done == ["a", "b", "c"]
     assert state.phases["a"].answered_by.startswith(f"{run}@")
     await verified(client, fork)
+
+
+FAMILY = Plan(
+    "family",
+    phases=[
+        Phase("sub", plan=Plan("child", phases=[Phase("one", "do"), Phase("two", "do", after=["one"])])),
+        Phase("after", "do", {"of": ref("sub.two.phase")}),
+    ],
+)
+
+
+@pytest.mark.parametrize("is_lost", [False, True])
+async def test_a_child_run_is_waited_for_also_when_what_it_is_told_gets_lost(
+    server: Server, client: Client, monkeypatch: pytest.MonkeyPatch, is_lost: bool
+) -> None:
+    shop = Shop()
+    follow = Runs._follow
+
+    async def lose(runs: Runs, run: str, command: Command) -> None:
+        if not is_lost:
+            await follow(runs, run, command)
+
+    monkeypatch.setattr(Runs, "_follow", lose)
+    async with supervised(server), serving(server, shop.agent):
+        run = (await client.start(FAMILY)).run
+        state = await client.result(run, timeout_s=BOUND_S)
+        child = await client.runs.load(state.phases["sub"].child)
+    assert (state.status, child.status, shop.done) == ("completed", "completed", ["one", "two", "after"])
+    await verified(client, run)
+    await verified(client, child.run)
+
+
+@pytest.mark.parametrize("is_lost", [False, True])
+async def test_a_child_run_ends_with_its_parent(
+    server: Server, client: Client, monkeypatch: pytest.MonkeyPatch, is_lost: bool
+) -> None:
+    async with supervised(server):
+        run = (await client.start(FAMILY)).run
+        child = (await client.runs.load(run)).phases["sub"].child
+        await until(lambda: client.log.last(client.subjects.run(child)))
+        if is_lost:
+            monkeypatch.setattr(Runs, "_follow", lambda *_: asyncio.sleep(0))
+        await client.cancel(run, by="ann")
+        assert (await client.result(child, timeout_s=BOUND_S)).status == "cancelled"
 
 
 async def test_a_gate_is_answered_by_those_who_are_asked(client: Client) -> None:

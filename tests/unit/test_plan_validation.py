@@ -33,8 +33,11 @@ REFUSALS: list[tuple[Callable[[], Plan], str]] = [
     (lambda: plan(work("item")), "plan 'release': a phase can't be called 'item', references use that word"),
     (lambda: plan(work("a"), work("a")), "plan 'release' has two phases 'a'"),
     (lambda: plan(work(-8), work("-8")), "plan 'release' has two phases '-8'"),
-    (lambda: plan(work(capability=None)), "phase 'a': give it one of a capability, an approval and a wait_for"),
-    (lambda: plan(work(approval=Approval())), "phase 'a': give it one of a capability, an approval and a wait_for"),
+    (lambda: plan(work(capability=None)), "phase 'a': give it one of a capability, an approval, a wait_for and a plan"),
+    (
+        lambda: plan(work(approval=Approval())),
+        "phase 'a': give it one of a capability, an approval, a wait_for and a plan",
+    ),
     (lambda: plan(work(capability="Do it")), "phase 'a': capability 'Do it' is not a dotted name"),
     (lambda: plan(Phase("a", approval=Approval(), input={})), "phase 'a': a gate has no input and no each"),
     (lambda: plan(Phase("a", approval=Approval(), each="input")), "phase 'a': a gate has no input and no each"),
