@@ -29,6 +29,7 @@ from bus.commands import (
     Pause,
     Progress,
     Redrive,
+    Report,
     Resume,
     Rollback,
     Signal,
@@ -71,6 +72,7 @@ INSTANCES = ["one", "two", ""]
 CAUSES: list[Cause] = ["error", "timed_out", "crashed", "frozen", "forgotten", "handed_back", "unclaimed"]
 POLICIES = [RetryPolicy(), RetryPolicy(transient=1, dependency=0, unknown=0, lost=0), RetryPolicy(lost=1, max_s=0.0)]
 
+CHILD = Plan("child", phases=[Phase("x", "do")], timeout_s=60.0)
 SIGNALS = st.sampled_from(["go", "stop"])
 
 problems = st.one_of(
@@ -101,7 +103,7 @@ def plans(draw: st.DrawFn) -> Plan:
         earlier = [phase.key for phase in phases]
         after = draw(st.lists(st.sampled_from(earlier), max_size=2, unique=True)) if earlier else []
         source = f"{draw(st.sampled_from(['input', *with_output]))}.list"
-        kind = draw(st.sampled_from(["plain", "plain", "each", "each", "gate", "signal"]))
+        kind = draw(st.sampled_from(["plain", "plain", "each", "each", "gate", "signal", "child"]))
         tolerant: Any = {
             "optional": draw(st.booleans()),
             "when": draw(st.sampled_from([None, None, source, f"not {source}", f"{source} == []"])),
@@ -110,6 +112,11 @@ def plans(draw: st.DrawFn) -> Plan:
         undo = draw(st.sampled_from([None, "undo"]))
         if kind == "signal":
             phases.append(Phase(key, after=after, wait_for=WaitFor(draw(SIGNALS), 60.0), **tolerant))
+            with_output.append(str(key))
+            continue
+        if kind == "child":
+            given = draw(st.sampled_from([None, {"x": ref(source)}]))
+            phases.append(Phase(key, input=given, after=after, plan=CHILD, **tolerant))
             with_output.append(str(key))
             continue
         if kind == "gate":
@@ -172,6 +179,7 @@ commands: st.SearchStrategy[Command] = st.one_of(
     st.builds(Skip, keys, st.just("ann"), output=st.one_of(st.just(msgspec.UNSET), raws)),
     st.builds(Signal, SIGNALS, st.just("ann"), raws),
     st.builds(GiveUp, keys),
+    st.builds(Report, keys, st.sampled_from(["", "another"]), raws),
     st.builds(Checkpoint, SIGNALS, st.just("ann")),
     st.builds(Rollback, st.just("ann"), st.one_of(st.none(), keys), st.one_of(st.none(), SIGNALS)),
     st.just(Pause("ann")),
@@ -236,6 +244,8 @@ class RunMachine(RuleBasedStateMachine):
         self, key: str, item: Item | None, instance: str, outcome: msgspec.Raw | Problem | None
     ) -> Command:
         if item is None:
+            if child := self.state.phases[key].child:
+                return Report(key, child, outcome if outcome is not None else msgspec.Raw(b"{}"))
             awaited = self.state.plan.graph[key].phase.signal
             if awaited is not None:
                 return Signal(awaited.signal, "ann", outcome if isinstance(outcome, msgspec.Raw) else msgspec.Raw(b"1"))
@@ -479,6 +489,8 @@ class RunMachine(RuleBasedStateMachine):
         if state.paused_at is not None:
             return Resume("ann"), now
         for phase in state.phases.values():
+            if phase.status == "waiting" and phase.child:
+                return Report(phase.key, phase.child, msgspec.Raw(b"{}")), now
             if phase.status == "waiting" and (awaited := state.plan.graph[phase.key].phase.signal) is not None:
                 return Signal(awaited.signal, "ann", msgspec.Raw(b"{}")), now
             if phase.status == "waiting":
