@@ -80,6 +80,27 @@ class Progress(msgspec.Struct, frozen=True):
     note: str
 
 
+class Intend(msgspec.Struct, frozen=True):
+    """The holder is about to do something outside that must not be done twice."""
+
+    phase: str
+    item: int | None
+    attempt: int
+    instance: str
+    effect: str
+
+
+class Settle(msgspec.Struct, frozen=True):
+    """The holder has done it, or found out that it was done: with what came of it."""
+
+    phase: str
+    item: int | None
+    attempt: int
+    instance: str
+    effect: str
+    outcome: msgspec.Raw
+
+
 class Answer(msgspec.Struct, frozen=True):
     """Somebody, or the expiry rule, answers a gate: the one that opened in pass `gate`, if that is given."""
 
@@ -179,6 +200,8 @@ Command = (
     | Complete
     | Fail
     | Progress
+    | Intend
+    | Settle
     | Answer
     | Cancel
     | Expire

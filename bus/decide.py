@@ -21,6 +21,7 @@ from bus.commands import (
     Expire,
     Fail,
     GiveUp,
+    Intend,
     Offer,
     Pause,
     Progress,
@@ -28,6 +29,7 @@ from bus.commands import (
     Report,
     Resume,
     Rollback,
+    Settle,
     Signal,
     Skip,
     Take,
@@ -41,6 +43,8 @@ from bus.events import (
     PhaseAttemptFailed,
     PhaseCancelled,
     PhaseCompleted,
+    PhaseEffectDone,
+    PhaseEffectIntended,
     PhaseEscalated,
     PhaseFailed,
     PhaseProgressed,
@@ -83,6 +87,10 @@ def decide(state: RunState | None, command: Command, *, run: str, now: datetime)
             _fail(draft, command)
         case Progress():
             _progress(draft, command)
+        case Intend():
+            _intend(draft, command)
+        case Settle():
+            _settle(draft, command)
         case Answer():
             _answer(draft, command)
         case Redrive():
@@ -236,10 +244,7 @@ def _fail(draft: Draft, command: Fail) -> None:
 
 
 def _progress(draft: Draft, command: Progress) -> None:
-    phase, item = _find(draft.state, command.phase, command.item)
-    holder = item.holder
-    if holder is None or (holder.number, holder.instance) != (command.attempt, command.instance):
-        raise Refused(f"attempt {command.attempt} of {_label(phase, item)} is not under way there")
+    phase, item = _under_way(draft, command)
     draft.emit(
         PhaseProgressed(
             phase=phase.key,
@@ -249,6 +254,37 @@ def _progress(draft: Draft, command: Progress) -> None:
             note=command.note,
         )
     )
+
+
+def _intend(draft: Draft, command: Intend) -> None:
+    phase, item = _under_way(draft, command)
+    if command.effect in item.effects:
+        raise Refused(f"{command.effect!r} of {_label(phase, item)} was begun before")
+    draft.emit(PhaseEffectIntended(phase=phase.key, item=item.index, attempt=command.attempt, effect=command.effect))
+
+
+def _settle(draft: Draft, command: Settle) -> None:
+    phase, item = _under_way(draft, command)
+    if command.effect not in item.effects or item.effects[command.effect] is not None:
+        raise Refused(f"{command.effect!r} of {_label(phase, item)} is not under way")
+    draft.emit(
+        PhaseEffectDone(
+            phase=phase.key,
+            item=item.index,
+            attempt=command.attempt,
+            effect=command.effect,
+            outcome=command.outcome,
+        )
+    )
+
+
+def _under_way(draft: Draft, command: Progress | Intend | Settle) -> tuple[PhaseState, Item]:
+    """The item whose current attempt the command's sender holds."""
+    phase, item = _find(draft.state, command.phase, command.item)
+    holder = item.holder
+    if holder is None or (holder.number, holder.instance) != (command.attempt, command.instance):
+        raise Refused(f"attempt {command.attempt} of {_label(phase, item)} is not under way there")
+    return phase, item
 
 
 def _answer(draft: Draft, command: Answer) -> None:

@@ -175,6 +175,25 @@ class PhaseProgressed(_Event, frozen=True, tag="phase.progressed.v1"):
     item: int | None = None
 
 
+class PhaseEffectIntended(_Event, frozen=True, tag="phase.effect_intended.v1"):
+    """The handler is about to do something outside. Unless the outcome follows, nobody knows whether it happened."""
+
+    phase: str
+    attempt: int
+    effect: str
+    item: int | None = None
+
+
+class PhaseEffectDone(_Event, frozen=True, tag="phase.effect_done.v1"):
+    """It happened, and this came of it: it is not done again by a later attempt."""
+
+    phase: str
+    attempt: int
+    effect: str
+    outcome: msgspec.Raw
+    item: int | None = None
+
+
 class PhaseCompleted(_Event, frozen=True, tag="phase.completed.v1"):
     """The attempt's result was accepted. Without an attempt: all items are done, or the signal `by` somebody came."""
 
@@ -291,6 +310,8 @@ Known = (
     | PhaseReady
     | PhaseStarted
     | PhaseProgressed
+    | PhaseEffectIntended
+    | PhaseEffectDone
     | PhaseCompleted
     | PhaseAttemptFailed
     | PhaseFailed

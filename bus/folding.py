@@ -20,6 +20,8 @@ from bus.events import (
     PhaseAttemptFailed,
     PhaseCancelled,
     PhaseCompleted,
+    PhaseEffectDone,
+    PhaseEffectIntended,
     PhaseEscalated,
     PhaseExpanded,
     PhaseFailed,
@@ -151,6 +153,14 @@ class Folding:
                 # What a handler says may fall back; what is shown does not.
                 furthest = max(event.fraction, item.attempts[-1].fraction)
                 _touch(phase, item, fraction=furthest, note=event.note)
+            case PhaseEffectIntended():
+                phase = self._phase(state, event.phase, at)
+                item = _item(phase, event.item)
+                _put(phase, _with(item, effects=item.effects | {event.effect: None}))
+            case PhaseEffectDone():
+                phase = self._phase(state, event.phase, at)
+                item = _item(phase, event.item)
+                _put(phase, _with(item, effects=item.effects | {event.effect: Output(event.outcome)}))
             case PhaseCompleted():
                 self._completed(state, event, at)
             case PhaseAttemptFailed():
@@ -269,7 +279,7 @@ class Folding:
                 # What it goes over may be another list now; the numbers of its attempts go on.
                 state.phases[key] = PhaseState(key=key, epoch=epoch)
             else:
-                anew = {item.index: _anew(item) for item in again}
+                anew = {item.index: _anew(item, afresh=event.afresh) for item in again}
                 items = [anew.get(item.index, item) for item in before.items]
                 state.phases[key] = PhaseState(key=key, items=items, open_items=len(again), epoch=epoch)
             self._owned.add(key)
@@ -297,8 +307,12 @@ def _with(item: Item, **changes: Any) -> Item:
     return replace(item, **changes)
 
 
-def _anew(item: Item) -> Item:
-    return _with(item, status="pending", problem=None, output=None, ended_at=None, earlier=len(item.attempts))
+def _anew(item: Item, *, afresh: bool) -> Item:
+    """For a new pass. What was done outside has been done, unless all of it is to be done again."""
+    effects = {} if afresh else item.effects
+    return _with(
+        item, status="pending", problem=None, output=None, ended_at=None, earlier=len(item.attempts), effects=effects
+    )
 
 
 def _undone(state: RunState, phase: PhaseState, at: datetime) -> None:

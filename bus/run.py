@@ -66,7 +66,8 @@ class Item(msgspec.Struct, frozen=True, kw_only=True):
     """One unit of work of a phase: the phase itself (index None), or one element of its `each` list (from 0).
 
     `attempt` is the current one's number, `ready_at` when it could first be taken, `problem` why it was given up,
-    `earlier` how many of the attempts belong to passes before this one.
+    `earlier` how many of the attempts belong to passes before this one. `effects` are what its handlers did outside,
+    each once: with what came of it, or None while nobody knows whether it happened.
     """
 
     index: int | None = None
@@ -78,6 +79,7 @@ class Item(msgspec.Struct, frozen=True, kw_only=True):
     output: Output | None = None
     problem: Problem | None = None
     earlier: int = 0
+    effects: dict[str, Output | None] = msgspec.field(default_factory=dict)
 
     @property
     def holder(self) -> Attempt | None:

@@ -14,6 +14,8 @@ from bus.events import (
     PhaseAttemptFailed,
     PhaseCancelled,
     PhaseCompleted,
+    PhaseEffectDone,
+    PhaseEffectIntended,
     PhaseEscalated,
     PhaseExpanded,
     PhaseFailed,
@@ -116,6 +118,10 @@ def _said(event: Event) -> str:
             if event.attempt is not None:
                 return f"{_attempt(event)}: {to_json(event.output)}"
             return f"{event.phase}: {to_json(event.output)}" if event.output else f"{event.phase}: all items"
+        case PhaseEffectIntended():
+            return f"{_attempt(event)}: {event.effect}"
+        case PhaseEffectDone():
+            return f"{_attempt(event)}: {event.effect} gave {to_json(event.outcome)}"
         case PhaseAttemptFailed():
             return f"{_attempt(event)} {event.cause}: {event.problem}"
         case PhaseFailed():
@@ -143,6 +149,8 @@ def _place(
     | PhaseStarted
     | PhaseProgressed
     | PhaseCompleted
+    | PhaseEffectIntended
+    | PhaseEffectDone
     | PhaseAttemptFailed
     | PhaseFailed
     | PhaseCancelled
@@ -152,7 +160,14 @@ def _place(
 
 
 def _attempt(
-    event: PhaseReady | PhaseStarted | PhaseProgressed | PhaseCompleted | PhaseAttemptFailed | ResultRefused,
+    event: PhaseReady
+    | PhaseStarted
+    | PhaseProgressed
+    | PhaseCompleted
+    | PhaseEffectIntended
+    | PhaseEffectDone
+    | PhaseAttemptFailed
+    | ResultRefused,
 ) -> str:
     return f"{_place(event)} #{event.attempt}"
 

@@ -22,6 +22,8 @@ from bus.events import (
     PhaseAttemptFailed,
     PhaseCancelled,
     PhaseCompleted,
+    PhaseEffectDone,
+    PhaseEffectIntended,
     PhaseEscalated,
     PhaseExpanded,
     PhaseFailed,
@@ -124,6 +126,14 @@ EVENTS: dict[str, Sequence[Event]] = {
         [
             PhaseProgressed(phase="-8", item=0, attempt=2, fraction=0.25, note="a quarter"),
             PhaseProgressed(phase="collect", attempt=1, fraction=1.0),
+        ],
+        [
+            PhaseEffectIntended(phase="-8", item=0, attempt=2, effect="charge"),
+            PhaseEffectIntended(phase="collect", attempt=1, effect="charge"),
+        ],
+        [
+            PhaseEffectDone(phase="-8", item=0, attempt=2, effect="charge", outcome=msgspec.Raw(b'{"id":7}')),
+            PhaseEffectDone(phase="collect", attempt=1, effect="charge", outcome=msgspec.Raw(b"null")),
         ],
         [
             PhaseCompleted(phase="-8", item=0, attempt=2, output=msgspec.Raw(b'{"lines": 3}')),

@@ -26,12 +26,14 @@ from bus.commands import (
     Expire,
     Fail,
     GiveUp,
+    Intend,
     Pause,
     Progress,
     Redrive,
     Report,
     Resume,
     Rollback,
+    Settle,
     Signal,
     Skip,
     Take,
@@ -166,6 +168,8 @@ commands: st.SearchStrategy[Command] = st.one_of(
     st.builds(Take, keys, items, attempts, st.just("agent"), instances, st.sampled_from([1.0, 60.0])),
     st.builds(Complete, keys, items, attempts, instances, raws),
     st.builds(Fail, keys, items, attempts, instances, problems, st.sampled_from(CAUSES)),
+    st.builds(Intend, keys, items, attempts, instances, SIGNALS),
+    st.builds(Settle, keys, items, attempts, instances, SIGNALS, raws),
     st.builds(Progress, keys, items, attempts, instances, st.floats(), st.just("note")),
     st.builds(
         Answer,
@@ -265,7 +269,7 @@ class RunMachine(RuleBasedStateMachine):
     def anything(self, data: st.DataObject, command: Command, near: bool) -> None:
         """Things go any way at all: any command, about any place or one that is nearly right."""
         places = list(self.open_places())
-        if near and places and isinstance(command, Take | Complete | Fail | Progress):
+        if near and places and isinstance(command, Take | Complete | Fail | Progress | Intend | Settle):
             key, item = data.draw(st.sampled_from(places))
             if item is not None:
                 attempt = item.attempt + data.draw(st.sampled_from([-1, 0, 0, 1]))
