@@ -1,4 +1,4 @@
-"""What a handler does outside, each once: the intention is recorded before, the outcome after, whoever holds it then."""
+"""What a handler does outside, each thing once: the intention is recorded before, the outcome after."""
 
 from __future__ import annotations
 
