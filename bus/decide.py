@@ -200,7 +200,7 @@ def _fail(draft: Draft, command: Fail) -> None:
     )
     seed = f"{draft.state.run}/{phase.key}/{item.index}"
     earlier = [attempt.problem for attempt in item.attempts[item.earlier :] if attempt.problem is not None]
-    policy = draft.state.plan.graph[phase.key].phase.retry
+    policy = draft.state.plan.graph[phase.key].phase.policy
     wait_s = None if command.cause == "unclaimed" else retry.delay_s(policy, command.problem, earlier, seed=seed)
     if wait_s is None:
         draft.emit(PhaseFailed(phase=phase.key, item=item.index, problem=command.problem))
@@ -379,6 +379,9 @@ def _held(
     holder = item.holder
     if holder is not None and (holder.number, holder.instance) == (command.attempt, command.instance):
         return phase, item
+    sender = (command.attempt, command.instance)
+    if any(attempt.late and (attempt.number, attempt.instance) == sender for attempt in item.attempts):
+        raise Refused(f"a result of attempt {command.attempt} of {_label(phase, item)} was refused before")
     draft.emit(
         ResultRefused(
             phase=phase.key,

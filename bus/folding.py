@@ -27,6 +27,7 @@ from bus.events import (
     PhaseSkipped,
     PhaseStarted,
     PhaseWaiting,
+    ResultRefused,
     RunCancelled,
     RunCompleted,
     RunFailed,
@@ -122,7 +123,9 @@ class Folding:
                 phase = self._phase(state, event.phase, at)
                 item = _item(phase, event.item)
                 if item.holder is not None:
-                    item = _touch(phase, item, ended_at=at, problem=event.problem, cause=event.cause)
+                    item = _touch(
+                        phase, item, ended_at=at, problem=event.problem, cause=event.cause, evidence=event.evidence
+                    )
                 _put(phase, _with(item, status="pending"))
             case PhaseFailed():
                 self._failed(state, event, at)
@@ -149,8 +152,10 @@ class Folding:
                 phase.reason = event.reason
                 _stop_items(phase, at)
                 _close(state, phase, "cancelled", at)
+            case ResultRefused():
+                self._refused(state, event, at)
             case _:
-                # A start was read by `_born`, a refused result changes nothing, an unknown type is a newer version's.
+                # A start was read by `_born`, an unknown type is a newer version's.
                 pass
 
     def _phase(self, state: RunState, key: str, at: datetime) -> PhaseState:
@@ -194,7 +199,7 @@ class Folding:
         item = phase.item(event.item)
         if item is not None and item.status not in TERMINAL:
             if item.holder is not None:
-                item = _touch(phase, item, ended_at=at, problem=event.problem)
+                item = _touch(phase, item, ended_at=at, problem=event.problem, cause="cancelled")
             _put(phase, _with(item, status="failed", problem=event.problem, ended_at=at))
             phase.open_items -= 1
         if event.item is None:
@@ -204,6 +209,22 @@ class Folding:
                 # What did succeed is there for those that go on.
                 phase.output = _output_of(phase)
             _close(state, phase, "failed", at, lets_pass=is_optional)
+
+    def _refused(self, state: RunState, event: ResultRefused, at: datetime) -> None:
+        """It changes nothing but the memory that it came."""
+        known = state.phases.get(event.phase)
+        item = known.item(event.item) if known is not None else None
+        if known is None or item is None:
+            return
+        opened_at = known.opened_at
+        phase = self._phase(state, event.phase, at)
+        phase.opened_at = opened_at
+        sender = (event.attempt, event.instance)
+        attempts = tuple(
+            replace(attempt, late=event.outcome) if (attempt.number, attempt.instance) == sender else attempt
+            for attempt in item.attempts
+        )
+        _put(phase, _with(item, attempts=attempts))
 
     def _reopen(self, state: RunState, event: RunRedriven) -> None:
         """A new pass: what failed is pending again, with its attempts kept; what completed stays."""
@@ -257,7 +278,7 @@ def _stop_items(phase: PhaseState, at: datetime) -> None:
 def _cancelled(item: Item, at: datetime) -> Item:
     attempts = item.attempts
     if item.holder is not None:
-        attempts = (*attempts[:-1], replace(item.holder, ended_at=at))
+        attempts = (*attempts[:-1], replace(item.holder, ended_at=at, cause="cancelled"))
     return _with(item, status="cancelled", ended_at=at, attempts=attempts)
 
 

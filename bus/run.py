@@ -38,7 +38,11 @@ class Output:
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):
-    """One try, numbered from 1; the number is also its fencing epoch. Without `ended_at` it is under way."""
+    """One try, numbered from 1; the number is also its fencing epoch. Without `ended_at` it is under way.
+
+    `cause` is how it ended without a result (`bus.events.Cause`, or `cancelled`), `evidence` what a recoverer had seen.
+    `late` is what its holder still said when it was over, and was refused: `completed` or `failed`.
+    """
 
     number: int
     agent: str
@@ -50,6 +54,14 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     ended_at: datetime | None = None
     problem: Problem | None = None
     cause: str = ""
+    evidence: str = ""
+    late: str = ""
+    duration_s: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.ended_at is not None and self.duration_s is None:
+            spent_s = (self.ended_at - self.started_at).total_seconds()
+            msgspec.structs.force_setattr(self, "duration_s", round(spent_s, 6))
 
 
 class Item(msgspec.Struct, frozen=True, kw_only=True):

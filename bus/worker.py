@@ -14,9 +14,12 @@ import structlog
 
 from bus.agent import Agent, Capability
 from bus.attempts import Attempts
+from bus.cells import Cells
 from bus.client import Client, connect
+from bus.connection import Message
 from bus.envelope import envelope
 from bus.errors import BusError
+from bus.halts import read_halt
 from bus.ledger import utc_now
 from bus.presence import Beat, announce
 from bus.pull import Delivery, Intake
@@ -35,18 +38,29 @@ class Worker:
     def __init__(self, client: Client, agent: Agent, instance: str) -> None:
         self._client = client
         self._agent = agent
-        self._attempts = Attempts(client, agent, instance)
+        self._cells = Cells(agent)
+        self._attempts = Attempts(client, agent, instance, self._cells)
         self._intakes: list[Intake] = []
         self._serving: set[asyncio.Task[None]] = set()
         self.instance = instance
         self.ready = asyncio.Event()
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Serve until `stop` is set; then finish what was begun within the settings' grace, or hand it back."""
+        """Serve until `stop` is set; then finish what was begun within the settings' grace, or hand it back.
+
+        Raises SettingsError if a handler can't run in a process of its own.
+        """
+        await self._cells.open()
+        try:
+            await self._serve_until(stop)
+        finally:
+            self._cells.close()
+
+    async def _serve_until(self, stop: asyncio.Event) -> None:
         client, settings = self._client, self._client.settings
         await self._register(AGENT_REGISTERED)
         logger.info("serving", instance=self.instance, capabilities=list(self._agent.capabilities))
-        async with asyncio.TaskGroup() as tasks:
+        async with asyncio.TaskGroup() as tasks, self._heeding(tasks):
             for each in self._agent.capabilities.values():
                 self._intakes.append(await self._intake(each, tasks))
             presence = tasks.create_task(
@@ -70,6 +84,27 @@ class Worker:
                 await self._register(AGENT_DEREGISTERED)
         except (BusError, TimeoutError) as error:
             logger.warning("not deregistered", error=str(error))
+
+    @asynccontextmanager
+    async def _heeding(self, tasks: asyncio.TaskGroup) -> AsyncIterator[None]:
+        """Hear what is no longer ours, as long as anything may be."""
+
+        heeding: set[asyncio.Task[None]] = set()
+
+        def hear(message: Message) -> None:
+            halt = read_halt(message.data)
+            if halt is not None:
+                task = tasks.create_task(self._attempts.heed(halt))
+                heeding.add(task)
+                task.add_done_callback(heeding.discard)
+
+        told = self._client.connection.subscribe(self._client.subjects.halt(self.instance), hear)
+        try:
+            yield
+        finally:
+            told.unsubscribe()
+            for task in heeding:
+                task.cancel()
 
     async def _intake(self, capability: Capability, tasks: asyncio.TaskGroup) -> Intake:
         client = self._client

@@ -10,9 +10,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from bus.agent import Agent, Capability, Reject
+from bus.agent import Agent, Capability
 from bus.context import Context
-from bus.handling import perform, problem_of
+from bus.diagnosis import Reject, problem_of
+from bus.handling import Halted, perform
+from bus.ledger import utc_now
 from bus.problem import Problem
 from bus.retry import Retry
 
@@ -32,7 +34,7 @@ def capability(handler: Callable[..., Any]) -> Capability:
     return agent.capabilities["price"]
 
 
-async def run(handler: Callable[..., Any], value: object = None, *, timeout_s: float = 5.0) -> bytes | Problem:
+async def run(handler: Callable[..., Any], value: object = None, *, timeout_s: float = 5.0) -> bytes | Problem | Halted:
     return await perform(capability(handler), value, Context(), timeout_s=timeout_s)
 
 
@@ -203,7 +205,7 @@ async def test_a_cause_that_was_suppressed_is_left_out() -> None:
 def test_a_circle_of_causes_ends() -> None:
     first, second = ValueError("first"), ValueError("second")
     first.__cause__, second.__cause__ = second, first
-    assert len(problem_of(first).causes) == 10
+    assert len(problem_of(first, utc_now()).causes) == 10
 
 
 async def test_a_long_story_is_cut() -> None:
