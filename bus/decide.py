@@ -54,7 +54,7 @@ from bus.events import (
 )
 from bus.folding import evolve
 from bus.problem import Problem
-from bus.run import TERMINAL, Item, PhaseState, RunState
+from bus.run import TERMINAL, Item, Late, PhaseState, RunState
 
 
 def decide(state: RunState | None, command: Command, *, run: str, now: datetime) -> Sequence[Event]:
@@ -379,8 +379,7 @@ def _held(
     holder = item.holder
     if holder is not None and (holder.number, holder.instance) == (command.attempt, command.instance):
         return phase, item
-    sender = (command.attempt, command.instance)
-    if any(attempt.late and (attempt.number, attempt.instance) == sender for attempt in item.attempts):
+    if Late(phase.key, item.index, command.attempt, command.instance) in draft.state.late:
         raise Refused(f"a result of attempt {command.attempt} of {_label(phase, item)} was refused before")
     draft.emit(
         ResultRefused(

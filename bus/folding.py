@@ -38,7 +38,7 @@ from bus.events import (
     RunStarted,
 )
 from bus.problem import Problem
-from bus.run import SUCCEEDED, TERMINAL, Attempt, Item, Output, PhaseState, RunState, RunStatus, Status
+from bus.run import SUCCEEDED, TERMINAL, Attempt, Item, Late, Output, PhaseState, RunState, RunStatus, Status
 
 
 def fold(commits: Iterable[Commit], state: RunState | None = None) -> RunState | None:
@@ -153,7 +153,7 @@ class Folding:
                 _stop_items(phase, at)
                 _close(state, phase, "cancelled", at)
             case ResultRefused():
-                self._refused(state, event, at)
+                state.late = (*state.late, Late(event.phase, event.item, event.attempt, event.instance))
             case _:
                 # A start was read by `_born`, an unknown type is a newer version's.
                 pass
@@ -209,22 +209,6 @@ class Folding:
                 # What did succeed is there for those that go on.
                 phase.output = _output_of(phase)
             _close(state, phase, "failed", at, lets_pass=is_optional)
-
-    def _refused(self, state: RunState, event: ResultRefused, at: datetime) -> None:
-        """It changes nothing but the memory that it came."""
-        known = state.phases.get(event.phase)
-        item = known.item(event.item) if known is not None else None
-        if known is None or item is None:
-            return
-        opened_at = known.opened_at
-        phase = self._phase(state, event.phase, at)
-        phase.opened_at = opened_at
-        sender = (event.attempt, event.instance)
-        attempts = tuple(
-            replace(attempt, late=event.outcome) if (attempt.number, attempt.instance) == sender else attempt
-            for attempt in item.attempts
-        )
-        _put(phase, _with(item, attempts=attempts))
 
     def _reopen(self, state: RunState, event: RunRedriven) -> None:
         """A new pass: what failed is pending again, with its attempts kept; what completed stays."""

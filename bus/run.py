@@ -41,7 +41,6 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     """One try, numbered from 1; the number is also its fencing epoch. Without `ended_at` it is under way.
 
     `cause` is how it ended without a result (`bus.events.Cause`, or `cancelled`), `evidence` what a recoverer had seen.
-    `late` is what its holder still said when it was over, and was refused: `completed` or `failed`.
     """
 
     number: int
@@ -55,13 +54,21 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     problem: Problem | None = None
     cause: str = ""
     evidence: str = ""
-    late: str = ""
     duration_s: float | None = None
 
     def __post_init__(self) -> None:
         if self.ended_at is not None and self.duration_s is None:
             spent_s = (self.ended_at - self.started_at).total_seconds()
             msgspec.structs.force_setattr(self, "duration_s", round(spent_s, 6))
+
+
+class Late(msgspec.Struct, frozen=True):
+    """A result that was refused, because its attempt was over or never was."""
+
+    phase: str
+    item: int | None
+    attempt: int
+    instance: str
 
 
 class Item(msgspec.Struct, frozen=True, kw_only=True):
@@ -120,7 +127,8 @@ class PhaseState(msgspec.Struct, kw_only=True):
 class RunState(msgspec.Struct, kw_only=True):
     """A run as of `position`. `open_phases` counts those that have not ended; `passes` counts from 1.
 
-    `signals` are those that came before anything waited for them. While `paused_at` is set nothing is taken.
+    `signals` are those that came before anything waited for them. While `paused_at` is set nothing is taken. `late` are
+    the results that came for attempts that were over.
     """
 
     run: str
@@ -140,6 +148,7 @@ class RunState(msgspec.Struct, kw_only=True):
     paused_at: datetime | None = None
     paused_by: str = ""
     signals: dict[str, Output] = msgspec.field(default_factory=dict)
+    late: tuple[Late, ...] = ()
 
     @property
     def failures(self) -> list[str]:

@@ -285,7 +285,10 @@ class RunMachine(RuleBasedStateMachine):
         assert all(dead.is_open(letter, after) for letter in letters)
         if any(isinstance(event, ResultRefused) for event in happened):
             assert len(happened) == 1
-            counted = msgspec.structs.replace(after, events=self.state.events, position=self.state.position)
+            assert len(set(after.late)) == len(after.late) == len(self.state.late) + 1, "each is recorded once"
+            counted = msgspec.structs.replace(
+                after, events=self.state.events, position=self.state.position, late=self.state.late
+            )
             assert snapshot(counted) == before
         self.commits.append(read)
         self.state = after
