@@ -39,6 +39,7 @@ Classify = Callable[[BaseException], ErrorClass | None]
 _TRACE_CHARACTERS = 4_000
 _DETAIL_CHARACTERS = 1_000
 _LONGEST_CHAIN = 10
+_LONGEST_DELAY_S = 7 * 86_400.0
 
 # The first that fits. A connection that broke may hold next time: transient. One that is refused means that nothing
 # runs at the other end, and a name that is not found that the network or its configuration has changed: a dependency,
@@ -184,8 +185,9 @@ def _retry_after_s(headers: Any, now: datetime) -> float | None:
     try:
         asked = str(headers.get("Retry-After") or headers.get("retry-after") or "").strip()
         if asked.isdecimal():
-            return float(asked)
+            return min(float(asked), _LONGEST_DELAY_S)
         at = parsedate_to_datetime(asked)
-        return max((at.replace(tzinfo=at.tzinfo or UTC) - now).total_seconds(), 0.0)
+        left_s = (at.replace(tzinfo=at.tzinfo or UTC) - now).total_seconds()
+        return min(max(left_s, 0.0), _LONGEST_DELAY_S)
     except Exception:  # noqa: BLE001 - somebody else's headers, which may hold anything
         return None

@@ -70,7 +70,9 @@ async def perform(
             quiet_s = math.inf if silence_s is None else pulse.last + silence_s - time.monotonic()
             if not pulse.wanted or task.done() or left_s <= 0 or quiet_s <= 0:
                 break
-            await asyncio.wait(awaited, timeout=min(left_s, quiet_s), return_when=asyncio.FIRST_COMPLETED)
+            # Before the handler has begun its silence is endless: looked at again after as long as it may last.
+            bound_s = min(left_s, quiet_s, silence_s or math.inf)
+            await asyncio.wait(awaited, timeout=bound_s, return_when=asyncio.FIRST_COMPLETED)
     except asyncio.CancelledError:
         pulse.end("the worker was stopped")
         await _let_go(task)

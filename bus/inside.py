@@ -17,6 +17,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 import traceback
 from contextlib import suppress
 from pathlib import Path
@@ -35,6 +36,7 @@ from bus.keeper import keep
 from bus.problem import Problem
 
 _ALIVE_EVERY_S = 0.05
+_LOOK_EVERY_S = 0.5
 _MIB = 2**20
 
 
@@ -77,7 +79,7 @@ def _be_a_copy(template: socket.socket, template_line: int, agent: Agent, given:
         for fd in given:
             os.set_inheritable(fd, False)
         data, line = given
-        keep(lambda: _attend(socket.socket(fileno=data), line, agent), line)
+        keep(lambda: _attend(socket.socket(fileno=data), line, agent), data, line)
     finally:
         os._exit(1)
 
@@ -95,7 +97,7 @@ def _attend(sock: socket.socket, line: int, agent: Agent) -> None:
     structlog.contextvars.bind_contextvars(**begin.bound)
     voice = _Voice(sock)
     context = Context(**msgspec.structs.asdict(begin.facts), report=voice.report, pulse=voice)
-    threading.Thread(target=_end_with_worker, args=(sock,), daemon=True).start()
+    threading.Thread(target=_end_with_keeper, args=(os.getppid(),), daemon=True).start()
     asyncio.run(_answer(capability, begin, context, voice))
 
 
@@ -107,10 +109,10 @@ async def _answer(capability: Capability, begin: Begin, context: Context, voice:
     voice.send(Failed(result) if isinstance(result, Problem) else Answered(msgspec.Raw(result)))
 
 
-def _end_with_worker(sock: socket.socket) -> None:
-    """For when the keeper, who would see to it, was killed itself."""
-    with suppress(OSError):
-        sock.recv(1)  # nothing comes any more: it has ended
+def _end_with_keeper(keeper: int) -> None:
+    """Whoever kills the keeper has ended the attempt, too: nobody else would see to it that it ends."""
+    while os.getppid() == keeper:
+        time.sleep(_LOOK_EVERY_S)
     os.killpg(0, signal.SIGKILL)
 
 

@@ -27,10 +27,10 @@ PATH = "_PHASEBUS_PATH"
 """The variable that tells a script where its worker found this library."""
 
 
-def keep(work: Callable[[], None], line: int) -> NoReturn:
+def keep(work: Callable[[], None], data: int, line: int) -> NoReturn:
     """Run `work` in a child, and end with it and the whole group as soon as the other end of `line` is closed.
 
-    If the child ends first, its exit code (negative: the signal) is written to `line`, behind a zero byte.
+    `data` is the child's alone. If the child ends first, its exit code (negative: the signal) is written to `line`, behind a zero byte.
     """
     with suppress(PermissionError):  # a session's leader leads its group already
         os.setpgid(0, 0)
@@ -45,6 +45,7 @@ def keep(work: Callable[[], None], line: int) -> NoReturn:
         os.close(woken)
         os.close(wake)
         _run(work)
+    os.close(data)
     polled = select.poll()
     polled.register(line, select.POLLIN)
     polled.register(woken, select.POLLIN)
@@ -91,4 +92,4 @@ def _serve() -> None:
 
 
 if __name__ == "__main__":
-    keep(_serve, int(sys.argv[2]))
+    keep(_serve, int(sys.argv[1]), int(sys.argv[2]))

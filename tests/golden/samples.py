@@ -39,6 +39,7 @@ from bus.events import (
     body,
     type_of,
 )
+from bus.halts import Halt
 from bus.ledger import WORK
 from bus.payload import Limits, Packed, pack
 from bus.plan import Approval, Phase, Plan
@@ -174,6 +175,7 @@ BEAT = Beat(
     held=[Held(RUN, "-8", 0, 2), Held(RUN, "collect", None, 1)],
     lag_s=0.25,
 )
+HALT = Halt(BEAT.held, "the run was cancelled by ann")
 
 
 def commit(events: Sequence[Event]) -> bytes:
@@ -221,6 +223,7 @@ MESSAGES: dict[str, bytes] = {
     AGENT_REGISTERED: about_agent(AGENT_REGISTERED, BEAT),
     AGENT_DEREGISTERED: about_agent(AGENT_DEREGISTERED, BEAT),
     "beat": msgspec.json.encode(BEAT),
+    "halt": msgspec.json.encode(HALT),
 }
 
 
