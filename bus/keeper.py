@@ -30,7 +30,8 @@ PATH = "_PHASEBUS_PATH"
 def keep(work: Callable[[], None], data: int, line: int) -> NoReturn:
     """Run `work` in a child, and end with it and the whole group as soon as the other end of `line` is closed.
 
-    `data` is the child's alone. If the child ends first, its exit code (negative: the signal) is written to `line`, behind a zero byte.
+    `data` is the child's alone. If the child ends first, its exit code (negative: the signal) is written to `line`,
+    behind a zero byte.
     """
     with suppress(PermissionError):  # a session's leader leads its group already
         os.setpgid(0, 0)

@@ -175,7 +175,7 @@ BEAT = Beat(
     held=[Held(RUN, "-8", 0, 2), Held(RUN, "collect", None, 1)],
     lag_s=0.25,
 )
-HALT = Halt(BEAT.held, "the run was cancelled by ann")
+HALT = Halt([Held(RUN, "-8", 0, 2), Held(RUN, "collect", None, 1)], "the run was cancelled by ann")
 
 
 def commit(events: Sequence[Event]) -> bytes:
