@@ -16,7 +16,6 @@ import structlog
 
 from bus import dead
 from bus.agent import Agent, Capability
-from bus.cells import Cells
 from bus.client import Client
 from bus.commands import Complete, Fail, Offer, Take
 from bus.context import Context, Pulse
@@ -24,7 +23,7 @@ from bus.envelope import decode, envelope
 from bus.errors import BusError, MalformedMessage, Refused, TooLarge
 from bus.events import Cause, PhaseStarted, ResultRefused
 from bus.halts import Halt, is_held
-from bus.handling import Halted, answer, perform
+from bus.handling import Answer, Halted, answer, perform
 from bus.inputs import Order
 from bus.inputs import order as order_of
 from bus.ledger import utc_now
@@ -49,13 +48,16 @@ _CAUSES: dict[str, Cause] = {
 
 
 class Attempts:
-    """What one instance of an agent has in hand. `draining` ends the taking of more."""
+    """What one instance of an agent has in hand. `draining` ends the taking of more.
 
-    def __init__(self, client: Client, agent: Agent, instance: str, cells: Cells) -> None:
+    `apart` makes the answers of isolated handlers.
+    """
+
+    def __init__(self, client: Client, agent: Agent, instance: str, apart: Answer) -> None:
         self._client = client
         self._agent = agent
         self._instance = instance
-        self._cells = cells
+        self._apart = apart
         self._held: dict[Held, Pulse] = {}
         self._doubted: set[Held] = set()
         self.draining = False
@@ -160,7 +162,7 @@ class Attempts:
                 context,
                 timeout_s=max(timeout_s, 0.0),
                 silence_s=order.silence_timeout_s or capability.silence_s,
-                answer=answer if capability.isolation is None else self._cells.answer,
+                answer=answer if capability.isolation is None else self._apart,
             )
             duration_ms = round((time.monotonic() - began) * 1000, 1)
             if isinstance(result, Halted):

@@ -64,8 +64,10 @@ class Cells:
         if isinstance(ready, Broken):
             self.close()
             where = f"{self._setup.modules[-1][0]}:{self._setup.name}"
-            why = f"{ready.reason}\n{ready.trace}"
-            raise SettingsError(f"isolation='process' imports {where} in another process, and that failed: {why}")
+            logger.error("not imported", agent=where, trace=ready.trace)
+            raise SettingsError(
+                f"isolation='process' imports {where} in another process, and that failed: {ready.reason}"
+            )
         self._forks = ready.forks
         logger.info("cells ready", forks=ready.forks)
 

@@ -30,6 +30,7 @@ import structlog
 from bus import frames, logs
 from bus.agent import Agent, Capability
 from bus.context import SAID, Context, Pulse, Said
+from bus.diagnosis import printable, text_of
 from bus.frames import Alive, Answered, Begin, Broken, Failed, Frame, Ready, Reported, Setup
 from bus.handling import answer
 from bus.keeper import keep
@@ -50,7 +51,9 @@ def serve(data: int, line: int) -> None:
     try:
         agent = _imported(setup)
     except BaseException as error:  # noqa: BLE001 - somebody else's module, which may do anything
-        _send(sock, Broken(f"{type(error).__name__}: {error}", traceback.format_exc()))
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        reason = f"{type(error).__name__}: {text_of(error)} ({last.filename}, line {last.lineno})"
+        _send(sock, Broken(reason, printable(traceback.format_exc())))
         return
     if not structlog.is_configured():
         logs.configure(setup.log_level, pretty=setup.pretty)

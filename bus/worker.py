@@ -7,24 +7,28 @@ import os
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import structlog
 
 from bus.agent import Agent, Capability
 from bus.attempts import Attempts
-from bus.cells import Cells
 from bus.client import Client, connect
 from bus.connection import Message
+from bus.context import Context
 from bus.envelope import envelope
 from bus.errors import BusError
 from bus.halts import read_halt
 from bus.ledger import utc_now
 from bus.presence import Beat, announce
+from bus.problem import Problem
 from bus.pull import Delivery, Intake
 from bus.signals import until_signalled
 from bus.streams import ensure_consumer, set_up_work
+
+if TYPE_CHECKING:
+    from bus.cells import Cells
 
 logger = structlog.get_logger(__name__)
 
@@ -38,8 +42,8 @@ class Worker:
     def __init__(self, client: Client, agent: Agent, instance: str) -> None:
         self._client = client
         self._agent = agent
-        self._cells = Cells(agent)
-        self._attempts = Attempts(client, agent, instance, self._cells)
+        self._cells: Cells | None = None
+        self._attempts = Attempts(client, agent, instance, self._apart)
         self._intakes: list[Intake] = []
         self._serving: set[asyncio.Task[None]] = set()
         self.instance = instance
@@ -50,11 +54,21 @@ class Worker:
 
         Raises SettingsError if a handler can't run in a process of its own.
         """
+        if all(each.isolation is None for each in self._agent.capabilities.values()):
+            await self._serve_until(stop)
+            return
+        from bus.cells import Cells  # noqa: PLC0415 - most agents have no use for it
+
+        self._cells = Cells(self._agent)
         await self._cells.open()
         try:
             await self._serve_until(stop)
         finally:
             self._cells.close()
+
+    async def _apart(self, capability: Capability, value: object, context: Context) -> bytes | Problem:
+        assert self._cells is not None, "an agent with isolated handlers opens their cells"
+        return await self._cells.answer(capability, value, context)
 
     async def _serve_until(self, stop: asyncio.Event) -> None:
         client, settings = self._client, self._client.settings
@@ -166,6 +180,8 @@ async def serving(client: Client, *agents: Agent) -> AsyncIterator[None]:
             ready = asyncio.create_task(worker.ready.wait())
             await asyncio.wait({ready, task}, return_when=asyncio.FIRST_COMPLETED)
             ready.cancel()
+            if task.done():
+                await task  # it says why it does not serve
         yield
     finally:
         stop.set()
