@@ -72,6 +72,11 @@ class Census:
         """The newest beat of an instance."""
         return self._beats.get(instance)
 
+    @property
+    def beats(self) -> list[Beat]:
+        """The newest beat of every instance that has been heard."""
+        return list(self._beats.values())
+
     def silent_s(self, instance: str) -> float:
         """For how long nothing has been heard of it."""
         return time.monotonic() - self._seen.get(instance, self._began)

@@ -25,8 +25,10 @@ from bus.commands import Cancel, Command, Fail
 from bus.errors import BusError, NotFound, Refused, Unavailable
 from bus.events import Cause, RunStarted, archived
 from bus.folding import evolve
+from bus.halts import Halt
 from bus.inputs import work
 from bus.ledger import commit_in, utc_now
+from bus.presence import Held
 from bus.problem import Problem
 from bus.record import Record
 from bus.run import PhaseState, RunState
@@ -51,6 +53,7 @@ class Supervisor:
         self._census = Census(client, self._suspects.put_nowait)
         self._docket = Docket()
         self._missing: dict[Key, float] = {}
+        self._foreign: dict[str, set[Held]] = {}
         self._position = 0
         self.leads = asyncio.Event()
 
@@ -82,7 +85,7 @@ class Supervisor:
         if not await self._leadership.claim():
             return
         logger.info("leading", lease=self._leadership.revision)
-        self._docket, self._missing = Docket(), {}
+        self._docket, self._missing, self._foreign = Docket(), {}, {}
         newest = await self._client.log.last(self._client.subjects.runs)
         upto = newest.position if newest is not None else 0
         floor = await self._leadership.floor()
@@ -181,6 +184,7 @@ class Supervisor:
         silent = [instance for instance in holders if self._census.silent_s(instance) > self._lease_s]
         await asyncio.gather(*(self._examine(each, "its beats stopped") for each in silent))
         await asyncio.gather(*(self._check_forgotten(each) for each in holders))
+        self._tell_again()
         self._census.forget(holders)
 
     async def _examine(self, instance: str, evidence: str) -> None:
@@ -210,6 +214,19 @@ class Supervisor:
                 forgotten.append(key)
         if forgotten:
             await self._recover(instance, forgotten, "forgotten", "it lives, but does not hold the attempt")
+
+    def _tell_again(self) -> None:
+        """An instance that still lists what is not its own has not heard that it was taken from it."""
+        foreign: dict[str, set[Held]] = {}
+        for beat in self._census.beats:
+            own = {Held(*key) for key in self._docket.held_by(beat.instance)}
+            foreign[beat.instance] = set(beat.held) - own
+        # Seen twice: what it has only just taken may not have been read here yet.
+        again = {each: held & self._foreign.get(each, set()) for each, held in foreign.items()}
+        self._foreign = foreign
+        self._client.ledger.halt(
+            {each: Halt(tuple(held), "the log has it as over") for each, held in again.items() if held}
+        )
 
     async def _recover(self, instance: str, held: list[Key], cause: Cause, evidence: str) -> None:
         problem = Problem("lost", f"{instance} {_WORDS[cause]}", "transient", detail=evidence)

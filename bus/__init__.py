@@ -3,10 +3,11 @@
 An author needs `Agent`, `Context` and `Reject`; a caller needs `connect`; a planner `Plan`, `Phase` and `ref`.
 """
 
-from bus.agent import Agent, Reject
+from bus.agent import Agent
 from bus.client import Client, Receipt, WorkFailed
 from bus.connecting import connect
 from bus.context import Context
+from bus.diagnosis import Reject
 from bus.errors import (
     Archived,
     ArchiveDamaged,

@@ -6,12 +6,13 @@ import inspect
 import typing
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
 from bus import subjects
 from bus.context import Context
+from bus.diagnosis import Classify
 from bus.errors import SettingsError
 from bus.schemas import anything
 
@@ -20,14 +21,12 @@ H = TypeVar("H", bound=Handler)
 _LONGEST_S = 10 * 365 * 86_400.0
 
 
-class Reject(Exception):
-    """Raised by a handler: this can't be done, now or ever. The work is given up at once."""
-
-
 class Capability(msgspec.Struct, frozen=True, kw_only=True):
     """One thing an agent can do: its handler, the types on both sides, and the bounds on it.
 
-    `timeout_s` bounds an attempt where the plan does not; `concurrency` is how many attempts one instance holds.
+    `timeout_s` bounds an attempt, and `silence_s` how long its handler may say nothing, where the plan does not;
+    `concurrency` is how many attempts one instance holds. `isolation="process"`: each attempt has a process of its own,
+    which may take `memory_mb` more than it begins with. `classify` is the author's judgement of an exception.
     """
 
     name: str
@@ -38,6 +37,10 @@ class Capability(msgspec.Struct, frozen=True, kw_only=True):
     concurrency: int
     wants_context: bool
     is_async: bool
+    silence_s: float | None = None
+    isolation: Literal["process"] | None = None
+    memory_mb: int | None = None
+    classify: Classify | None = None
 
     def call(self, value: object, context: Context) -> Any:
         """The handler's answer, or for an `async def` what has to be awaited for it."""
@@ -45,22 +48,38 @@ class Capability(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Agent:
-    """A name, a version, and capabilities added by decorator. Nothing runs before `run` or `phasebus agent run`."""
+    """A name, a version, and capabilities added by decorator. Nothing runs before `run` or `phasebus agent run`.
 
-    def __init__(self, name: str, *, version: str = "1") -> None:
+    `classify` says of an exception of a handler which error class it has, or None to leave it to the table
+    (`bus.diagnosis`); a capability's own goes before it.
+    """
+
+    def __init__(self, name: str, *, version: str = "1", classify: Classify | None = None) -> None:
         self.name = subjects.name(name, "agent")
         self.version = version
+        self._classify = classify
         self._capabilities: dict[str, Capability] = {}
 
     @property
     def capabilities(self) -> Mapping[str, Capability]:
         return self._capabilities
 
-    def capability(self, name: str, *, timeout_s: float = 3600.0, concurrency: int = 1) -> Callable[[H], H]:
-        """Register the decorated function as the handler of `name`.
+    def capability(
+        self,
+        name: str,
+        *,
+        timeout_s: float = 3600.0,
+        silence_s: float | None = None,
+        concurrency: int = 1,
+        isolation: Literal["process"] | None = None,
+        memory_mb: int | None = None,
+        classify: Classify | None = None,
+    ) -> Callable[[H], H]:
+        """Register the decorated function as the handler of `name`; what the keywords mean is said at `Capability`.
 
         Its first parameter is the input, a second one the Context; their annotations say what is decoded and
-        validated. An `async def` runs in the event loop, a `def` in a thread. Raises SettingsError if that can't be.
+        validated. An `async def` runs in the event loop, a `def` in a thread, both in a process of their own with
+        `isolation="process"`: then the agent must stand at the top level of a module. Raises SettingsError.
         """
         subjects.capability(name)
         if name in self._capabilities:
@@ -69,6 +88,12 @@ class Agent:
             raise SettingsError(
                 f"capability {name!r}: timeout_s must be over 0, at most 10 years, concurrency 1 or more"
             )
+        if silence_s is not None and not 0 < silence_s <= _LONGEST_S:
+            raise SettingsError(f"capability {name!r}: silence_s must be over 0, at most 10 years")
+        if isolation not in (None, "process"):
+            raise SettingsError(f"capability {name!r}: isolation is 'process' or None, not {isolation!r}")
+        if memory_mb is not None and (isolation is None or memory_mb < 1):
+            raise SettingsError(f"capability {name!r}: memory_mb must be 1 or more, and needs isolation='process'")
 
         def register(handler: H) -> H:
             takes, gives, wants_context = _signature(name, handler)
@@ -81,6 +106,10 @@ class Agent:
                 concurrency=concurrency,
                 wants_context=wants_context,
                 is_async=inspect.iscoroutinefunction(handler),
+                silence_s=silence_s,
+                isolation=isolation,
+                memory_mb=memory_mb,
+                classify=classify or self._classify,
             )
             return handler
 

@@ -17,6 +17,7 @@ from bus.subjects import capability_token
 
 Action = Literal["send", "receive"]
 _BEAT = "beat.v1"
+_HALT = "halt.v1"
 _QUESTION = "question"
 
 _PARAMETERS = {
@@ -71,10 +72,17 @@ _CHANNELS = (
         "operations",
         "ops.{area}",
         "What operators did to things that are not runs.",
-        ("ops.letter_redriven.v1", "ops.payloads_collected.v1"),
+        (
+            "ops.letter_redriven.v1",
+            "ops.payloads_collected.v1",
+            "ops.archive_started.v1",
+            "ops.archive_sealed.v1",
+            "ops.archive_removed.v1",
+        ),
         True,
     ),
     Channel("beats", "beat.{instance}", "An instance lives. Not stored.", (_BEAT,)),
+    Channel("halts", "halt.{instance}", "An instance need not go on with some attempts. Not stored.", (_HALT,)),
 )
 _QUESTIONS = (
     Channel("everyone", "ping", "Every instance answers.", (_QUESTION,)),
@@ -180,8 +188,9 @@ def _messages(document: Document) -> Iterator[tuple[str, dict[str, Any]]]:
                     **({"headers": {"type": "object", "properties": headers}} if wire in logged else {}),
                 },
             )
-    beat = _draft_07(document.types[_BEAT].schema)
-    yield _BEAT, {"name": _BEAT, "contentType": "application/json", "payload": beat}
+    for wire in (_BEAT, _HALT):
+        payload = _draft_07(document.types[wire].schema)
+        yield wire, {"name": wire, "contentType": "application/json", "payload": payload}
     yield _QUESTION, {"name": _QUESTION, "summary": "An empty message; whoever is meant answers with a beat."}
 
 

@@ -17,42 +17,54 @@ import structlog
 from bus import dead
 from bus.agent import Agent, Capability
 from bus.client import Client
-from bus.commands import Complete, Fail, Offer, Progress, Take
-from bus.context import Context
+from bus.commands import Complete, Fail, Offer, Take
+from bus.context import Context, Pulse
 from bus.envelope import decode, envelope
 from bus.errors import BusError, MalformedMessage, Refused, TooLarge
-from bus.events import PhaseStarted, ResultRefused
-from bus.handling import perform
+from bus.events import Cause, PhaseStarted, ResultRefused
+from bus.halts import Halt, is_held
+from bus.handling import Answer, Halted, answer, perform
 from bus.inputs import Order
 from bus.inputs import order as order_of
 from bus.ledger import utc_now
 from bus.presence import Held
 from bus.problem import Problem
+from bus.progress import Reporter
 from bus.pull import Delivery
 from bus.runs import Decided
 from bus.subjects import Work
 
 logger = structlog.get_logger(__name__)
 
-_PROGRESS_EVERY_S = 0.5
 _NOT_NOW_S = 1.0
 # Of what can't be decoded and is too large to be stored whole.
 _KEPT_BYTES = 64 * 1024
+_CAUSES: dict[str, Cause] = {
+    "timed_out": "timed_out",
+    "silent": "silent",
+    "crashed": "crashed",
+    "handed_back": "handed_back",
+}
 
 
 class Attempts:
-    """What one instance of an agent has in hand. `draining` ends the taking of more."""
+    """What one instance of an agent has in hand. `draining` ends the taking of more.
 
-    def __init__(self, client: Client, agent: Agent, instance: str) -> None:
+    `apart` makes the answers of isolated handlers.
+    """
+
+    def __init__(self, client: Client, agent: Agent, instance: str, apart: Answer) -> None:
         self._client = client
         self._agent = agent
         self._instance = instance
-        self._held: dict[asyncio.Task[None], Held] = {}
+        self._apart = apart
+        self._held: dict[Held, Pulse] = {}
+        self._doubted: set[Held] = set()
         self.draining = False
 
     @property
     def held(self) -> Sequence[Held]:
-        return list(self._held.values())
+        return list(self._held)
 
     async def serve(self, capability: Capability, delivery: Delivery) -> None:
         """One delivery, from the message to its result in the log. What goes wrong is recorded, not raised."""
@@ -77,6 +89,24 @@ class Attempts:
                 with structlog.contextvars.bound_contextvars(phase=part, attempt=started.attempt):
                     order = order_of(decided.state, started.phase, started.item)
                     decided = await self._attempt(capability, order, started, message.id, offers=offers)
+
+    async def heed(self, halt: Halt) -> None:
+        """Stop what the log no longer gives to this instance. A halt can be forged: the log is asked."""
+        for held in halt.held:
+            pulse = self._held.get(held)
+            if pulse is None or not pulse.wanted or held in self._doubted:
+                continue
+            self._doubted.add(held)
+            try:
+                state = await self._client.runs.load(held.run)
+            except BusError as error:
+                # The supervisor says it again, as long as the attempt is in our beats.
+                logger.warning("halt not checked", run=held.run, phase=held.phase, error=str(error))
+                continue
+            finally:
+                self._doubted.discard(held)
+            if not is_held(state, held, self._instance):
+                pulse.drop(halt.reason)
 
     async def _take(self, capability: Capability, work: Work, delivery: Delivery, causation: str) -> Decided | None:
         """Append that this instance holds the attempt, then acknowledge: the log has it. None: it is not ours."""
@@ -105,10 +135,9 @@ class Attempts:
     async def _attempt(
         self, capability: Capability, order: Order, started: PhaseStarted, causation: str, *, offers: bool
     ) -> Decided | None:
-        """Call the handler and put what comes of it into the log."""
-        task = asyncio.current_task()
-        assert task is not None, "handlers run in tasks"
-        self._held[task] = Held(order.run, order.phase, order.item, order.attempt)
+        """Call the handler and put what comes of it into the log; nothing, if nobody wants it any more."""
+        held = Held(order.run, order.phase, order.item, order.attempt)
+        pulse = self._held[held] = Pulse()
         context = Context(
             run=order.run,
             plan=order.plan,
@@ -119,13 +148,26 @@ class Attempts:
             instance=self._instance,
             correlation=order.correlation,
             deadline_at=started.deadline_at,
-            report=Reporter(self._client, order, self._instance).report,
+            report=Reporter(self._client.runs, held, self._instance, pulse).report,
+            pulse=pulse,
         )
         began = time.monotonic()
         timeout_s = (started.deadline_at - utc_now()).total_seconds()
+        result: bytes | Problem | Halted | None = None
         logger.info("started", capability=capability.name)
         try:
-            result = await perform(capability, order.input, context, timeout_s=max(timeout_s, 0.0))
+            result = await perform(
+                capability,
+                order.input,
+                context,
+                timeout_s=max(timeout_s, 0.0),
+                silence_s=order.silence_timeout_s or capability.silence_s,
+                answer=answer if capability.isolation is None else self._apart,
+            )
+            duration_ms = round((time.monotonic() - began) * 1000, 1)
+            if isinstance(result, Halted):
+                logger.info("halted", reason=result.reason, duration_ms=duration_ms)
+                return None
             offer = Offer(capability.name, self._agent.name, capability.timeout_s)
             decided = await self._conclude(order, result, causation, offer if offers and not self.draining else None)
             duration_ms = round((time.monotonic() - began) * 1000, 1)
@@ -134,11 +176,12 @@ class Attempts:
             else:
                 logger.info("completed", duration_ms=duration_ms)
         except asyncio.CancelledError:
-            problem = Problem("handed_back", f"{self._instance} was stopped", "transient")
-            await self._conclude(order, problem, causation)
+            if result is None and pulse.wanted:
+                problem = Problem("handed_back", f"{self._instance} was stopped", "transient")
+                await self._conclude(order, problem, causation)
             raise
         finally:
-            del self._held[task]
+            del self._held[held]
         return decided
 
     async def _conclude(
@@ -147,8 +190,7 @@ class Attempts:
         """Put the result into the log. If that can't be done in time, the supervisor finds the attempt forgotten."""
         where = (order.phase, order.item, order.attempt, self._instance)
         if isinstance(result, Problem):
-            cause = result.code if result.code in ("timed_out", "handed_back") else "error"
-            command: Complete | Fail = Fail(*where, result, cause)
+            command: Complete | Fail = Fail(*where, result, _CAUSES.get(result.code, "error"))
         else:
             command = Complete(*where, msgspec.Raw(result), offer)
         try:
@@ -194,27 +236,3 @@ def _next_start(decided: Decided | None, instance: str) -> PhaseStarted | None:
     """The attempt that a commit gave to this instance."""
     happened = decided.events if decided is not None else ()
     return next((each for each in happened if isinstance(each, PhaseStarted) and each.instance == instance), None)
-
-
-class Reporter:
-    """Stores what a handler says of its progress, no more often than twice a second."""
-
-    def __init__(self, client: Client, order: Order, instance: str) -> None:
-        self._client = client
-        self._order = order
-        self._instance = instance
-        self._next = 0.0
-
-    async def report(self, fraction: float, note: str) -> None:
-        now = time.monotonic()
-        if now < self._next:
-            return
-        self._next = now + _PROGRESS_EVERY_S
-        order = self._order
-        # Lone surrogates can't be stored, and progress never fails a handler.
-        said = note.encode("utf-8", "replace").decode()
-        command = Progress(order.phase, order.item, order.attempt, self._instance, fraction, said)
-        try:
-            await self._client.runs.submit(order.run, command)
-        except BusError as error:
-            logger.debug("progress not stored", error=str(error))

@@ -64,7 +64,7 @@ from bus.events import (
 )
 from bus.folding import evolve
 from bus.problem import Problem
-from bus.run import TERMINAL, Item, PhaseState, RunState
+from bus.run import TERMINAL, Item, Late, PhaseState, RunState
 
 
 def decide(state: RunState | None, command: Command, *, run: str, now: datetime) -> Sequence[Event]:
@@ -233,7 +233,7 @@ def _fail(draft: Draft, command: Fail) -> None:
     )
     seed = f"{draft.state.run}/{phase.key}/{item.index}"
     earlier = [attempt.problem for attempt in item.attempts[item.earlier :] if attempt.problem is not None]
-    policy = draft.state.plan.graph[phase.key].phase.retry
+    policy = draft.state.plan.graph[phase.key].phase.policy
     wait_s = None if command.cause == "unclaimed" else retry.delay_s(policy, command.problem, earlier, seed=seed)
     if wait_s is None:
         draft.emit(PhaseFailed(phase=phase.key, item=item.index, problem=command.problem))
@@ -527,6 +527,8 @@ def _held(
     holder = item.holder
     if holder is not None and (holder.number, holder.instance) == (command.attempt, command.instance):
         return phase, item
+    if Late(phase.key, item.index, command.attempt, command.instance) in draft.state.late:
+        raise Refused(f"a result of attempt {command.attempt} of {_label(phase, item)} was refused before")
     draft.emit(
         ResultRefused(
             phase=phase.key,

@@ -31,6 +31,7 @@ from bus.events import (
     PhaseStarted,
     PhaseUndoing,
     PhaseWaiting,
+    ResultRefused,
     RunArchived,
     RunCancelled,
     RunCheckpointed,
@@ -50,6 +51,7 @@ from bus.run import (
     TERMINAL,
     Attempt,
     Item,
+    Late,
     Output,
     PhaseState,
     Rollback,
@@ -167,7 +169,9 @@ class Folding:
                 phase = self._phase(state, event.phase, at)
                 item = _item(phase, event.item)
                 if item.holder is not None:
-                    item = _touch(phase, item, ended_at=at, problem=event.problem, cause=event.cause)
+                    item = _touch(
+                        phase, item, ended_at=at, problem=event.problem, cause=event.cause, evidence=event.evidence
+                    )
                 _put(phase, _with(item, status="pending"))
             case PhaseFailed():
                 self._failed(state, event, at)
@@ -205,8 +209,10 @@ class Folding:
             case UnknownEvent():
                 # What a newer version may have meant by it is not for this one to say.
                 state.unknown_events += 1
+            case ResultRefused():
+                state.late = (*state.late, Late(event.phase, event.item, event.attempt, event.instance))
             case _:
-                # A start was read by `_born`, a refused result changes nothing.
+                # A start was read by `_born`.
                 pass
 
     def _phase(self, state: RunState, key: str, at: datetime) -> PhaseState:
@@ -254,7 +260,7 @@ class Folding:
         item = phase.item(event.item)
         if item is not None and item.status not in TERMINAL:
             if item.holder is not None:
-                item = _touch(phase, item, ended_at=at, problem=event.problem)
+                item = _touch(phase, item, ended_at=at, problem=event.problem, cause="cancelled")
             _put(phase, _with(item, status="failed", problem=event.problem, ended_at=at))
             phase.open_items -= 1
         if event.item is None:
@@ -330,7 +336,7 @@ def _stop_items(phase: PhaseState, at: datetime) -> None:
 def _cancelled(item: Item, at: datetime) -> Item:
     attempts = item.attempts
     if item.holder is not None:
-        attempts = (*attempts[:-1], replace(item.holder, ended_at=at))
+        attempts = (*attempts[:-1], replace(item.holder, ended_at=at, cause="cancelled"))
     return _with(item, status="cancelled", ended_at=at, attempts=attempts)
 
 

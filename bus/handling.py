@@ -1,80 +1,97 @@
-"""From an order to a result: decode, call within a bound, encode. Whatever goes wrong becomes a Problem."""
+"""From an order to a result: decode, call within bounds, encode. Whatever goes wrong becomes a Problem."""
 
 from __future__ import annotations
 
 import asyncio
 import inspect
+import math
 import threading
-import traceback
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from contextvars import copy_context
 from typing import Any
 
 import msgspec
 
-from bus.agent import Capability, Reject
+from bus.agent import Capability
 from bus.context import Context
+from bus.diagnosis import problem_of, text_of
+from bus.ledger import utc_now
 from bus.messages import MESSAGES
-from bus.problem import ErrorClass, Problem
-from bus.retry import RetryLater
+from bus.problem import Problem
+
+Answer = Callable[[Capability, object, Context], Coroutine[Any, Any, bytes | Problem]]
 
 _LETTING_GO_S = 1.0
-_TRACE_CHARACTERS = 4_000
-_DETAIL_CHARACTERS = 1_000
-
-_CLASSES: tuple[tuple[type[BaseException], ErrorClass], ...] = (
-    (TimeoutError, "transient"),
-    (ConnectionError, "transient"),
-    (ImportError, "configuration"),
-    (PermissionError, "configuration"),
-)
 
 
-async def perform(capability: Capability, value: object, context: Context, *, timeout_s: float) -> bytes | Problem:
-    """The handler's answer as JSON, or why there is none. Cancelling it cancels the handler.
+class Halted(msgspec.Struct, frozen=True):
+    """Nobody wants the result any more, for this reason; there is none."""
+
+    reason: str
+
+
+async def answer(capability: Capability, value: object, context: Context) -> bytes | Problem:
+    """The handler's answer as JSON, or why there is none, however long it takes."""
+    context.pulse.beat()
+    try:
+        given = MESSAGES.convert(value, capability.takes)
+    except Exception as error:  # noqa: BLE001 - a type's own check may raise anything
+        return Problem("undecodable", f"the input does not fit {capability.name!r}", "permanent", detail=text_of(error))
+    outcome = await _call(capability, given, context)
+    if isinstance(outcome, _Raised):
+        return problem_of(outcome.error, utc_now(), capability.classify)
+    return _encoded(capability, outcome)
+
+
+async def perform(
+    capability: Capability,
+    value: object,
+    context: Context,
+    *,
+    timeout_s: float,
+    silence_s: float | None = None,
+    answer: Answer = answer,
+) -> bytes | Problem | Halted:
+    """The answer within bounds: at most `timeout_s`, at most `silence_s` without a sign of life, and only as long as
+    somebody waits for it. Cancelling this cancels the handler.
 
     A handler that does not end when it is cancelled is left behind: it can't hold the attempt, and what it may
     still return is dropped here and refused by the log.
     """
+    pulse = context.pulse
+    bell = pulse.bell()
+    task = asyncio.create_task(answer(capability, value, context))
+    awaited: set[asyncio.Future[Any]] = {task, bell}
+    deadline = time.monotonic() + timeout_s
     try:
-        given = MESSAGES.convert(value, capability.takes)
-    except Exception as error:  # noqa: BLE001 - a type's own check may raise anything
-        return Problem("undecodable", f"the input does not fit {capability.name!r}", "permanent", detail=_text(error))
-    task = asyncio.create_task(_call(capability, given, context))
-    try:
-        done, _ = await asyncio.wait({task}, timeout=timeout_s)
+        while True:
+            left_s = deadline - time.monotonic()
+            quiet_s = math.inf if silence_s is None else pulse.last + silence_s - time.monotonic()
+            if not pulse.wanted or task.done() or left_s <= 0 or quiet_s <= 0:
+                break
+            # Before the handler has begun its silence is endless: looked at again after as long as it may last.
+            bound_s = min(left_s, quiet_s, silence_s or math.inf)
+            await asyncio.wait(awaited, timeout=bound_s, return_when=asyncio.FIRST_COMPLETED)
     except asyncio.CancelledError:
+        pulse.end("the worker was stopped")
         await _let_go(task)
         raise
-    if not done:
+    if not pulse.wanted:
         await _let_go(task)
-        return Problem("timed_out", f"no result within {timeout_s:g} s", "transient")
-    if task.cancelled():
-        return Problem("handler_error", "the handler cancelled itself", "unknown")
-    outcome = task.result()
-    if isinstance(outcome, _Raised):
-        return problem_of(outcome.error)
-    return _encoded(capability, outcome)
-
-
-def problem_of(error: BaseException) -> Problem:
-    """An exception of a handler as a Problem, with its chain of causes."""
-    match error:
-        case Reject():
-            return Problem("rejected", _text(error)[:_DETAIL_CHARACTERS] or "rejected", "permanent")
-        case RetryLater():
-            return Problem("retry_asked", _text(error)[:_DETAIL_CHARACTERS], "transient", retry_after_s=error.delay_s)
-    kind: ErrorClass = next((kind for known, kind in _CLASSES if isinstance(error, known)), "unknown")
-    trace = "".join(traceback.format_exception(error))
-    return Problem(
-        "handler_error",
-        type(error).__name__,
-        kind,
-        detail=_text(error)[:_DETAIL_CHARACTERS],
-        causes=tuple(_chain(error)),
-        trace=_printable(trace[-_TRACE_CHARACTERS:]),
-    )
+        return Halted(pulse.ended)
+    if task.done():
+        if task.cancelled():
+            return Problem("handler_error", "the handler cancelled itself", "unknown")
+        return task.result()
+    if left_s <= 0:
+        late = Problem("timed_out", f"no result within {timeout_s:g} s", "transient")
+    else:
+        late = Problem("silent", f"the handler said nothing of itself for {silence_s:g} s", "transient")
+    pulse.end(late.title)
+    await _let_go(task)
+    return late
 
 
 class _Raised(msgspec.Struct):
@@ -132,26 +149,5 @@ def _encoded(capability: Capability, answer: object) -> bytes | Problem:
         msgspec.json.decode(body, type=capability.gives)
     except Exception as error:  # noqa: BLE001 - a type's own check may raise anything
         title = f"the answer of {capability.name!r} is not what it promises"
-        return Problem("bad_output", title, "permanent", detail=_text(error))
+        return Problem("bad_output", title, "permanent", detail=text_of(error))
     return body
-
-
-def _chain(error: BaseException) -> list[str]:
-    chain: list[str] = []
-    link: BaseException | None = error
-    while link is not None and len(chain) < 10:
-        chain.append(f"{type(link).__name__}: {_text(link)[:_DETAIL_CHARACTERS]}")
-        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
-    return chain
-
-
-def _text(error: BaseException) -> str:
-    try:
-        return _printable(str(error))
-    except Exception as broken:  # noqa: BLE001 - an exception whose own text raises must not stop the report
-        return f"(no text: {type(broken).__name__})"
-
-
-def _printable(text: str) -> str:
-    """Without lone surrogates, which JSON can't carry."""
-    return text.encode("utf-8", "replace").decode()

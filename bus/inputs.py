@@ -23,6 +23,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     input: Any
     correlation: str
     item: int | None = None
+    silence_timeout_s: float | None = None
 
 
 def input_of(state: RunState, key: str, index: int | None) -> Any:
@@ -83,6 +84,7 @@ def order(state: RunState, key: str, index: int | None) -> Order:
         attempt=item.attempt,
         input=msgspec.json.decode(msgspec.json.encode(input_of(state, key, index))),
         correlation=state.correlation,
+        silence_timeout_s=state.plan.graph[key].phase.silence_timeout_s,
     )
 
 

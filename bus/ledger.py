@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime
 from uuid import uuid4
@@ -18,6 +18,7 @@ from bus.envelope import Envelope, encode, envelope
 from bus.errors import Archived, BusError, MalformedMessage, NotFound, TooLarge, Unavailable
 from bus.events import Commit, archived
 from bus.folding import fold
+from bus.halts import Halt
 from bus.inputs import work
 from bus.log import Log, Part
 from bus.record import Record
@@ -86,6 +87,15 @@ class Ledger:
             except BusError as error:
                 # The log has it as ready; the supervisor publishes what has no message.
                 logger.warning("not dispatched", run=state.run, phase=key, error=str(error))
+
+    def halt(self, halts: Mapping[str, Halt]) -> None:
+        """Tell instances what is no longer theirs. Harmless if they know: they look into the log."""
+        for instance, halt in halts.items():
+            try:
+                self._connection.publish(self._log.subjects.halt(instance), msgspec.json.encode(halt))
+            except BusError as error:
+                # The supervisor sees in its beats that it goes on, and tells it again.
+                logger.warning("not told to stop", instance=instance, error=str(error))
 
     async def append(self, after: RunState, commit: Commit, causation: str | None, before: RunState | None) -> int:
         subject = self._log.subjects.run(commit.run)

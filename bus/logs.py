@@ -13,11 +13,16 @@ import structlog
 Level = Literal["debug", "info", "warning", "error"]
 
 
+_chosen: tuple[Level, bool] = ("info", False)
+
+
 def configure(level: Level = "info", *, pretty: bool = False, stream: TextIO | None = None) -> None:
     """Set up logging for this process: what is bound to the current context appears on every line of it.
 
     `pretty` is for eyes; JSON (the default) is for machines.
     """
+    global _chosen  # noqa: PLW0603 - structlog's configuration is the process's too
+    _chosen = (level, pretty)
     render: list[Any] = [structlog.dev.ConsoleRenderer(colors=False)] if pretty else [_to_json]
     structlog.configure(
         processors=[
@@ -31,6 +36,11 @@ def configure(level: Level = "info", *, pretty: bool = False, stream: TextIO | N
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
         logger_factory=structlog.WriteLoggerFactory(stream or sys.stderr),
     )
+
+
+def chosen() -> tuple[Level, bool]:
+    """Level and prettiness of this process, for a child that is to log like it."""
+    return _chosen
 
 
 def configure_if_not(level: Level) -> None:

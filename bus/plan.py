@@ -17,7 +17,7 @@ from bus import subjects
 from bus.conditions import parse
 from bus.errors import InvalidName, PlanError
 from bus.references import ITEM, RUN_INPUT, Ref, references
-from bus.retry import RetryPolicy
+from bus.retry import RetryPolicy, named
 
 Key = str | int
 DAY_S = 86_400.0
@@ -79,7 +79,7 @@ class Phase(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fiel
     after: Sequence[Key] = ()
     timeout_s: float | None = None
     queue_timeout_s: float = DAY_S
-    retry: RetryPolicy = RetryPolicy()
+    retry: RetryPolicy | str = RetryPolicy()
     approval: Approval | None = None
     wait_for: WaitFor | str | None = None
     when: str | None = None
@@ -102,10 +102,22 @@ class Phase(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fiel
         msgspec.structs.force_setattr(self, "after", after)
         if isinstance(self.wait_for, str):
             msgspec.structs.force_setattr(self, "wait_for", WaitFor(self.wait_for))
+        if isinstance(self.retry, str):
+            try:
+                # What a name means may change; a plan that is stored means what it meant.
+                msgspec.structs.force_setattr(self, "retry", named(self.retry))
+            except ValueError as error:
+                raise PlanError(f"phase {self.key!r}: {error}") from None
 
     @property
     def name(self) -> str:
         return str(self.key)
+
+    @property
+    def policy(self) -> RetryPolicy:
+        """When attempts are made again."""
+        assert isinstance(self.retry, RetryPolicy), "a name was replaced by its policy"
+        return self.retry
 
     @property
     def signal(self) -> WaitFor | None:

@@ -17,6 +17,8 @@ Code = Literal[
     "bad_output",  # the handler's answer does not fit, or is too large
     "unresolved",  # a reference of the plan points to nothing in this run
     "timed_out",  # the attempt's deadline passed
+    "silent",  # the handler said nothing of itself for too long
+    "crashed",  # the process that ran the handler alone has died
     "lost",  # the process that held the attempt is gone, or no longer answers
     "handed_back",  # the process shut down and gave the attempt back
     "unclaimed",  # nobody took the work in time
@@ -31,7 +33,8 @@ Code = Literal[
 class Problem(msgspec.Struct, frozen=True, omit_defaults=True, rename={"error_class": "class"}):
     """What went wrong, for a person (`title`, `detail`) and for a program (`code`, `error_class`).
 
-    `causes` is the chain of exceptions, outermost first; `retry_after_s` is a delay the source of the error asked for.
+    `causes` is the chain of exceptions, outermost first; `retry_after_s` is a delay the source of the error asked for;
+    `status` that of the HTTP response, if one was the reason.
     """
 
     code: Code
@@ -41,6 +44,7 @@ class Problem(msgspec.Struct, frozen=True, omit_defaults=True, rename={"error_cl
     causes: tuple[str, ...] = ()
     trace: str = ""
     retry_after_s: float | None = None
+    status: int | None = None
 
     def __str__(self) -> str:
         return f"{self.title}: {self.detail}" if self.detail else self.title

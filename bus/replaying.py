@@ -20,15 +20,16 @@ from msgspec.structs import replace
 
 from bus import feed
 from bus.agent import Agent, Capability
-from bus.attempts import Reporter
 from bus.client import Client
-from bus.context import Context
+from bus.context import Context, Pulse
 from bus.events import PhaseAttemptFailed, PhaseCompleted, PhaseStarted, RunStarted
-from bus.handling import perform
+from bus.handling import Halted, perform
 from bus.happening import Happening
 from bus.inputs import order
 from bus.ledger import utc_now
+from bus.presence import Held
 from bus.problem import Problem
+from bus.progress import Reporter
 from bus.selection import Selection
 
 logger = structlog.get_logger(__name__)
@@ -181,6 +182,7 @@ async def _again(
         return None
     due = order(state, started.phase, started.item)
     given = started.deadline_at - where.at
+    held, pulse = Held(run, due.phase, due.item, due.attempt), Pulse()
     context = Context(
         run=run,
         plan=due.plan,
@@ -191,10 +193,13 @@ async def _again(
         instance=started.instance,
         correlation=due.correlation,
         deadline_at=utc_now() + given,
-        report=Reporter(forking.fork, due, started.instance).report,
+        report=Reporter(forking.fork.runs, held, started.instance, pulse).report,
+        pulse=pulse,
     )
     with structlog.contextvars.bound_contextvars(agent=agent.name, run=run, phase=due.phase, attempt=due.attempt):
         answer = await perform(capability, due.input, context, timeout_s=max(given.total_seconds(), 0.0))
+    if isinstance(answer, Halted):
+        answer = Problem("lost", answer.reason, "unknown")
     now = Result(problem=answer) if isinstance(answer, Problem) else Result(msgspec.Raw(answer))
     recorded = past.results.get((started.phase, started.item, started.attempt))
     return Replayed(

@@ -42,6 +42,29 @@ class RetryPolicy(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True,
             raise ValueError(f"retry.max_s is {self.max_s}, it must be at most 1 week")
 
 
+NAMED: dict[str, RetryPolicy] = {
+    "default": RetryPolicy(),
+    "source": RetryPolicy(
+        transient=3,
+        transient_s=60.0,
+        dependency=3,
+        dependency_s=300.0,
+        unknown=1,
+        unknown_s=60.0,
+        max_s=1200.0,
+    ),
+}
+"""Policies by name: `source` waits in minutes, for agents whose services take that long to come back: 1, 2 and 4 after
+something transient, 5, 10 and 20 for a dependency."""
+
+
+def named(name: str) -> RetryPolicy:
+    """The policy of that name. Raises ValueError."""
+    if name not in NAMED:
+        raise ValueError(f"there is no retry policy {name!r}: use {', '.join(NAMED)}, or write one")
+    return NAMED[name]
+
+
 class RetryLater(BusError):
     """Raised by a handler: not now. Counts as a transient failure, tried again after `delay_s`."""
 
@@ -54,6 +77,10 @@ class RetryLater(BusError):
 
 @overload
 def Retry(delay_s: float, reason: str = ...) -> RetryLater: ...
+
+
+@overload
+def Retry(name: str, /) -> RetryPolicy: ...
 
 
 @overload
@@ -71,8 +98,15 @@ def Retry(
 ) -> RetryPolicy: ...
 
 
-def Retry(delay_s: float | None = None, reason: str = "", **policy: float) -> RetryLater | RetryPolicy:  # noqa: N802
-    """One word for both sides: `raise Retry(2.5)` in a handler, `Phase(..., retry=Retry(transient=5))` in a plan."""
+def Retry(  # noqa: N802
+    delay_s: float | str | None = None, reason: str = "", **policy: float
+) -> RetryLater | RetryPolicy:
+    """One word for both sides: `raise Retry(2.5)` in a handler, `Phase(..., retry=Retry(transient=5))` in a plan.
+
+    `Retry("source")` is a policy by its name (`NAMED`).
+    """
+    if isinstance(delay_s, str):
+        return named(delay_s)
     if delay_s is not None:
         return RetryLater(delay_s, reason)
     return msgspec.convert(policy, RetryPolicy)

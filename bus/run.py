@@ -48,7 +48,10 @@ class Output:
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):
-    """One try, numbered from 1; the number is also its fencing epoch. Without `ended_at` it is under way."""
+    """One try, numbered from 1; the number is also its fencing epoch. Without `ended_at` it is under way.
+
+    `cause` is how it ended without a result (`bus.events.Cause`, or `cancelled`), `evidence` what a recoverer had seen.
+    """
 
     number: int
     agent: str
@@ -60,6 +63,22 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     ended_at: datetime | None = None
     problem: Problem | None = None
     cause: str = ""
+    evidence: str = ""
+    duration_s: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.ended_at is not None and self.duration_s is None:
+            spent_s = (self.ended_at - self.started_at).total_seconds()
+            msgspec.structs.force_setattr(self, "duration_s", round(spent_s, 6))
+
+
+class Late(msgspec.Struct, frozen=True):
+    """A result that was refused, because its attempt was over or never was."""
+
+    phase: str
+    item: int | None
+    attempt: int
+    instance: str
 
 
 class Item(msgspec.Struct, frozen=True, kw_only=True):
@@ -145,6 +164,7 @@ class RunState(msgspec.Struct, kw_only=True):
     `checkpoints` name what had ended well at a moment, so that it can be gone back to.
     Once `archived`, it can be read, and nothing more happens to it.
     `unknown_events` of the `events` are of types this version does not know: what they say is not in this state.
+    `late` are the results that came for attempts that were over.
     """
 
     run: str
@@ -165,6 +185,7 @@ class RunState(msgspec.Struct, kw_only=True):
     paused_at: datetime | None = None
     paused_by: str = ""
     signals: dict[str, Output] = msgspec.field(default_factory=dict)
+    late: tuple[Late, ...] = ()
     parent: Parent | None = None
     rollback: Rollback | None = None
     checkpoints: dict[str, tuple[str, ...]] = msgspec.field(default_factory=dict)

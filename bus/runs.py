@@ -21,6 +21,7 @@ from bus.decide import decide
 from bus.errors import BusError, MalformedMessage, NotFound, Refused, TooLarge, Unavailable
 from bus.events import Commit, Event, PhaseReady
 from bus.folding import Folding
+from bus.halts import halts
 from bus.ledger import Ledger, fold_records, utc_now
 from bus.log import VersionConflict
 from bus.run import RunState
@@ -167,6 +168,7 @@ class Runs:
                 continue
             lane.state = msgspec.structs.replace(after, position=position)
             self._ledger.dispatch(lane.state, _still_ready(lane.state, happened))
+            self._ledger.halt(halts(state, lane.state, happened))
             for other, command in children.steps(state, lane.state):
                 self._tasks.create_task(self._follow(other, command))
             break

@@ -140,6 +140,10 @@ class Subjects:
     def beat(self, instance: str) -> str:
         return f"{self.namespace}.beat.{name(instance, 'instance')}"
 
+    def halt(self, instance: str) -> str:
+        """Where an instance is told that it need not go on."""
+        return f"{self.namespace}.halt.{name(instance, 'instance')}"
+
 
 def live_copy(subject: str) -> str:
     """Where the server publishes once more what it has stored on `subject`."""

@@ -16,6 +16,7 @@ from bus.envelope import Envelope
 from bus.errors import SettingsError
 from bus.events import COMMIT, EVENTS, Body, Known
 from bus.garbage import COLLECTED, PayloadsCollected
+from bus.halts import Halt
 from bus.ledger import WORK
 from bus.messages import MESSAGES
 from bus.notices import REMOVED, SEALED, STARTED, ArchiveRemoved, ArchiveSealed, ArchiveStarted
@@ -24,6 +25,7 @@ from bus.worker import AGENT_DEREGISTERED, AGENT_REGISTERED
 
 # What is a whole message has a name here only: it is not in the bytes.
 BEAT = "beat.v1"
+HALT = "halt.v1"
 ENVELOPE, COMPRESSED, REFERRING = "envelope.v1", "envelope.compressed.v1", "envelope.referring.v1"
 
 
@@ -76,6 +78,7 @@ def vocabulary() -> dict[str, Entry]:
         REMOVED: Entry("data", ArchiveRemoved),
         COLLECTED: Entry("data", PayloadsCollected),
         BEAT: Entry("body", Beat),
+        HALT: Entry("body", Halt),
     }
     for wire, type in MESSAGES.types.items():
         if wire in entries:

@@ -7,7 +7,7 @@ import os
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import structlog
@@ -16,13 +16,20 @@ from bus.agent import Agent, Capability
 from bus.attempts import Attempts
 from bus.client import Client
 from bus.connecting import connect
+from bus.connection import Message
+from bus.context import Context
 from bus.envelope import envelope
 from bus.errors import BusError
+from bus.halts import read_halt
 from bus.ledger import utc_now
 from bus.presence import Beat, announce
+from bus.problem import Problem
 from bus.pull import Delivery, Intake
 from bus.signals import until_signalled
 from bus.streams import ensure_consumer, set_up_work
+
+if TYPE_CHECKING:
+    from bus.cells import Cells
 
 logger = structlog.get_logger(__name__)
 
@@ -36,18 +43,39 @@ class Worker:
     def __init__(self, client: Client, agent: Agent, instance: str) -> None:
         self._client = client
         self._agent = agent
-        self._attempts = Attempts(client, agent, instance)
+        self._cells: Cells | None = None
+        self._attempts = Attempts(client, agent, instance, self._apart)
         self._intakes: list[Intake] = []
         self._serving: set[asyncio.Task[None]] = set()
         self.instance = instance
         self.ready = asyncio.Event()
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Serve until `stop` is set; then finish what was begun within the settings' grace, or hand it back."""
+        """Serve until `stop` is set; then finish what was begun within the settings' grace, or hand it back.
+
+        Raises SettingsError if a handler can't run in a process of its own.
+        """
+        if all(each.isolation is None for each in self._agent.capabilities.values()):
+            await self._serve_until(stop)
+            return
+        from bus.cells import Cells  # noqa: PLC0415 - most agents have no use for it
+
+        self._cells = Cells(self._agent)
+        await self._cells.open()
+        try:
+            await self._serve_until(stop)
+        finally:
+            self._cells.close()
+
+    async def _apart(self, capability: Capability, value: object, context: Context) -> bytes | Problem:
+        assert self._cells is not None, "an agent with isolated handlers opens their cells"
+        return await self._cells.answer(capability, value, context)
+
+    async def _serve_until(self, stop: asyncio.Event) -> None:
         client, settings = self._client, self._client.settings
         await self._register(AGENT_REGISTERED)
         logger.info("serving", instance=self.instance, capabilities=list(self._agent.capabilities))
-        async with asyncio.TaskGroup() as tasks:
+        async with asyncio.TaskGroup() as tasks, self._heeding(tasks):
             for each in self._agent.capabilities.values():
                 self._intakes.append(await self._intake(each, tasks))
             presence = tasks.create_task(
@@ -71,6 +99,27 @@ class Worker:
                 await self._register(AGENT_DEREGISTERED)
         except (BusError, TimeoutError) as error:
             logger.warning("not deregistered", error=str(error))
+
+    @asynccontextmanager
+    async def _heeding(self, tasks: asyncio.TaskGroup) -> AsyncIterator[None]:
+        """Hear what is no longer ours, as long as anything may be."""
+
+        heeding: set[asyncio.Task[None]] = set()
+
+        def hear(message: Message) -> None:
+            halt = read_halt(message.data)
+            if halt is not None:
+                task = tasks.create_task(self._attempts.heed(halt))
+                heeding.add(task)
+                task.add_done_callback(heeding.discard)
+
+        told = self._client.connection.subscribe(self._client.subjects.halt(self.instance), hear)
+        try:
+            yield
+        finally:
+            told.unsubscribe()
+            for task in heeding:
+                task.cancel()
 
     async def _intake(self, capability: Capability, tasks: asyncio.TaskGroup) -> Intake:
         client = self._client
@@ -132,6 +181,8 @@ async def serving(client: Client, *agents: Agent) -> AsyncIterator[None]:
             ready = asyncio.create_task(worker.ready.wait())
             await asyncio.wait({ready, task}, return_when=asyncio.FIRST_COMPLETED)
             ready.cancel()
+            if task.done():
+                await task  # it says why it does not serve
         yield
     finally:
         stop.set()

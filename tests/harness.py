@@ -77,6 +77,12 @@ async def pid_of(client: Client, instance: str) -> int:
     return next(beat.pid for beat in await client.agents() if beat.instance == instance)
 
 
+def has_ended(pid: int) -> bool:
+    """Whether a process is over. One that nobody has reaped yet is."""
+    shown = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
+    return shown.strip()[:1] in ("", "Z")
+
+
 async def agents_there(client: Client, count: int) -> None:
     """Wait until `count` instances answer."""
     await until(lambda: _more_than(client, count - 1))

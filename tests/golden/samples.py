@@ -49,6 +49,7 @@ from bus.events import (
     type_of,
 )
 from bus.garbage import COLLECTED, PayloadsCollected
+from bus.halts import Halt
 from bus.ledger import WORK
 from bus.notices import REMOVED as ARCHIVE_REMOVED
 from bus.notices import SEALED, STARTED, ArchiveRemoved, ArchiveSealed, ArchiveStarted, SealedSegment
@@ -225,6 +226,7 @@ BEAT = Beat(
     held=[Held(RUN, "-8", 0, 2), Held(RUN, "collect", None, 1)],
     lag_s=0.25,
 )
+HALT = Halt([Held(RUN, "-8", 0, 2), Held(RUN, "collect", None, 1)], "the run was cancelled by ann")
 
 
 def commit(events: Sequence[Event]) -> bytes:
@@ -275,6 +277,7 @@ MESSAGES: dict[str, bytes] = {
     AGENT_REGISTERED: about_agent(AGENT_REGISTERED, BEAT),
     AGENT_DEREGISTERED: about_agent(AGENT_DEREGISTERED, BEAT),
     "beat": msgspec.json.encode(BEAT),
+    "halt": msgspec.json.encode(HALT),
 }
 
 

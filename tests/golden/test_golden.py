@@ -13,6 +13,7 @@ from bus.dead import LETTER, LETTER_REDRIVEN, UNREADABLE
 from bus.envelope import decode, decode_data, encode
 from bus.events import COMMIT, Event, Known
 from bus.garbage import COLLECTED
+from bus.halts import read_halt
 from bus.ledger import WORK
 from bus.payload import Limits, parse
 from bus.presence import Beat
@@ -23,6 +24,7 @@ from tests.golden.samples import (
     DIED,
     EVENTS,
     FOLDER,
+    HALT,
     LARGE,
     MESSAGES,
     NOTICES,
@@ -92,7 +94,11 @@ def test_a_golden_beat_is_read_back_equal() -> None:
     assert msgspec.json.decode(golden("beat").read_bytes(), type=Beat) == BEAT
 
 
-@pytest.mark.parametrize("name", [name for name in MESSAGES if name != "beat"])
+def test_the_golden_halt_is_read_back_equal() -> None:
+    assert read_halt(golden("halt").read_bytes()) == HALT
+
+
+@pytest.mark.parametrize("name", [name for name in MESSAGES if name not in {"beat", "halt"}])
 def test_every_golden_message_is_a_cloudevent_and_compact_json(name: str) -> None:
     written = golden(name).read_bytes()
     document = json.loads(written)

@@ -57,7 +57,7 @@ def test_whatever_the_sources_name_as_a_type_is_in_the_vocabulary(now: Document)
 
 
 def test_every_type_has_golden_bytes_and_all_golden_bytes_have_a_type(now: Document) -> None:
-    named = {"commit": "run.commit.v1", "beat": "beat.v1"}
+    named = {"commit": "run.commit.v1", "beat": "beat.v1", "halt": "halt.v1"}
     envelopes = {vocabulary.ENVELOPE, vocabulary.COMPRESSED, vocabulary.REFERRING}
     assert {named.get(name, name) for name in MESSAGES} | envelopes == set(now.types)
 
@@ -170,6 +170,7 @@ def test_the_channels_are_the_subjects_of_the_namespace(described: dict[str, Any
         **{f"live_{name}": live_copy(subject) for name, subject in stored.items()},
         "work": subjects.work(Work("git.collect", "r-1", "-8", 2, 3)),
         "beats": subjects.beat("git-1"),
+        "halts": subjects.halt("git-1"),
         "everyone": subjects.everyone,
         "instance": subjects.ping("git-1"),
         "offers": subjects.who("git.collect"),

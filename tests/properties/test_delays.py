@@ -8,7 +8,19 @@ from bus.retry import RetryPolicy, delay_s
 
 problems = st.builds(
     Problem,
-    st.sampled_from(["handler_error", "retry_asked", "timed_out", "lost", "handed_back", "rejected", "bad_output"]),
+    st.sampled_from(
+        [
+            "handler_error",
+            "retry_asked",
+            "timed_out",
+            "silent",
+            "crashed",
+            "lost",
+            "handed_back",
+            "rejected",
+            "bad_output",
+        ]
+    ),
     st.just("it broke"),
     st.sampled_from(["dependency", "configuration", "transient", "permanent", "unknown"]),
     retry_after_s=st.none() | st.floats(),

@@ -55,7 +55,9 @@ from bus.events import (
     body,
 )
 from bus.folding import Folding, evolve, fold
+from bus.halts import halts
 from bus.plan import Approval, Phase, Plan, WaitFor
+from bus.presence import Held
 from bus.problem import Problem
 from bus.references import ref
 from bus.retry import RetryPolicy
@@ -203,6 +205,15 @@ def is_open(phase: PhaseState | Item) -> bool:
     return phase.status not in TERMINAL
 
 
+def held(state: RunState) -> set[tuple[str, Held]]:
+    """Every attempt under way, with its instance."""
+    return {
+        (attempt.instance, Held(state.run, phase.key, item.index, attempt.number))
+        for phase, item, attempt in state.held()
+        if state.is_open
+    }
+
+
 class RunMachine(RuleBasedStateMachine):
     state: RunState
 
@@ -324,12 +335,16 @@ class RunMachine(RuleBasedStateMachine):
         self.watch(happened)
         after = evolve(self.state, read)
         assert snapshot(self.state) == before, "a fold leaves the state it is given as it is"
+        self.watch_halts(after, happened)
         letters = dead.letters(after, happened)
         assert len(letters) == sum(1 for event in happened if self.is_given_up_work(event))
         assert all(dead.is_open(letter, after) for letter in letters)
         if any(isinstance(event, ResultRefused) for event in happened):
             assert len(happened) == 1
-            counted = msgspec.structs.replace(after, events=self.state.events, position=self.state.position)
+            assert len(set(after.late)) == len(after.late) == len(self.state.late) + 1, "each is recorded once"
+            counted = msgspec.structs.replace(
+                after, events=self.state.events, position=self.state.position, late=self.state.late
+            )
             assert snapshot(counted) == before
         self.commits.append(read)
         self.state = after
@@ -354,6 +369,18 @@ class RunMachine(RuleBasedStateMachine):
                 assert status not in final or phase.status == status, f"{key} was {status}, is {phase.status}"
                 for was, now in zip(were, phase.items, strict=False):
                     assert was.status not in final or was == now, f"{key}: an item that had ended has changed"
+
+    def watch_halts(self, after: RunState, happened: Sequence[Event]) -> None:
+        """Whoever loses an attempt is told, unless it has handed in its result."""
+        lost = held(self.state) - held(after)
+        done = {(each.phase, each.item, each.attempt) for each in happened if isinstance(each, PhaseCompleted)}
+        told = {
+            (instance, each)
+            for instance, halt in halts(self.state, after, happened).items()
+            for each in halt.held
+            if halt.reason
+        }
+        assert told == {(who, each) for who, each in lost if (each.phase, each.item, each.attempt) not in done}
 
     def watch_attempts(self, event: Event, state: RunState) -> None:
         match event:

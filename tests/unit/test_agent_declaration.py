@@ -153,3 +153,25 @@ def test_the_effect_key_is_the_same_for_every_attempt_of_one_piece_of_work() -> 
     keys = {Context(run="r", phase="p", item=2, attempt=attempt).effect_key for attempt in range(1, 9)}
     assert keys == {"r/p:2"}
     assert Context(run="r", phase="p").effect_key == "r/p"
+
+
+def test_what_bounds_a_handler_is_kept_with_it() -> None:
+    agent = Agent("pricing")
+    agent.capability("price", silence_s=5.0, isolation="process", memory_mb=512)(price)
+    declared = agent.capabilities["price"]
+    assert (declared.silence_s, declared.isolation, declared.memory_mb) == (5.0, "process", 512)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"silence_s": 0.0}, "silence_s"),
+        ({"silence_s": float("nan")}, "silence_s"),
+        ({"isolation": "thread"}, "isolation is 'process' or None, not 'thread'"),
+        ({"isolation": "process", "memory_mb": 0}, "memory_mb"),
+        ({"memory_mb": 100}, "memory_mb must be 1 or more, and needs isolation='process'"),
+    ],
+)
+def test_bounds_that_can_not_be_kept_are_refused(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(SettingsError, match=said):
+        Agent("pricing").capability("price", **options)

@@ -8,15 +8,15 @@ import pytest
 from bus.commands import Cancel, Complete, Fail, Take
 from bus.events import ResultRefused
 from bus.plan import Phase
-from bus.run import RunState
+from bus.run import Late, RunState
 from tests.driver import LOST, PERMANENT, Driver
 
 OUTPUT = msgspec.Raw(b'"zombie"')
 
 
 def but_for_the_log(state: RunState) -> RunState:
-    """The state without what counts commits and events."""
-    return msgspec.structs.replace(state, events=0, position=0)
+    """The state without what counts commits and events, and remembers late results."""
+    return msgspec.structs.replace(state, events=0, position=0, late=())
 
 
 def retried() -> Driver:
@@ -36,7 +36,16 @@ def test_the_result_of_an_old_attempt_is_recorded_as_refused_and_changes_nothing
     assert (refused.phase, refused.attempt, refused.instance) == ("a", 1, "one")
     assert refused.outcome == ("completed" if isinstance(late, Complete) else "failed")
     assert refused.reason == "attempt 2 is in_progress"
+    assert run.state.late == (Late("a", None, 1, "one"),)
     assert but_for_the_log(run.state) == before
+
+
+@pytest.mark.parametrize("again", [Complete("a", None, 1, "one", OUTPUT), Fail("a", None, 1, "one", PERMANENT)])
+def test_a_late_result_is_recorded_once_however_often_it_is_sent(again: Complete | Fail) -> None:
+    run = retried()
+    run.do(Complete("a", None, 1, "one", OUTPUT))
+    assert run.refusal(again) == "a result of attempt 1 of phase a was refused before"
+    assert len(run.state.late) == 1
 
 
 @pytest.mark.parametrize(("attempt", "instance"), [(2, "one"), (1, "two"), (3, "two"), (0, "two"), (2, "")])

@@ -10,9 +10,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from bus.agent import Agent, Capability, Reject
+from bus.agent import Agent, Capability
 from bus.context import Context
-from bus.handling import perform, problem_of
+from bus.diagnosis import Reject, problem_of
+from bus.handling import Halted, perform
+from bus.ledger import utc_now
 from bus.problem import Problem
 from bus.retry import Retry
 
@@ -32,7 +34,7 @@ def capability(handler: Callable[..., Any]) -> Capability:
     return agent.capabilities["price"]
 
 
-async def run(handler: Callable[..., Any], value: object = None, *, timeout_s: float = 5.0) -> bytes | Problem:
+async def run(handler: Callable[..., Any], value: object = None, *, timeout_s: float = 5.0) -> bytes | Problem | Halted:
     return await perform(capability(handler), value, Context(), timeout_s=timeout_s)
 
 
@@ -203,7 +205,7 @@ async def test_a_cause_that_was_suppressed_is_left_out() -> None:
 def test_a_circle_of_causes_ends() -> None:
     first, second = ValueError("first"), ValueError("second")
     first.__cause__, second.__cause__ = second, first
-    assert len(problem_of(first).causes) == 10
+    assert len(problem_of(first, utc_now()).causes) == 10
 
 
 async def test_a_long_story_is_cut() -> None:
@@ -333,6 +335,138 @@ async def test_a_handler_that_swallows_its_cancellation_can_not_hold_the_attempt
     await left.wait()
     await asyncio.sleep(0)
     assert complaints == []
+
+
+async def test_a_handler_that_says_nothing_of_itself_is_ended() -> None:
+    cancelled = asyncio.Event()
+
+    async def price(_: object) -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+
+    result = await perform(capability(price), None, Context(), timeout_s=60.0, silence_s=0.01)
+    assert isinstance(result, Problem)
+    assert (result.code, result.error_class) == ("silent", "transient")
+    assert str(result) == "the handler said nothing of itself for 0.01 s"
+    assert cancelled.is_set()
+
+
+@pytest.mark.parametrize("said", ["alive", "check", "progress"])
+async def test_a_handler_that_says_that_it_lives_may_take_its_time(said: str) -> None:
+    async def price(_: object, context: Context) -> str:
+        signs: dict[str, Callable[[], object]] = {
+            "alive": context.alive,
+            "check": context.check,
+            "progress": lambda: context.progress(0.5),
+        }
+        for _ in range(40):
+            await asyncio.sleep(0.02)
+            signs[said]()
+        return "done"
+
+    assert await perform(capability(price), None, Context(), timeout_s=60.0, silence_s=0.5) == b'"done"'
+
+
+def looking(release: threading.Event, seen: list[str]) -> Callable[[object, Context], None]:
+    """A handler in a thread that looks whether anybody waits for it, and says so when nobody does."""
+
+    def price(_: object, context: Context) -> None:
+        while not context.cancelled:
+            assert not release.wait(0.005), "nobody told it"
+        seen.append(context.pulse.ended)
+        context.check()
+
+    return price
+
+
+@pytest.mark.parametrize(
+    ("timeout_s", "silence_s", "reason"),
+    [(0.05, None, "no result within 0.05 s"), (60.0, 0.05, "said nothing")],
+)
+async def test_a_thread_sees_that_nobody_waits_for_it_any_more(
+    timeout_s: float, silence_s: float | None, reason: str
+) -> None:
+    release, seen = threading.Event(), list[str]()
+    handler = capability(looking(release, seen))
+    try:
+        result = await perform(handler, None, Context(), timeout_s=timeout_s, silence_s=silence_s)
+        assert isinstance(result, Problem)
+        while not seen:
+            await asyncio.sleep(0.005)
+        assert reason in seen[0]
+    finally:
+        release.set()
+
+
+@pytest.mark.parametrize("kind", ["async", "swallows", "thread"])
+async def test_a_handler_nobody_wants_any_more_gives_no_result(kind: str) -> None:
+    release, started, cancelled = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    in_thread, seen = threading.Event(), list[str]()
+
+    async def price(_: object) -> None:
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.set()
+            if kind == "async":
+                raise
+            await release.wait()
+
+    handler = looking(in_thread, seen) if kind == "thread" else price
+    context = Context()
+    attempt = asyncio.create_task(perform(capability(handler), None, context, timeout_s=60.0))
+    if kind != "thread":
+        await started.wait()
+    context.pulse.drop("the run was cancelled by ann")
+    assert await attempt == Halted("the run was cancelled by ann")
+    assert kind == "thread" or cancelled.is_set()
+    release.set()
+    in_thread.set()
+
+
+async def test_a_handler_that_was_done_when_nobody_wanted_it_any_more_gives_no_result_either() -> None:
+    async def price(_: object, context: Context) -> str:
+        context.pulse.drop("too late")
+        return "done"
+
+    assert await perform(capability(price), None, Context(), timeout_s=60.0) == Halted("too late")
+
+
+def test_checking_ends_a_handler_nobody_waits_for() -> None:
+    context = Context()
+    context.check()
+    assert not context.cancelled
+    context.pulse.end("no result within 5 s")
+    assert context.cancelled
+    with pytest.raises(asyncio.CancelledError, match="no result within 5 s"):
+        context.check()
+
+
+def test_progress_can_be_said_from_a_plain_function() -> None:
+    """Without a coroutine that nobody awaits."""
+    Context().progress(0.5, "half way")
+
+
+async def test_the_author_s_classify_is_asked() -> None:
+    agent = Agent("pricing", classify=lambda error: "dependency" if isinstance(error, KeyError) else None)
+
+    def price(error: str) -> None:
+        raise {"key": KeyError, "value": ValueError}[error]
+
+    agent.capability("price")(price)
+    agent.capability("price.own", classify=lambda _: "permanent")(price)
+    for name, error, kind in [
+        ("price", "key", "dependency"),
+        ("price", "value", "unknown"),
+        ("price.own", "key", "permanent"),
+    ]:
+        result = await perform(agent.capabilities[name], error, Context(), timeout_s=5.0)
+        assert isinstance(result, Problem)
+        assert result.error_class == kind
 
 
 async def test_a_handler_that_raises_timeout_itself_is_not_timed_out() -> None:

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import msgspec
 import pytest
 
-from bus.errors import BusError
+from bus.errors import BusError, PlanError
+from bus.plan import Phase
 from bus.problem import ErrorClass, Problem
-from bus.retry import Retry, RetryLater, RetryPolicy, delay_s
+from bus.retry import NAMED, Retry, RetryLater, RetryPolicy, delay_s
 
 POLICY = RetryPolicy(
     transient=5, dependency=3, unknown=2, lost=4, transient_s=1.0, dependency_s=2.0, unknown_s=4.0, lost_s=8.0
@@ -135,6 +137,35 @@ def test_retry_with_a_delay_can_be_raised() -> None:
 
 def test_retry_with_counts_is_a_policy() -> None:
     assert Retry(transient=5, max_s=10.0) == RetryPolicy(transient=5, max_s=10.0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "minutes"),
+    [("transient", [1, 2, 4]), ("dependency", [5, 10, 20]), ("unknown", [1]), ("configuration", []), ("permanent", [])],
+)
+def test_the_source_s_policy_waits_in_minutes(kind: ErrorClass, minutes: list[int]) -> None:
+    delays = history(problem(kind), NAMED["source"])
+    assert len(delays) == len(minutes)
+    assert all(30 * each <= delay <= 60 * each for delay, each in zip(delays, minutes, strict=True))
+
+
+def test_a_policy_can_be_named() -> None:
+    assert Retry("source") == NAMED["source"]
+    assert Phase("a", "do", retry="source") == Phase("a", "do", retry=Retry("source"))
+    assert Phase("a", "do").policy == NAMED["default"] == RetryPolicy()
+
+
+def test_a_plan_keeps_what_the_name_meant() -> None:
+    stored = msgspec.json.encode(Phase("a", "do", retry="source"))
+    assert b"source" not in stored
+    assert msgspec.json.decode(stored, type=Phase).policy == NAMED["source"]
+
+
+def test_a_name_nobody_gave_is_refused_where_it_is_written() -> None:
+    with pytest.raises(ValueError, match="'sauce': use default, source"):
+        Retry("sauce")
+    with pytest.raises(PlanError, match=r"phase 'a'.*'sauce'"):
+        Phase("a", "do", retry="sauce")
 
 
 @pytest.mark.parametrize("delay", [float("nan"), float("inf"), -1.0, "2"])

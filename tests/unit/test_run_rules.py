@@ -362,7 +362,7 @@ def test_a_terminal_status_never_changes() -> None:
         run.refusal(Take(key, None, 1, "do", "agent", "one", 5.0))
         run.refusal(Answer(key, approve=True, by="ann"))
         run.do(Complete(key, None, 1, "one", NULL))
-        run.do(Fail(key, None, 1, "one", PERMANENT))
+        run.refusal(Fail(key, None, 1, "one", PERMANENT))
         assert run.statuses == ended
 
 

@@ -1,0 +1,91 @@
+"""What a worker and the process of an isolated handler say to each other: JSON with its length before it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from bus.context import Facts
+from bus.logs import Level
+from bus.problem import Problem
+
+LENGTH_BYTES = 4
+
+
+class _Frame(msgspec.Struct, frozen=True, tag=True):
+    pass
+
+
+class Setup(_Frame, frozen=True):
+    """First: where the agent stands. `modules` (name, file) are imported in order, the agent is `name` in the last."""
+
+    modules: list[tuple[str, str | None]]
+    name: str
+    capabilities: list[str]
+    log_level: Level
+    pretty: bool
+
+
+class Ready(_Frame, frozen=True):
+    """The agent has been imported. `forks`: the process can be copied, once for each attempt."""
+
+    forks: bool
+
+
+class Broken(_Frame, frozen=True):
+    """The agent can't be had, for this reason."""
+
+    reason: str
+    trace: str
+
+
+class Begin(_Frame, frozen=True):
+    """Call the handler. `bound` are the fields of its log lines."""
+
+    capability: str
+    input: msgspec.Raw
+    facts: Facts
+    bound: dict[str, Any]
+
+
+class Alive(_Frame, frozen=True):
+    """The handler has given a sign of life."""
+
+
+class Reported(_Frame, frozen=True):
+    """The handler's own word on how far it is."""
+
+    fraction: float
+    note: str
+
+
+class Answered(_Frame, frozen=True):
+    """The handler's answer."""
+
+    output: msgspec.Raw
+
+
+class Failed(_Frame, frozen=True):
+    """Why there is none."""
+
+    problem: Problem
+
+
+Frame = Setup | Ready | Broken | Begin | Alive | Reported | Answered | Failed
+_decoder: msgspec.json.Decoder[Frame] = msgspec.json.Decoder(Frame)
+
+
+def encode(frame: Frame) -> bytes:
+    """The frame's bytes, their length before them."""
+    body = msgspec.json.encode(frame, enc_hook=repr)
+    return len(body).to_bytes(LENGTH_BYTES, "big") + body
+
+
+def length(head: bytes) -> int:
+    return int.from_bytes(head, "big")
+
+
+def decode(body: bytes) -> Frame:
+    """The frame in these bytes. Raises msgspec.MsgspecError."""
+    return _decoder.decode(body)
