@@ -135,14 +135,14 @@ class Appender:
             try:
                 # Nothing is queued for a server that is away: each resend would be one copy more.
                 answer = await self._answer(send)
-            except (Unavailable, NoResponders, msgspec.DecodeError) as error:
-                reason: object = error
-            else:
                 if answer.error is None:
                     # The members of a batch stand next to each other; the answer names the last one.
                     return answer.seq - len(parts) + 1
                 if answer.error.err_code in _CONFLICTS | {_ALREADY_COMMITTED}:
                     return await self._settle(parts)
+            except (Unavailable, NoResponders, msgspec.DecodeError) as error:
+                reason: object = error
+            else:
                 if answer.error.code not in _TEMPORARY:
                     raise Misconfigured(
                         f"the log refused a message to {parts[0].subject!r}: {answer.error.description}"
@@ -185,7 +185,8 @@ class Appender:
                     return record.position
                 if record.stored_at < recent:
                     break
-        raise Unavailable(f"{parts[0].subject!r} refused what it does not have: append it again with the same id")
+        # A replica answered that does not have yet what its leader refused it for.
+        raise Unavailable(f"what {parts[0].subject!r} refused it for is not to be seen")
 
 
 def _is(record: Record, message: Envelope) -> bool:

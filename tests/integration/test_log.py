@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from uuid import uuid4
@@ -14,6 +14,7 @@ from bus.connection import Connection
 from bus.envelope import Envelope, envelope
 from bus.errors import MalformedMessage, Misconfigured, TooLarge, TooMany
 from bus.log import Log, Part, VersionConflict
+from bus.record import Record
 from bus.server import Server
 from bus.settings import Settings
 from bus.subjects import Subjects
@@ -118,6 +119,39 @@ async def test_a_pipeline_answers_with_positions_and_raises_the_first_failure(lo
             stored = await pipeline.append(Part(RUN, message()))
     assert isinstance(refused.exception(), VersionConflict)
     assert stored.result() == 501
+
+
+async def test_leaving_a_pipeline_can_be_cancelled_while_the_server_is_away(
+    connection: Connection, log: Log, server: Server
+) -> None:
+    log = Log(connection, log.subjects, Settings(append_timeout_s=60, request_timeout_s=0.05))
+
+    async def write() -> None:
+        async with log.pipeline() as pipeline:
+            await pipeline.append(Part(RUN, message()))
+
+    await server.kill()
+    writing = asyncio.create_task(write())
+    await asyncio.sleep(0.3)
+    writing.cancel()
+    await asyncio.wait([writing], timeout=10)
+    assert writing.cancelled()
+
+
+async def test_a_conflict_is_told_when_the_replica_that_answers_has_caught_up(
+    log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await log.append(RUN, message("a"), expected=0)
+    stored, lagging = log._reader._stored, [True, True]
+
+    def behind(subjects: list[str], after: int, upto: int | None) -> AsyncGenerator[Record, None]:
+        return stored(subjects, after, 0 if lagging and lagging.pop() else upto)
+
+    monkeypatch.setattr(log._reader, "_stored", behind)
+    with pytest.raises(VersionConflict) as caught:
+        await log.append(RUN, message("b"), expected=0)
+    assert [record.position for record in caught.value.tail] == [1]
+    assert not lagging
 
 
 async def test_a_pipeline_over_a_line_that_breaks_stores_each_message_once(server: Server) -> None:
