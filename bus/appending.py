@@ -1,7 +1,8 @@
 """Appending to the log: sent until there is an answer that settles it, and never stored twice.
 
 An append answers exactly one of three things: stored, `VersionConflict` (and then it is true: nothing of ours is
-there), or `Unavailable` (not known, and it was tried for as long as the settings allow).
+there), or `Unavailable` (not known, and it was tried for as long as the settings allow). Whoever gives two messages one
+id is told so (`Refused`): the server would take the second for a resend of the first.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import msgspec
 
 from bus.connection import Connection, Message
 from bus.envelope import CONTENT_TYPE, UNDECODABLE, Envelope
-from bus.errors import BusError, Misconfigured, NoResponders, TooMany, Unavailable
+from bus.errors import BusError, Misconfigured, NoResponders, Refused, TooMany, Unavailable
 from bus.payloads import Payloads
 from bus.reading import Reader
 from bus.record import Record
@@ -61,6 +62,7 @@ class Part(NamedTuple):
 class _Ack(msgspec.Struct, frozen=True):
     stream: str = ""
     seq: int = 0
+    duplicate: bool = False
     error: ApiError | None = None
 
 
@@ -106,7 +108,7 @@ class Appender:
             answer = _ack.decode(sent.result().data)
         except msgspec.DecodeError:
             return None
-        return answer.seq if answer.error is None else None
+        return answer.seq if answer.error is None and not answer.duplicate else None
 
     async def append_together(self, parts: Sequence[Part]) -> int:
         """Raises VersionConflict, TooLarge and TooMany before sending, Unavailable."""
@@ -137,9 +139,10 @@ class Appender:
                 answer = await self._answer(send)
                 if answer.error is None:
                     # The members of a batch stand next to each other; the answer names the last one.
-                    return answer.seq - len(parts) + 1
+                    first = answer.seq - len(parts) + 1
+                    return await self._ours(first, parts) if answer.duplicate else first
                 if answer.error.err_code in _CONFLICTS | {_ALREADY_COMMITTED}:
-                    return await self._settle(parts)
+                    return await self._ours(await self._settle(parts), parts)
             except (Unavailable, NoResponders, msgspec.DecodeError) as error:
                 reason: object = error
             else:
@@ -187,6 +190,20 @@ class Appender:
                     break
         # A replica answered that does not have yet what its leader refused it for.
         raise Unavailable(f"what {parts[0].subject!r} refused it for is not to be seen")
+
+    async def _ours(self, first: int, parts: Sequence[Part]) -> int:
+        """What has our id was stored by an earlier try of ours, unless the id was used before for something else."""
+        for number in {0, len(parts) - 1}:
+            part = parts[number]
+            record = await self._reader.at(first + number)
+            if record is None:
+                raise Unavailable(f"position {first + number} is not to be seen yet")
+            if record.subject != part.subject or not _is(record, part.message):
+                raise Refused(
+                    f"the server knows an id of what was to be stored on {part.subject!r} as another message's "
+                    f"(message {part.message.id!r}): nothing was stored, give each message an id of its own"
+                )
+        return first
 
 
 def _is(record: Record, message: Envelope) -> bool:

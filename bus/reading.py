@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 import msgspec
 import structlog
 
-from bus.connection import Connection, Message
+from bus.connection import Connection, Message, check_filter
 from bus.errors import BusError, MalformedMessage, NoResponders, Unavailable
 from bus.payload import is_inline
 from bus.record import Live, Record, is_end, is_record, read_record
@@ -157,6 +157,9 @@ class Reader:
             live.close()
 
     def _packed(self, *subjects: str, after: int = 0, upto: int | None = None) -> AsyncGenerator[Record, None]:
+        for subject in subjects:
+            # The server takes what is empty for everything, and finds nothing on what can't be a subject.
+            check_filter(subject)
         if self._archive is None:
             return self._stored(subjects, after, upto)
         return self._with_archived(self._archive, subjects, after, upto)

@@ -12,7 +12,7 @@ import pytest
 
 from bus.connection import Connection
 from bus.envelope import Envelope, envelope
-from bus.errors import MalformedMessage, Misconfigured, TooLarge, TooMany
+from bus.errors import MalformedMessage, Misconfigured, Refused, TooLarge, TooMany, Unavailable
 from bus.log import Log, Part, VersionConflict
 from bus.record import Record
 from bus.server import Server
@@ -70,6 +70,22 @@ async def test_a_resend_after_a_lost_answer_is_stored_once(log: Log) -> None:
     first = await log.append(RUN, once, expected=0)
     assert await log.append(RUN, once, expected=0) == first
     assert len([record async for record in log.read(RUN)]) == 1
+
+
+async def test_an_id_that_another_message_has_is_no_resend(log: Log, connection: Connection) -> None:
+    once = message("a")
+    await log.append("bus.topic.a", once)
+    with pytest.raises(Refused, match="id of its own"):
+        await log.append("bus.topic.b", once)
+    impatient = Log(connection, log.subjects, Settings(append_timeout_s=0.2))
+    for parts in ([once, message()], [message(), once]):
+        with pytest.raises(Unavailable):
+            await impatient.append_together([Part("bus.topic.a", parts[0]), Part("bus.topic.b", parts[1])])
+    with pytest.raises(Refused):
+        async with log.pipeline() as pipeline:
+            await pipeline.append(Part("bus.topic.b", once))
+    assert [record.subject async for record in log.read(">")] == ["bus.topic.a"]
+    assert await log.append("bus.topic.a", once) == 1
 
 
 async def test_a_resent_batch_is_stored_once(log: Log) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from bus.connection import Connection
 from bus.envelope import Envelope, envelope
-from bus.errors import Unavailable
+from bus.errors import InvalidName, Unavailable
 from bus.log import Log, Part
 from bus.record import Live, Record
 from bus.server import Server
@@ -54,6 +54,16 @@ async def test_reading_what_nobody_wrote_ends_at_once(log: Log) -> None:
     assert [record async for record in log.read("bus.run.nobody")] == []
     assert await log.last("bus.run.nobody") is None
     assert await log.at(12) is None
+
+
+@pytest.mark.parametrize("subject", ["", "bus.run r", "bus..r", "bus.run.", "bus.>.r"])
+async def test_what_can_not_be_a_subject_is_refused_and_not_read_as_everything_or_nothing(
+    log: Log, subject: str
+) -> None:
+    await log.append(RUN, message())
+    for records in (log.read(RUN, subject), log.read_back(subject), log.follow(subject)):
+        with pytest.raises(InvalidName):
+            await anext(records)
 
 
 async def test_a_position_is_found_by_time(log: Log) -> None:
