@@ -30,6 +30,7 @@ BATCH_MEMBERS = 1_000
 _CONFLICTS = {10071, 10164}
 _ALREADY_COMMITTED = 10201
 _TEMPORARY = {408, 429, 503}
+_TAIL_BYTES = 8 * 2**20
 _PAUSE_S = 0.05
 _LONGEST_PAUSE_S = 1.0
 # The server knows a message's id again for two minutes; a first try is not older than that, clocks being what they are.
@@ -41,14 +42,16 @@ _Send = Callable[[float], Awaitable[Message]]
 class VersionConflict(BusError):
     """Another writer appended first. Decide again on what `tail` adds, and append again.
 
-    `tail` holds the records stored on `subject` after position `expected`, read when the conflict was found.
+    `tail` holds the records stored on `subject` after position `expected`, read when the conflict was found. Of very
+    many only the first; then `has_more` says so.
     """
 
-    def __init__(self, subject: str, expected: int, tail: Sequence[Record]) -> None:
+    def __init__(self, subject: str, expected: int, tail: Sequence[Record], *, has_more: bool = False) -> None:
         super().__init__(f"{subject!r} has moved on from position {expected}")
         self.subject = subject
         self.expected = expected
         self.tail = tail
+        self.has_more = has_more
 
 
 class Part(NamedTuple):
@@ -173,12 +176,19 @@ class Appender:
         for number, part in enumerate(parts):
             if part.expected is None:
                 continue
-            tail = [record async for record in self._reader.read(part.subject, after=part.expected)]
-            for record in tail:
-                if _is(record, part.message):
-                    return record.position - number
+            tail: list[Record] = []
+            size_bytes = 0
+            # Nothing can stand between what was expected and what of ours was stored: it is among the first.
+            async with aclosing(self._reader.read(part.subject, after=part.expected)) as records:
+                async for record in records:
+                    if _is(record, part.message):
+                        return record.position - number
+                    tail.append(record)
+                    size_bytes += len(record.body)
+                    if size_bytes > _TAIL_BYTES:
+                        break
             if tail and conflict is None:
-                conflict = VersionConflict(part.subject, part.expected, tail)
+                conflict = VersionConflict(part.subject, part.expected, tail, has_more=size_bytes > _TAIL_BYTES)
         if conflict is not None:
             raise conflict
         recent = datetime.now(UTC) - _RECENT

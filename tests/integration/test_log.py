@@ -65,6 +65,23 @@ async def test_one_of_many_racing_writers_wins(log: Log) -> None:
     assert sum(isinstance(answer, VersionConflict) for answer in answers) == 19
 
 
+async def test_of_very_much_a_conflict_brings_the_beginning_and_says_so(
+    log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bus.appending._TAIL_BYTES", 10_000)
+    async with log.pipeline() as pipeline:
+        for _ in range(50):
+            await pipeline.append(Part(RUN, message("x" * 1_000)))
+    seen, has_more = 0, True
+    while has_more:
+        with pytest.raises(VersionConflict) as caught:
+            await log.append(RUN, message(), expected=seen)
+        assert 0 < len(caught.value.tail) < 12
+        assert caught.value.tail[0].position == seen + 1
+        seen, has_more = caught.value.tail[-1].position, caught.value.has_more
+    assert await log.append(RUN, message(), expected=seen) == 51
+
+
 async def test_a_resend_after_a_lost_answer_is_stored_once(log: Log) -> None:
     once = message("a")
     first = await log.append(RUN, once, expected=0)
