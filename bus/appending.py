@@ -1,7 +1,8 @@
 """Appending to the log: sent until there is an answer that settles it, and never stored twice.
 
 An append answers exactly one of three things: stored, `VersionConflict` (and then it is true: nothing of ours is
-there), or `Unavailable` (not known, and it was tried for as long as the settings allow).
+there), or `Unavailable` (not known, and it was tried for as long as the settings allow). Whoever gives two messages one
+id is told so (`Refused`): the server would take the second for a resend of the first.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import msgspec
 
 from bus.connection import Connection, Message
 from bus.envelope import CONTENT_TYPE, UNDECODABLE, Envelope
-from bus.errors import BusError, Misconfigured, NoResponders, TooMany, Unavailable
+from bus.errors import BusError, Misconfigured, NoResponders, Refused, TooMany, Unavailable
 from bus.payloads import Payloads
 from bus.reading import Reader
 from bus.record import Record
@@ -29,6 +30,7 @@ BATCH_MEMBERS = 1_000
 _CONFLICTS = {10071, 10164}
 _ALREADY_COMMITTED = 10201
 _TEMPORARY = {408, 429, 503}
+_TAIL_BYTES = 8 * 2**20
 _PAUSE_S = 0.05
 _LONGEST_PAUSE_S = 1.0
 # The server knows a message's id again for two minutes; a first try is not older than that, clocks being what they are.
@@ -40,14 +42,16 @@ _Send = Callable[[float], Awaitable[Message]]
 class VersionConflict(BusError):
     """Another writer appended first. Decide again on what `tail` adds, and append again.
 
-    `tail` holds the records stored on `subject` after position `expected`, read when the conflict was found.
+    `tail` holds the records stored on `subject` after position `expected`, read when the conflict was found. Of very
+    many only the first; then `has_more` says so.
     """
 
-    def __init__(self, subject: str, expected: int, tail: Sequence[Record]) -> None:
+    def __init__(self, subject: str, expected: int, tail: Sequence[Record], *, has_more: bool = False) -> None:
         super().__init__(f"{subject!r} has moved on from position {expected}")
         self.subject = subject
         self.expected = expected
         self.tail = tail
+        self.has_more = has_more
 
 
 class Part(NamedTuple):
@@ -61,6 +65,7 @@ class Part(NamedTuple):
 class _Ack(msgspec.Struct, frozen=True):
     stream: str = ""
     seq: int = 0
+    duplicate: bool = False
     error: ApiError | None = None
 
 
@@ -106,7 +111,7 @@ class Appender:
             answer = _ack.decode(sent.result().data)
         except msgspec.DecodeError:
             return None
-        return answer.seq if answer.error is None else None
+        return answer.seq if answer.error is None and not answer.duplicate else None
 
     async def append_together(self, parts: Sequence[Part]) -> int:
         """Raises VersionConflict, TooLarge and TooMany before sending, Unavailable."""
@@ -135,14 +140,15 @@ class Appender:
             try:
                 # Nothing is queued for a server that is away: each resend would be one copy more.
                 answer = await self._answer(send)
+                if answer.error is None:
+                    # The members of a batch stand next to each other; the answer names the last one.
+                    first = answer.seq - len(parts) + 1
+                    return await self._ours(first, parts) if answer.duplicate else first
+                if answer.error.err_code in _CONFLICTS | {_ALREADY_COMMITTED}:
+                    return await self._ours(await self._settle(parts), parts)
             except (Unavailable, NoResponders, msgspec.DecodeError) as error:
                 reason: object = error
             else:
-                if answer.error is None:
-                    # The members of a batch stand next to each other; the answer names the last one.
-                    return answer.seq - len(parts) + 1
-                if answer.error.err_code in _CONFLICTS | {_ALREADY_COMMITTED}:
-                    return await self._settle(parts)
                 if answer.error.code not in _TEMPORARY:
                     raise Misconfigured(
                         f"the log refused a message to {parts[0].subject!r}: {answer.error.description}"
@@ -170,12 +176,19 @@ class Appender:
         for number, part in enumerate(parts):
             if part.expected is None:
                 continue
-            tail = [record async for record in self._reader.read(part.subject, after=part.expected)]
-            for record in tail:
-                if _is(record, part.message):
-                    return record.position - number
+            tail: list[Record] = []
+            size_bytes = 0
+            # Nothing can stand between what was expected and what of ours was stored: it is among the first.
+            async with aclosing(self._reader.read(part.subject, after=part.expected)) as records:
+                async for record in records:
+                    if _is(record, part.message):
+                        return record.position - number
+                    tail.append(record)
+                    size_bytes += len(record.body)
+                    if size_bytes > _TAIL_BYTES:
+                        break
             if tail and conflict is None:
-                conflict = VersionConflict(part.subject, part.expected, tail)
+                conflict = VersionConflict(part.subject, part.expected, tail, has_more=size_bytes > _TAIL_BYTES)
         if conflict is not None:
             raise conflict
         recent = datetime.now(UTC) - _RECENT
@@ -185,7 +198,22 @@ class Appender:
                     return record.position
                 if record.stored_at < recent:
                     break
-        raise Unavailable(f"{parts[0].subject!r} refused what it does not have: append it again with the same id")
+        # A replica answered that does not have yet what its leader refused it for.
+        raise Unavailable(f"what {parts[0].subject!r} refused it for is not to be seen")
+
+    async def _ours(self, first: int, parts: Sequence[Part]) -> int:
+        """What has our id was stored by an earlier try of ours, unless the id was used before for something else."""
+        for number in {0, len(parts) - 1}:
+            part = parts[number]
+            record = await self._reader.at(first + number)
+            if record is None:
+                raise Unavailable(f"position {first + number} is not to be seen yet")
+            if record.subject != part.subject or not _is(record, part.message):
+                raise Refused(
+                    f"the server knows an id of what was to be stored on {part.subject!r} as another message's "
+                    f"(message {part.message.id!r}): nothing was stored, give each message an id of its own"
+                )
+        return first
 
 
 def _is(record: Record, message: Envelope) -> bool:

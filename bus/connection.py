@@ -303,8 +303,9 @@ class Connection:
         An exception it raises is logged and counted. With `queue`, each message goes to one member of that group.
         Raises InvalidName, and Unavailable if the connection is closed.
         """
-        if not _FILTER.fullmatch(subject) or (queue and not _SUBJECT.fullmatch(queue)):
-            raise InvalidName(f"{subject!r} (queue {queue!r}) can't be subscribed to: a token is empty or has spaces")
+        check_filter(subject)
+        if queue and not _SUBJECT.fullmatch(queue):
+            raise InvalidName(f"queue {queue!r} can't be subscribed to: a token is empty or has spaces")
         return Subscription(self._client, self._client.gain_interest(subject, queue, callback))
 
     async def flush(self, timeout_s: float) -> None:
@@ -369,6 +370,17 @@ class Connection:
                 answer.set_result(message)
         elif take := self._streams.get(token):
             take(message)
+
+
+def is_subject(text: str) -> bool:
+    """Whether a message can be on it."""
+    return _SUBJECT.fullmatch(text) is not None
+
+
+def check_filter(subject: str) -> None:
+    """Raises InvalidName for what can't name subjects, with wildcards or without."""
+    if not _FILTER.fullmatch(subject):
+        raise InvalidName(f"{subject!r} can't be a subject, nor stand for some: a token is empty or has spaces")
 
 
 def _without_login(url: str) -> str:

@@ -17,7 +17,7 @@ from datetime import datetime, timedelta
 
 import msgspec
 
-from bus.connection import Connection
+from bus.connection import Connection, is_subject
 from bus.objects import Found, Objects
 from bus.payload import NAME
 from bus.reading import Reader
@@ -25,7 +25,6 @@ from bus.streams import info
 from bus.subjects import Subjects
 
 _REFERENCE = re.compile(NAME.pattern.encode())
-_SUBJECT = re.compile(r"[^\s*>]+")
 # The clocks of a cluster's servers, one of which dated the object and another the record, may differ by so much.
 _CLOCKS_S = 300.0
 
@@ -115,7 +114,7 @@ class _References:
 def _hint(found: Found, subjects: Subjects) -> str:
     """The subject on which the object's message was to be appended, if it says so."""
     said = (found.meta.metadata or {}).get("subject", "")
-    return said if said.startswith(f"{subjects.namespace}.") and _SUBJECT.fullmatch(said) else ""
+    return said if said.startswith(f"{subjects.namespace}.") and is_subject(said) else ""
 
 
 async def _earliest(objects: Objects, unused: Collection[Found]) -> datetime | None:

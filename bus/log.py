@@ -93,7 +93,7 @@ class Log:
         """What is stored on any of `subjects`, in order, from after `after` up to and including `upto`.
 
         Ends with the newest message there is when it gets there. Memory is bounded by two pages for each subject.
-        Raises Unavailable. Source: batched direct get, ADR-31.
+        Raises InvalidName, Unavailable. Source: batched direct get, ADR-31.
         """
         return self._reader.read(*subjects, after=after, upto=upto)
 

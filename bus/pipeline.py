@@ -35,6 +35,10 @@ class Pipeline:
         try:
             while error is None and self._unanswered:
                 await self._next_answer()
+        except BaseException as cancelled:
+            # Told why it ends, the group ends what is under way; otherwise it would wait for that.
+            kind, error = type(cancelled), cancelled
+            raise
         finally:
             self._is_open = False
             await self._resends.__aexit__(kind, error, None)

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Protocol
 import msgspec
 import structlog
 
-from bus.connection import Connection, Message
+from bus.connection import Connection, Message, check_filter
 from bus.errors import BusError, MalformedMessage, NoResponders, Unavailable
 from bus.payload import is_inline
-from bus.record import Live, Record, is_record, read_record
+from bus.record import Live, Record, is_end, is_record, read_record
 from bus.subjects import live_copy, pattern
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ _PAGE_BYTES = 4 * 2**20
 _PAUSE_S = 0.05
 # A live copy that is lost on its way is noticed by the next on its subject; if none follows, by looking after this.
 _IDLE_S = 5.0
+# How often it is looked for what a live copy has told of, and whoever answers does not have yet.
+_LOOKS = 100
 # The server finds the next message of any subject three times faster than of some; reading what is not wanted costs.
 _WIDE_FROM, _NARROW_BELOW = 0.5, 0.25
 _EVERYTHING = ">"
@@ -78,22 +80,31 @@ class Reader:
                 yield record if is_inline(record.body) else await self._unpacked(record)
 
     async def read_back(self, *subjects: str, before: int | None = None) -> AsyncGenerator[Record, None]:
-        """Windows are read forwards, the newest first; a window with nothing in it makes the next one wider."""
+        """Windows are read forwards, the newest first, and their ends kept; an empty one makes the next one wider."""
         if before is None:
             newest = await self._last(_EVERYTHING)
             before = newest.position + 1 if newest is not None else 1
         width = _FIRST_PAGE
         while before > 1:
             begin = max(0, before - 1 - width)
-            window: deque[Record] = deque(maxlen=_PAGE)
+            window: deque[Record] = deque()
+            size_bytes, is_cut = 0, False
             async with aclosing(self._packed(*subjects, after=begin, upto=before - 1)) as records:
                 async for record in records:
                     window.append(record)
+                    size_bytes += len(record.body)
+                    while len(window) > _PAGE or (size_bytes > _PAGE_BYTES and len(window) > 1):
+                        size_bytes -= len(window.popleft().body)
+                        is_cut = True
             for record in reversed(window):
                 yield await self._unpacked(record)
-            # A window that was full may have had more in front of what was kept.
-            before = window[0].position if len(window) == _PAGE else begin + 1
-            width = width * 8 if len(window) < _PAGE // 8 else max(_FIRST_PAGE, width // 2)
+            if is_cut:
+                # What did not fit stands in front of it; the next is about as wide as what did.
+                before, width = window[0].position, before - window[0].position
+            else:
+                before = begin + 1
+                is_small = len(window) < _PAGE // 8 and size_bytes < _PAGE_BYTES // 8
+                width = width * 8 if is_small else max(_FIRST_PAGE, width // 2)
 
     async def first(self, subject: str) -> Record | None:
         return await self._one({"seq": 1, "next_by_subj": subject})
@@ -119,24 +130,36 @@ class Reader:
 
     async def follow(self, *subjects: str, after: int = 0) -> AsyncGenerator[Record, None]:
         live = Live(self._connection, [live_copy(subject) for subject in subjects])
+        due = looks = 0
         try:
             while True:
-                live.caught_up()
+                due = max(due, live.caught_up())
                 try:
                     async with aclosing(self._packed(*subjects, after=after)) as stored:
                         async for record in stored:
                             yield await self._unpacked(record)
                             after = record.position
+                    if after < due and looks < _LOOKS:
+                        # A replica answered that is behind; or it has left the log since, then looking has an end.
+                        looks += 1
+                        await asyncio.sleep(_PAUSE_S)
+                        continue
+                    due = looks = 0
                     async with aclosing(live.records(after, idle_s=_IDLE_S)) as arriving:
                         async for record in arriving:
                             yield await self._unpacked(record)
                             after = record.position
                 except (Unavailable, NoResponders):
+                    if self._connection.is_closed:
+                        raise
                     await asyncio.sleep(_PAUSE_S)
         finally:
             live.close()
 
     def _packed(self, *subjects: str, after: int = 0, upto: int | None = None) -> AsyncGenerator[Record, None]:
+        for subject in subjects:
+            # The server takes what is empty for everything, and finds nothing on what can't be a subject.
+            check_filter(subject)
         if self._archive is None:
             return self._stored(subjects, after, upto)
         return self._with_archived(self._archive, subjects, after, upto)
@@ -186,13 +209,15 @@ class Reader:
         """What one filter matches, a page at a time."""
         page = await self._page(subject, subject, after, _FIRST_PAGE)
         while True:
-            coming = asyncio.create_task(self._page(subject, page.next_filter, page.upto, _PAGE)) if page.more else None
+            coming: asyncio.Task[_Page] | None = None
+            if page.more and (upto is None or page.upto < upto):
+                coming = asyncio.create_task(self._page(subject, page.next_filter, page.upto, _PAGE))
             try:
                 for record in page.records:
                     if upto is not None and record.position > upto:
                         return
                     yield record
-                if coming is None or (upto is not None and page.upto >= upto):
+                if coming is None:
                     return
                 page = await coming
             finally:
@@ -205,7 +230,7 @@ class Reader:
         request = {"seq": after + 1, "next_by_subj": asked, "batch": size, "max_bytes": _PAGE_BYTES}
         try:
             *messages, end = await self._connection.request_page(
-                self._direct_get, msgspec.json.encode(request), is_end=_is_end, timeout_s=self._timeout_s
+                self._direct_get, msgspec.json.encode(request), is_end=is_end, timeout_s=self._timeout_s
             )
         except NoResponders:
             raise self._silent from None
@@ -279,11 +304,6 @@ def _forget(task: asyncio.Task[_Page]) -> None:
     """Nobody wants the page any more, nor to hear why it did not come."""
     if not task.cancelled():
         task.exception()
-
-
-def _is_end(message: Message) -> bool:
-    # Not by the status alone: whoever publishes can write one into the headers of a record.
-    return bool(message.status) and not is_record(message)
 
 
 def _readable(messages: Sequence[Message]) -> list[Record]:

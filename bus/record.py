@@ -24,6 +24,7 @@ _OF_THE_SERVER = {
     "Description",
 }
 _LIVE_MESSAGES = 10_000
+_LIVE_BYTES = 8 * 2**20
 
 
 class Record(msgspec.Struct, frozen=True, gc=False):
@@ -59,6 +60,12 @@ def is_record(message: Message) -> bool:
     return message.stamp(POSITION) is not None
 
 
+def is_end(message: Message) -> bool:
+    """Whether the server says with it that a page of records ends here, or that there is none."""
+    # Not by the status alone: whoever publishes can write one into the headers of a record.
+    return bool(message.status) and not is_record(message)
+
+
 def read_record(message: Message) -> Record:
     """Raises MalformedMessage if the server does not say where it stands."""
     position, subject = message.stamp(POSITION), message.stamp(_SUBJECT)
@@ -68,33 +75,48 @@ def read_record(message: Message) -> Record:
 
 
 class Live:
-    """The live copies of some subjects, in a bounded buffer that remembers whether it may have missed one."""
+    """The live copies of some subjects, in a bounded buffer that remembers whether it may have missed one.
+
+    A copy can be lost between two servers of a cluster without a word. So one counts only if nothing wanted can stand
+    before it: it is the very next position, or the next of the one subject there is.
+    """
 
     def __init__(self, connection: Connection, subjects: Sequence[str]) -> None:
         self._records: deque[tuple[int, Record]] = deque()
+        self._size_bytes = 0
+        self._newest = 0
         self._woken = asyncio.Event()
         self._missed = False
+        # Each copy names the position before it on its subject, which says nothing of other subjects.
+        self._is_chain = len(subjects) == 1 and not {"*", ">"} & set(subjects[0].split("."))
         self._subscriptions = [connection.subscribe(subject, self._take) for subject in subjects]
         self._unregister = connection.on_reconnect(self._miss)
 
-    def caught_up(self) -> None:
-        """From here on the buffer is complete: call it before reading what is stored."""
+    def caught_up(self) -> int:
+        """From here on the buffer is complete: call it before reading what is stored.
+
+        Returns the newest position that any copy has told of: so much is stored, whoever may not have it yet.
+        """
         self._missed = False
         self._records.clear()
+        self._size_bytes = 0
+        return self._newest
 
     async def records(self, after: int, *, idle_s: float) -> AsyncGenerator[Record, None]:
         """What arrives after a position, once each, until something may have been missed or nothing came for `idle_s`.
 
-        Each copy names the position before it on its subject: one that was not seen here has been lost on its way.
+        Then it has to be looked up what is stored after the last one that came.
         """
         while True:
             while self._records:
                 before, record = self._records.popleft()
-                if before > after:
+                self._size_bytes -= len(record.body)
+                if record.position <= after:
+                    continue
+                if record.position != after + 1 and not (self._is_chain and before <= after):
                     return
-                if record.position > after:
-                    yield record
-                    after = record.position
+                yield record
+                after = record.position
             if self._missed:
                 return
             self._woken.clear()
@@ -112,11 +134,14 @@ class Live:
     def _take(self, message: Message) -> None:
         if self._missed:
             return
-        if len(self._records) >= _LIVE_MESSAGES or not is_record(message):
+        full = len(self._records) >= _LIVE_MESSAGES or self._size_bytes > _LIVE_BYTES
+        if full or not is_record(message):
             self._miss()
             return
-        before = message.stamp(_BEFORE) or b""
-        self._records.append((int(before) if before.isdigit() else 0, read_record(message)))
+        before, record = message.stamp(_BEFORE) or b"", read_record(message)
+        self._records.append((int(before) if before.isdigit() else 0, record))
+        self._size_bytes += len(record.body)
+        self._newest = max(self._newest, record.position)
         self._woken.set()
 
     def _miss(self) -> None:

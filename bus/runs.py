@@ -164,7 +164,7 @@ class Runs:
                 newer = fold_records(run, conflict.tail, state)
                 if newer is None or newer.position == (state.position if state is not None else 0):
                     raise MalformedMessage(f"what stands on the subject of run {run!r} is no run") from conflict
-                state, is_fresh = newer, True
+                state, is_fresh = newer, not conflict.has_more
                 continue
             lane.state = msgspec.structs.replace(after, position=position)
             self._ledger.dispatch(lane.state, _still_ready(lane.state, happened))

@@ -18,7 +18,7 @@ from uuid import uuid4
 import msgspec
 
 from bus.connection import Connection, Message
-from bus.errors import BusError, Misconfigured, NoResponders, TooLarge, Unavailable
+from bus.errors import BusError, Misconfigured, NoResponders, TooLarge, TooMany, Unavailable
 from bus.eventsourcing.calls import Request
 from bus.settings import Settings
 from bus.streams import ApiError
@@ -48,13 +48,6 @@ class Conflict(BusError):
     def __init__(self, subject: str) -> None:
         super().__init__(f"{subject!r} has been written by somebody else")
         self.subject = subject
-
-
-class TooMany(BusError):
-    """More messages than one save can hold. Refused before anything was sent."""
-
-    def __init__(self, count: int) -> None:
-        super().__init__(f"a save of {count} messages: the server stores {MAX_MEMBERS} together, so save in parts")
 
 
 class _Ack(msgspec.Struct, frozen=True):
@@ -96,7 +89,7 @@ async def append(connection: Connection, stream: str, members: Sequence[Member],
     Raises Conflict, TooMany and TooLarge (nothing was sent), Misconfigured, Unavailable.
     """
     if len(members) > MAX_MEMBERS:
-        raise TooMany(len(members))
+        raise TooMany("messages of one save", len(members), MAX_MEMBERS)
     deadline = time.monotonic() + settings.append_timeout_s
     pause_s = _PAUSE_S
     while True:

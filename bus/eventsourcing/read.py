@@ -9,14 +9,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import aclosing
 from typing import NamedTuple, TypeVar
 
 import msgspec
 
 from bus.connection import Connection
 from bus.errors import BusError, Misconfigured, NoResponders, Unavailable
-from bus.record import is_record, read_record
+from bus.record import is_end, read_record
 from bus.settings import Settings
 from bus.streams import ApiError
 
@@ -113,22 +112,16 @@ async def _direct(
     connection: Connection, stream: str, request: dict[str, object], settings: Settings
 ) -> tuple[list[Item], int, int]:
     """Messages, the position of the last, and how many are pending (wrong without headers)."""
-    items: list[Item] = []
     bare = request.get("no_hdr", False)
-    asked = connection.request_many(
-        f"$JS.API.DIRECT.GET.{stream}", msgspec.json.encode(request), timeout_s=settings.request_timeout_s
+    *messages, end = await connection.request_page(
+        f"$JS.API.DIRECT.GET.{stream}",
+        msgspec.json.encode(request),
+        is_end=is_end,
+        timeout_s=settings.request_timeout_s,
     )
-    async with aclosing(asked) as answers:
-        async for message in answers:
-            if bare and not message.head:
-                items.append(Item(0, message.data))
-            elif is_record(message):
-                items.append(Item(read_record(message).position, message.data))
-            elif message.status == _NOT_FOUND:
-                return items, 0, 0
-            elif message.status == _END_OF_BATCH:
-                end = message.headers
-                return items, int(end.get("Nats-Last-Sequence", 0)), int(end.get("Nats-Num-Pending", 0))
-            else:
-                raise BusError(f"reading stream {stream!r}: the server answered {message.status}: {message.headers}")
-    raise Unavailable(f"reading stream {stream!r}: the server stopped answering")
+    if end.status == _NOT_FOUND:
+        return [], 0, 0
+    if end.status != _END_OF_BATCH:
+        raise BusError(f"reading stream {stream!r}: the server answered {end.status}: {end.headers}")
+    items = [Item(0 if bare else read_record(message).position, message.data) for message in messages]
+    return items, int(end.headers.get("Nats-Last-Sequence", 0)), int(end.headers.get("Nats-Num-Pending", 0))

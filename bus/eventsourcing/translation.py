@@ -23,9 +23,10 @@ from bus.errors import (
     NotFound,
     SettingsError,
     TooLarge,
+    TooMany,
     Unavailable,
 )
-from bus.eventsourcing.append import Conflict, TooMany
+from bus.eventsourcing.append import Conflict
 
 
 @contextmanager

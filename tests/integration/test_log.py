@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from uuid import uuid4
@@ -12,8 +12,9 @@ import pytest
 
 from bus.connection import Connection
 from bus.envelope import Envelope, envelope
-from bus.errors import MalformedMessage, Misconfigured, TooLarge, TooMany
+from bus.errors import MalformedMessage, Misconfigured, Refused, TooLarge, TooMany, Unavailable
 from bus.log import Log, Part, VersionConflict
+from bus.record import Record
 from bus.server import Server
 from bus.settings import Settings
 from bus.subjects import Subjects
@@ -64,11 +65,44 @@ async def test_one_of_many_racing_writers_wins(log: Log) -> None:
     assert sum(isinstance(answer, VersionConflict) for answer in answers) == 19
 
 
+async def test_of_very_much_a_conflict_brings_the_beginning_and_says_so(
+    log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bus.appending._TAIL_BYTES", 10_000)
+    async with log.pipeline() as pipeline:
+        for _ in range(50):
+            await pipeline.append(Part(RUN, message("x" * 1_000)))
+    seen, has_more = 0, True
+    while has_more:
+        with pytest.raises(VersionConflict) as caught:
+            await log.append(RUN, message(), expected=seen)
+        assert 0 < len(caught.value.tail) < 12
+        assert caught.value.tail[0].position == seen + 1
+        seen, has_more = caught.value.tail[-1].position, caught.value.has_more
+    assert await log.append(RUN, message(), expected=seen) == 51
+
+
 async def test_a_resend_after_a_lost_answer_is_stored_once(log: Log) -> None:
     once = message("a")
     first = await log.append(RUN, once, expected=0)
     assert await log.append(RUN, once, expected=0) == first
     assert len([record async for record in log.read(RUN)]) == 1
+
+
+async def test_an_id_that_another_message_has_is_no_resend(log: Log, connection: Connection) -> None:
+    once = message("a")
+    await log.append("bus.topic.a", once)
+    with pytest.raises(Refused, match="id of its own"):
+        await log.append("bus.topic.b", once)
+    impatient = Log(connection, log.subjects, Settings(append_timeout_s=0.2))
+    for parts in ([once, message()], [message(), once]):
+        with pytest.raises(Unavailable):
+            await impatient.append_together([Part("bus.topic.a", parts[0]), Part("bus.topic.b", parts[1])])
+    with pytest.raises(Refused):
+        async with log.pipeline() as pipeline:
+            await pipeline.append(Part("bus.topic.b", once))
+    assert [record.subject async for record in log.read(">")] == ["bus.topic.a"]
+    assert await log.append("bus.topic.a", once) == 1
 
 
 async def test_a_resent_batch_is_stored_once(log: Log) -> None:
@@ -118,6 +152,39 @@ async def test_a_pipeline_answers_with_positions_and_raises_the_first_failure(lo
             stored = await pipeline.append(Part(RUN, message()))
     assert isinstance(refused.exception(), VersionConflict)
     assert stored.result() == 501
+
+
+async def test_leaving_a_pipeline_can_be_cancelled_while_the_server_is_away(
+    connection: Connection, log: Log, server: Server
+) -> None:
+    log = Log(connection, log.subjects, Settings(append_timeout_s=60, request_timeout_s=0.05))
+
+    async def write() -> None:
+        async with log.pipeline() as pipeline:
+            await pipeline.append(Part(RUN, message()))
+
+    await server.kill()
+    writing = asyncio.create_task(write())
+    await asyncio.sleep(0.3)
+    writing.cancel()
+    await asyncio.wait([writing], timeout=10)
+    assert writing.cancelled()
+
+
+async def test_a_conflict_is_told_when_the_replica_that_answers_has_caught_up(
+    log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await log.append(RUN, message("a"), expected=0)
+    stored, lagging = log._reader._stored, [True, True]
+
+    def behind(subjects: list[str], after: int, upto: int | None) -> AsyncGenerator[Record, None]:
+        return stored(subjects, after, 0 if lagging and lagging.pop() else upto)
+
+    monkeypatch.setattr(log._reader, "_stored", behind)
+    with pytest.raises(VersionConflict) as caught:
+        await log.append(RUN, message("b"), expected=0)
+    assert [record.position for record in caught.value.tail] == [1]
+    assert not lagging
 
 
 async def test_a_pipeline_over_a_line_that_breaks_stores_each_message_once(server: Server) -> None:

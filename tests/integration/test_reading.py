@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from datetime import UTC, datetime
 from uuid import uuid4
@@ -13,7 +13,9 @@ import pytest
 
 from bus.connection import Connection
 from bus.envelope import Envelope, envelope
+from bus.errors import InvalidName, Unavailable
 from bus.log import Log, Part
+from bus.record import Live, Record
 from bus.server import Server
 from bus.settings import Settings
 from bus.subjects import Subjects, pattern
@@ -52,6 +54,16 @@ async def test_reading_what_nobody_wrote_ends_at_once(log: Log) -> None:
     assert [record async for record in log.read("bus.run.nobody")] == []
     assert await log.last("bus.run.nobody") is None
     assert await log.at(12) is None
+
+
+@pytest.mark.parametrize("subject", ["", "bus.run r", "bus..r", "bus.run.", "bus.>.r"])
+async def test_what_can_not_be_a_subject_is_refused_and_not_read_as_everything_or_nothing(
+    log: Log, subject: str
+) -> None:
+    await log.append(RUN, message())
+    for records in (log.read(RUN, subject), log.read_back(subject), log.follow(subject)):
+        with pytest.raises(InvalidName):
+            await anext(records)
 
 
 async def test_a_position_is_found_by_time(log: Log) -> None:
@@ -150,6 +162,88 @@ async def test_a_live_copy_that_got_lost_is_noticed(
         await fill(log, [RUN] * afterwards)
         await until(lambda: seen == [1, 2, 3][: 2 + afterwards])
         following.cancel()
+
+
+async def test_a_live_copy_that_got_lost_is_noticed_by_the_next_on_any_subject(
+    log: Log, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bus.reading._IDLE_S", 1_000.0)
+    seen: list[int] = []
+
+    async def follow() -> None:
+        async for record in log.follow("bus.run.*", "bus.topic.>"):
+            seen.append(record.position)
+
+    async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+        following = tasks.create_task(follow())
+        await log.append("bus.run.a", message())
+        await until(lambda: seen == [1])
+        callbacks = connection._client.callbacks
+        live = [sid for sid, interest in connection._client._subs.items() if interest.subject.startswith("live.")]
+        taken = {sid: callbacks.pop(sid) for sid in live}
+        await log.append("bus.run.a", message())
+        await connection.flush(2)
+        callbacks.update(taken)
+        await fill(log, ["bus.run.b", "bus.topic.t"])
+        await until(lambda: seen == [1, 2, 3, 4])
+        following.cancel()
+
+
+async def test_what_a_lagging_replica_does_not_have_yet_is_looked_for_until_it_has(
+    log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bus.reading._IDLE_S", 1_000.0)
+    reader = log._reader
+    stored, lags = reader._stored, False
+
+    def lagging(subjects: list[str], after: int, upto: int | None) -> AsyncGenerator[Record, None]:
+        return stored(subjects, after, 2 if lags else upto)
+
+    monkeypatch.setattr(reader, "_stored", lagging)
+    async with asyncio.timeout(10), aclosing(log.follow("bus.run.*")) as records:
+        await fill(log, ["bus.run.a", "bus.run.b"])
+        assert [(await anext(records)).position for _ in range(2)] == [1, 2]
+        lags = True
+        coming = asyncio.ensure_future(anext(records))
+        await fill(log, ["bus.topic.t", "bus.run.a"])
+        await asyncio.sleep(0.2)
+        lags = False
+        assert (await coming).position == 4
+
+
+async def test_following_ends_when_the_connection_is_closed(server: Server) -> None:
+    async with Connection.open(server.url, name="short") as connection:
+        log = Log(connection, Subjects("bus"), Settings())
+        await log.set_up()
+        await log.append(RUN, message())
+        records = log.follow(RUN)
+        await anext(records)
+    with pytest.raises(Unavailable):
+        async with asyncio.timeout(10):
+            await anext(records)
+
+
+async def test_following_takes_no_more_into_memory_than_some_bytes(log: Log, connection: Connection) -> None:
+    live = Live(connection, ["live.bus.>"])
+    live.caught_up()
+    async with log.pipeline() as pipeline:
+        for _ in range(40):
+            await pipeline.append(Part(RUN, message("x" * 500_000)))
+    await connection.flush(5)
+    live.close()
+    assert live._missed
+    assert live._size_bytes < 10 * 2**20
+
+
+async def test_reading_backwards_in_pages_of_few_bytes_gives_each_record_once(
+    log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bus.reading._PAGE_BYTES", 10_000)
+    sizes = [10, 3_000, 20_000, 50, 9_000, 10, 700] * 60
+    async with log.pipeline() as pipeline:
+        for size in sizes:
+            await pipeline.append(Part(RUN, message("x" * size)))
+    assert [record.position async for record in log.read_back(RUN)] == list(range(len(sizes), 0, -1))
 
 
 async def test_a_record_knows_when_it_was_stored_and_what_its_headers_were(log: Log, connection: Connection) -> None:
