@@ -69,8 +69,21 @@ async def test_the_tour_of_an_archive(terminal: Terminal) -> None:
     for words in (("run", "show", "gone"), ("replay", "gone"), ("run", "ls")):
         said, _ = await terminal.type(*words, PHASEBUS_ARCHIVE="old")
         assert "gate" in said or "gone" in said
-    said, _ = await terminal.type("run", "ls")
-    assert "gone" not in said and "open" in said
+    for words in (("run", "ls"), ("events", "export")):
+        said, hint = await terminal.type(*words)
+        assert "open" in said and "PHASEBUS_ARCHIVE=DIR" in hint
+        _, hint = await terminal.type(*words, PHASEBUS_ARCHIVE="old")
+        assert "PHASEBUS_ARCHIVE" not in hint
+
+
+async def test_what_is_read_from_the_archive_goes_to_other_places_too(terminal: Terminal) -> None:
+    await terminal.type("archive", "run", "--to", "old", "--keep", "run=0s")
+    await terminal.type("events", "export", "-o", "all.jsonl", PHASEBUS_ARCHIVE="old")
+    await terminal.type("events", "import", "all.jsonl", "--into", "copy", PHASEBUS_ARCHIVE="old")
+    said, _ = await terminal.type("run", "ls", PHASEBUS_NAMESPACE="copy")
+    assert "gone" in said and "open" in said
+    (terminal.folder / "worker.py").write_text('from bus import Agent\n\nagent = Agent("worker")\n', encoding="utf-8")
+    await terminal.type("replay", "gone", "--into", "worker.py:agent", PHASEBUS_ARCHIVE="old")
 
 
 async def test_a_damaged_archive_fails_the_check_and_is_named(terminal: Terminal) -> None:
