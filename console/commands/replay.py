@@ -51,6 +51,8 @@ async def replay(
 
     With --into FILE.py:function, the function gets each chosen event, in order.
     """
+    if last is not None and last < first:
+        raise Failure(USAGE, f"--to {last} is before --from {first}")
     if into is None:
         if run is None or any(chosen.values()) or capabilities or speed is not None:
             raise Failure(USAGE, "a RUN is told; to choose among events, say what gets them: --into FILE.py:NAME")
