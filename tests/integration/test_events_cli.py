@@ -187,6 +187,7 @@ def test_a_function_gets_every_event_in_order(terminal: Terminal) -> None:
         ("replay --into seen.py:Path --capability price", 2, "--capability is for an agent"),
         ("replay --into pricing.py:agent --capability paint", 2, "has no capability 'paint', but price"),
         ("replay --into pricing.py:agent --type run.started", 2, "--type is for a function"),
+        ("replay --into pricing.py:agent --until 7d", 3, "no attempts were recorded for price"),
         ("replay --into pricing.py:agent --speed 0", 2, "is not a speed"),
     ],
 )
