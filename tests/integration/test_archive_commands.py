@@ -13,7 +13,7 @@ import pytest
 
 from bus import Approval, Phase, Plan, connect
 from bus.server import Server
-from console.failure import FAILED, NOT_FOUND, OK, USAGE
+from console.failure import FAILED, NOT_FOUND, OK, REFUSED, USAGE
 
 GATE = Plan("gated", phases=[Phase("gate", approval=Approval(prompt="go on?"))])
 PHASEBUS = Path(sys.executable).with_name("phasebus")
@@ -82,8 +82,18 @@ async def test_what_is_read_from_the_archive_goes_to_other_places_too(terminal: 
     await terminal.type("events", "import", "all.jsonl", "--into", "copy", PHASEBUS_ARCHIVE="old")
     said, _ = await terminal.type("run", "ls", PHASEBUS_NAMESPACE="copy")
     assert "gone" in said and "open" in said
-    (terminal.folder / "worker.py").write_text('from bus import Agent\n\nagent = Agent("worker")\n', encoding="utf-8")
-    await terminal.type("replay", "gone", "--into", "worker.py:agent", PHASEBUS_ARCHIVE="old")
+    (terminal.folder / "code.py").write_text("def seen(event: object) -> None: ...\n", encoding="utf-8")
+    _, hint = await terminal.type("replay", "gone", "--into", "code.py:seen", PHASEBUS_ARCHIVE="old")
+    assert hint.startswith("fed ") and not hint.startswith("fed 0")
+
+
+async def test_another_folder_is_no_archive_of_a_log_that_has_one(terminal: Terminal) -> None:
+    command = ("archive", "run", "--keep", "run=0s", "--to")
+    await terminal.type(*command, "old")
+    _, complained = await terminal.type(*command, "new", code=REFUSED)
+    assert f"this log is archived to {terminal.folder / 'old'}" in complained
+    assert "next: phasebus events tail --subject" in complained
+    await terminal.type(*command, "new", "--take-over")
 
 
 async def test_a_damaged_archive_fails_the_check_and_is_named(terminal: Terminal) -> None:
