@@ -29,6 +29,7 @@ async def cat(client: Client, printer: Printer, **chosen: Any) -> None:
     """
     from contextlib import aclosing
 
+    from console.lookup import say_if_archived
     from console.selecting import selection
 
     is_empty = True
@@ -38,6 +39,7 @@ async def cat(client: Client, printer: Printer, **chosen: Any) -> None:
             _show(printer, each)
     if is_empty:
         printer.hint(_NOTHING)
+        await say_if_archived(client, printer)
 
 
 @click.command()
