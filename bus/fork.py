@@ -16,7 +16,8 @@ from bus.server import embedded
 
 NAMESPACE = "fork"
 # What would lead back to where the process came from, or does not fit a single server that is thrown away.
-_ELSEWHERE = ("NATS_CONTEXT", *(f"PHASEBUS_{name}" for name in ("SYSTEM_URL", "CREDENTIALS", "REPLICAS")))
+_NOT_HERE = ("SYSTEM_URL", "OPERATOR_URL", "CREDENTIALS", "REPLICAS", "ARCHIVE")
+_ELSEWHERE = ("NATS_CONTEXT", *(f"PHASEBUS_{name}" for name in _NOT_HERE))
 
 
 @asynccontextmanager

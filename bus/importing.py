@@ -37,8 +37,9 @@ async def import_lines(client: Client, opened: Callable[[], Iterable[bytes]]) ->
     """Append what the lines say; `opened` gives them from the first on, each time it is called.
 
     The namespace they come from may be another. Nobody else should write meanwhile. Raises MalformedMessage for what
-    is no line of an export, TooLarge, and Refused for a subject that holds something else: then nothing was written.
-    Also Refused if somebody writes to such a subject meanwhile; Unavailable, after which it can be repeated.
+    is no line of an export, or is not in the order of its subject, TooLarge, and Refused for a subject that holds
+    something else: then nothing was written. Also Refused if somebody writes to such a subject meanwhile; Unavailable,
+    after which it can be repeated.
     """
     upto = await last_position(client)
     there = await _standing(client, upto)
@@ -49,7 +50,7 @@ async def import_lines(client: Client, opened: Callable[[], Iterable[bytes]]) ->
     skipped = sum(rest.values())
     chunk: list[Copy] = []
     size_bytes = 0
-    for _, copy in _copies(client.subjects, opened):
+    for _, _, copy in _copies(client.subjects, opened):
         if copy.objection(client.connection) is not None:
             continue
         if rest.get(copy.subject):
@@ -97,12 +98,19 @@ async def _check(
     wanted: dict[str, _Stand] = {}
     left_out: list[str] = []
     foreign: set[str] = set()
-    for number, copy in _copies(client.subjects, opened):
+    for number, position, copy in _copies(client.subjects, opened):
         if (objection := copy.objection(client.connection)) is not None:
             left_out.append(f"line {number}: {objection}")
             continue
         stand = wanted.setdefault(copy.subject, _Stand())
+        # A run whose end comes before its beginning can't be read, and nothing can be taken back.
+        if position <= stand.last:
+            raise MalformedMessage(
+                f"line {number} is out of order: it stood at position {position}, and on the same subject {stand.last} "
+                "comes before it"
+            )
         stand.add(copy)
+        stand.last = position
         found = there.get(copy.subject, _NOTHING)
         if stand.count > found.count:
             copy.check_size(client)
@@ -137,8 +145,9 @@ async def _begins_with(client: Client, subject: str, stand: _Stand) -> bool:
     return first.digest == stand.digest
 
 
-def _copies(subjects: Subjects, opened: Callable[[], Iterable[bytes]]) -> Iterator[tuple[int, Copy]]:
-    """Each line's number and record, on its subject in this namespace. Raises MalformedMessage."""
+def _copies(subjects: Subjects, opened: Callable[[], Iterable[bytes]]) -> Iterator[tuple[int, int, Copy]]:
+    """Each line's number, its position where it comes from, and its record on its subject in this namespace. Raises
+    MalformedMessage."""
     stored = [pattern(each).fullmatch for each in subjects.logged()]
     for number, text in enumerate(opened(), 1):
         if not text.strip():
@@ -147,7 +156,7 @@ def _copies(subjects: Subjects, opened: Callable[[], Iterable[bytes]]) -> Iterat
         subject = subjects.ours(found.subject)
         if not any(fits(subject) for fits in stored):
             raise MalformedMessage(f"line {number}: {found.subject!r} is not a subject of a bus's log")
-        yield number, Copy(subject, found.headers, found.content)
+        yield number, found.position, Copy(subject, found.headers, found.content)
 
 
 def _copy_of(record: Record) -> Copy:

@@ -79,7 +79,8 @@ class Notices:
         self.is_open = False
 
     async def begin(self, *, take_over: bool) -> None:
-        """Look at the newest one. Raises Refused if a pass to another archive is open, unless it is taken over."""
+        """Look at the newest one. Raises Refused if it is of another archive, unless that is taken over: only one can
+        be read as one with the log."""
         newest = await self._log.last(self._subject)
         if newest is None:
             return
@@ -90,11 +91,18 @@ class Notices:
         except MalformedMessage:
             return
         self.is_open = message.type != REMOVED
-        if self.is_open and notice.archive != self._place["archive"] and not take_over:
+        if notice.archive == self._place["archive"] or take_over:
+            return
+        where = f"{notice.folder} on {notice.host}"
+        if self.is_open:
             raise Refused(
-                f"an archive to {notice.folder} on {notice.host} began at {message.time:%Y-%m-%d %H:%M:%S} and has not "
-                "ended: repeat it there, or take over if it never will"
+                f"an archive to {where} began at {message.time:%Y-%m-%d %H:%M:%S} and has not ended: repeat it there, "
+                "or take over if it never will"
             )
+        raise Refused(
+            f"this log is archived to {where}, and only one archive can be read as one with the log: go on with that "
+            "folder wherever it is now, or take over if it is lost"
+        )
 
     async def say(self, kind: str, **what: Any) -> None:
         """Add one. Raises Refused if another archiver has added one since: then this one must not go on."""

@@ -33,7 +33,9 @@ class Policy(msgspec.Struct, frozen=True):
         """From rules such as `run=30d` (units s, m, h, d, w). Raises SettingsError."""
         keep: dict[str, timedelta] = {}
         for rule in rules:
-            name, _, text = rule.partition("=")
+            name, separator, text = rule.partition("=")
+            if not separator:
+                raise SettingsError(f"{rule!r} is no rule: write CLASS=AGE, such as run=30d")
             if name not in CLASSES:
                 raise SettingsError(f"{rule!r}: there is no class {name!r}; classes are {', '.join(CLASSES)}")
             if name in keep:

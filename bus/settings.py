@@ -71,7 +71,7 @@ class Settings(BaseModel):
         try:
             return cls.model_validate(found)
         except ValidationError as error:
-            problems = [f"{_named(problem['loc'], names)}: {problem['msg']}" for problem in error.errors()]
+            problems = [f"{_named(problem['loc'], names)}: {_said(problem['msg'])}" for problem in error.errors()]
             raise SettingsError("; ".join(problems)) from None
 
 
@@ -88,3 +88,8 @@ _ELSEWHERE = frozenset(
 def _named(location: tuple[int | str, ...], names: Mapping[str, str]) -> str:
     field = str(location[0]) if location else "settings"
     return f"{field} ({names[field]})" if field in names else field
+
+
+def _said(message: str) -> str:
+    """Without pydantic's word for an error of ours."""
+    return message.removeprefix("Value error, ")

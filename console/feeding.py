@@ -18,7 +18,8 @@ from bus.client import Client
 from bus.fork import forked
 from bus.replaying import Replayed, Result, paced, replay
 from bus.selection import Selection
-from console.failure import FAILED, OK, USAGE, Failure
+from console.failure import FAILED, NOT_FOUND, OK, USAGE, Failure
+from console.lookup import say_if_archived
 from console.printer import Printer, to_json
 from console.selecting import selection
 from console.target import load
@@ -68,9 +69,13 @@ async def _to_agent(
         async for each in replayed:
             verdicts[each.verdict] += 1
             _show(printer, each)
+    if not verdicts:
+        await say_if_archived(client, printer)
+        # Not a success: a wrong selection would let any code pass.
+        what = f"nothing was done again: among what was chosen, no attempts were recorded for {_listed(agent)}"
+        raise Failure(NOT_FOUND, what, "phasebus events cat --type phase.started")
     counts = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items())
-    none = f"no attempts were recorded for {_listed(agent)}"
-    printer.hint(f"{verdicts.total()} attempts: {counts}" if counts else none)
+    printer.hint(f"{verdicts.total()} attempts: {counts}")
     return FAILED if verdicts["differs"] or verdicts["failed"] else OK
 
 

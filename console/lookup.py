@@ -1,4 +1,4 @@
-"""A run by the beginning of its id, and what to type when it refuses."""
+"""A run by the beginning of its id, what to type when it refuses, and what is not found here but elsewhere."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from bus.client import Client
 from bus.errors import Archived, InvalidName, NotFound, Refused
 from bus.run import RunState
 from console.failure import REFUSED, Failure
+from console.printer import Printer
 from projections.catchup import build
 from projections.runs import RUNS, find
 
@@ -32,3 +33,9 @@ def refusals(run: str) -> Iterator[None]:
         yield
     except Refused as refused:
         raise Failure(REFUSED, refused.reason, f"phasebus run show {run}") from None
+
+
+async def say_if_archived(client: Client, printer: Printer) -> None:
+    """Say so where some of the log is in an archive that is not read here."""
+    if client.settings.archive is None and await client.log.last(client.subjects.ops("archive")) is not None:
+        printer.hint("some of this log is archived and not shown: PHASEBUS_ARCHIVE=DIR reads it, too")

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from console.failure import USAGE, Failure
+
 if TYPE_CHECKING:
     from bus.client import Client
     from bus.selection import Selection
@@ -28,7 +30,7 @@ def instant(ctx: click.Context | None, param: click.Parameter | None, value: str
             return datetime.now(UTC) - timedelta(seconds=float(age[1]) * _SECONDS[age[2]])
         found = datetime.fromisoformat(value)
     except (ValueError, OverflowError):
-        what = f"{value!r} is not a time: write 2026-01-31T12:00, or how long ago: 10m, 2h, 3d"
+        what = f"{value!r} is not a time: write 2026-01-31T12:00, or how long ago: 30s, 10m, 2h, 3d, 1w"
         raise click.BadParameter(what, ctx, param) from None
     return found if found.tzinfo is not None else found.replace(tzinfo=UTC)
 
@@ -82,8 +84,13 @@ def choosing(*, limited: bool = True, reversible: bool = False) -> Callable[[F],
 
 
 async def selection(client: Client, chosen: dict[str, Any]) -> Selection:
-    """What was chosen. Runs may be named by the beginning of their id. Raises NotFound for one that is not there."""
+    """What was chosen. Runs may be named by the beginning of their id. Raises NotFound for one that is not there, and
+    Failure for a range that ends before it begins: nothing could ever be in it."""
     from bus.selection import Selection
+
+    for first, last in (("after", "upto"), ("since", "until")):
+        if chosen[first] is not None and chosen[last] is not None and chosen[last] <= chosen[first]:
+            raise Failure(USAGE, f"nothing is in a range from --{first} {chosen[first]} to --{last} {chosen[last]}")
 
     return Selection(**chosen | {"runs": [await _run(client, each) for each in chosen["runs"]]})
 

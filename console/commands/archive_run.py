@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from console.failure import REFUSED, Failure
 from console.session import on_bus, operator
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ _FOLDER = click.Path(file_okay=False, path_type=Path)
     help="How long a class stays: run, mail, topic, agent, dead, ops; an age is 30d, 12h ... May be repeated.",
 )
 @click.option("--dry-run", is_flag=True, help="Only say what would go, and why the rest stays.")
-@click.option("--take-over", is_flag=True, help="Another archiver began, elsewhere, and will never end.")
+@click.option("--take-over", is_flag=True, help="The archive there was, elsewhere, is lost or never ends.")
 @click.option("--by", default=operator, metavar="WHO", help="Who decides; user@host unless told.")
 @on_bus
 async def run(
@@ -43,6 +44,7 @@ async def run(
     Repeated after a crash, it finishes what was begun. To read on as before, set PHASEBUS_ARCHIVE to the folder.
     """
     from bus.archiving import archive, choose
+    from bus.errors import Refused
     from bus.retention import Policy
 
     policy = Policy.of(rules)
@@ -50,7 +52,10 @@ async def run(
         _print(printer, policy, (await choose(client, policy)).tallies)
         printer.hint("nothing was done: leave out --dry-run")
         return
-    outcome = await archive(client, to, policy, by=by, take_over=take_over)
+    try:
+        outcome = await archive(client, to, policy, by=by, take_over=take_over)
+    except Refused as refused:
+        raise Failure(REFUSED, refused.reason, "phasebus events tail --subject '*.ops.archive'") from None
     _print(printer, policy, outcome.tallies)
     if printer.as_json:
         files = [{"file": each.file, "sha256": each.sha256, "records": each.records} for each in outcome.segments]

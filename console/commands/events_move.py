@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from console.printer import Printer
 
 _OF_ITS_OWN = "phasebus events import FILE --into NAMESPACE"
+_WRITES_ONE = "phasebus events export -o FILE"
 
 
 @click.command()
@@ -42,6 +43,7 @@ async def export(client: Client, printer: Printer, path: Path | None, **chosen: 
     from contextlib import aclosing
 
     from bus import feed, lines
+    from console.lookup import say_if_archived
     from console.selecting import selection
 
     wanted = await selection(client, chosen)
@@ -53,6 +55,7 @@ async def export(client: Client, printer: Printer, path: Path | None, **chosen: 
                     lines.write(lines.line(each.position, each.subject, each.stored_at, each.headers, each.body))
                 )
                 count, position = count + 1, each.position
+    await say_if_archived(client, printer)
     printer.hint(f"exported {count} records" + (f", the last at position {position}" if count else ""))
 
 
@@ -82,7 +85,7 @@ def import_(
     Settings.load()
     place = address.find(url, context, store)
     with _read(path) as file:
-        done = asyncio.run(_import(place, into, file))
+        done = asyncio.run(_import(place, into, file, "stdin" if path == "-" else path))
     if as_json:
         printer.record(done)
     for each in done.left_out:
@@ -91,18 +94,27 @@ def import_(
     return FAILED if done.left_out else OK
 
 
-async def _import(place: Address, into: str | None, file: IO[bytes]) -> Imported:
+async def _import(place: Address, into: str | None, file: IO[bytes], name: str) -> Imported:
+    from contextlib import AsyncExitStack
+
     from agents.leadership import Leadership
     from bus.connecting import connect
-    from bus.errors import Refused
+    from bus.errors import MalformedMessage, Refused
     from bus.importing import import_lines
+    from bus.settings import Settings
     from console import address
 
     def opened() -> Iterator[bytes]:
         file.seek(0)
         return iter(file)
 
-    async with address.reached(place) as settings, connect(name="phasebus", namespace=into, **settings) as client:
+    async with AsyncExitStack() as stack:
+        values = await stack.enter_async_context(address.reached(place))
+        settings = Settings.load(namespace=into, **values)
+        if settings.namespace != Settings.load().namespace:
+            # The archive is of the log here, and not of the one over there.
+            settings = settings.model_copy(update={"archive": None})
+        client = await stack.enter_async_context(connect(name="phasebus", settings=settings))
         at_work = [f"agent {beat.agent}" for beat in await client.agents()]
         if await Leadership(client, "import").leader() is not None:
             at_work.append("a supervisor")
@@ -117,6 +129,8 @@ async def _import(place: Address, into: str | None, file: IO[bytes]) -> Imported
             return await import_lines(client, opened)
         except Refused as refused:
             raise Failure(REFUSED, refused.reason, _OF_ITS_OWN) from None
+        except MalformedMessage as malformed:
+            raise Failure(FAILED, f"{name}: {malformed}; nothing was written", _WRITES_ONE) from None
 
 
 @contextmanager

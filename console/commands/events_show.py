@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from bus.happening import Happening
     from console.printer import Printer
 
+_NOTHING = "no such events"
+
 
 @click.command()
 @choosing(reversible=True)
@@ -27,11 +29,17 @@ async def cat(client: Client, printer: Printer, **chosen: Any) -> None:
     """
     from contextlib import aclosing
 
+    from console.lookup import say_if_archived
     from console.selecting import selection
 
+    is_empty = True
     async with aclosing(client.events(await selection(client, chosen))) as found:
         async for each in found:
+            is_empty = False
             _show(printer, each)
+    if is_empty:
+        printer.hint(_NOTHING)
+        await say_if_archived(client, printer)
 
 
 @click.command()
@@ -56,8 +64,11 @@ async def tail(client: Client, printer: Printer, count: int, is_followed: bool, 
     if count:
         bound = upto if wanted.upto is None else min(upto, wanted.upto)
         last = replace(wanted, upto=bound, limit=count, backwards=True)
-        for each in reversed([each async for each in client.events(last)]):
+        newest_first = [each async for each in client.events(last)]
+        for each in reversed(newest_first):
             _show(printer, each)
+        if not newest_first and not is_followed:
+            printer.hint(_NOTHING)
     if is_followed:
         try:
             follow = replace(wanted, after=max(upto, wanted.after))

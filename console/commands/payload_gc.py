@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
 import click
@@ -15,14 +14,15 @@ if TYPE_CHECKING:
     from bus.garbage import Garbage
     from console.printer import Printer
 
-_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
-
 
 def _seconds(_context: click.Context, _option: click.Parameter, value: str) -> float:
-    found = re.fullmatch(r"([0-9]+)([smhd])", value)
-    if not found:
-        raise click.BadParameter(f"{value!r} is not an age: a whole number and s, m, h or d")
-    return float(found[1]) * _UNITS_S[found[2]]
+    from bus.errors import SettingsError
+    from bus.retention import age
+
+    try:
+        return age(value).total_seconds()
+    except SettingsError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 @click.command()

@@ -45,12 +45,14 @@ async def replay(
     needed, and nothing is done again.
 
     With --into FILE.py:agent, each attempt that one of the agent's capabilities took is done again, by the code as it
-    is now, with the input it had then, and the result is compared with the recorded one; exit code 1 if one differs.
-    This happens in a fork: a private bus of its own, which the agent's code finds in place of this one. Without RUN,
-    those of all runs; the options below choose among them.
+    is now, with the input it had then, and the result is compared with the recorded one; exit code 1 if one differs, 3
+    if there was none to do again. This happens in a fork: a private bus of its own, which the agent's code finds in
+    place of this one. Without RUN, those of all runs; the options below choose among them.
 
     With --into FILE.py:function, the function gets each chosen event, in order.
     """
+    if last is not None and last < first:
+        raise Failure(USAGE, f"--to {last} is before --from {first}")
     if into is None:
         if run is None or any(chosen.values()) or capabilities or speed is not None:
             raise Failure(USAGE, "a RUN is told; to choose among events, say what gets them: --into FILE.py:NAME")

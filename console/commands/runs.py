@@ -30,6 +30,7 @@ _INPUT_CHARACTERS = 200
 async def ls(client: Client, printer: Printer, status: str | None, plan: str | None, tasks: bool, limit: int) -> None:
     """List the runs, newest first."""
     from bus.ledger import utc_now
+    from console.lookup import say_if_archived
     from projections.catchup import build
     from projections.runs import RUNS, rows
 
@@ -49,6 +50,7 @@ async def ls(client: Client, printer: Printer, status: str | None, plan: str | N
         printer.hint("no such runs: start one with `phasebus run start PLAN.toml`")
     if len(found) > limit:
         printer.hint(f"{len(found) - limit} more: --limit {len(found)}")
+    await say_if_archived(client, printer)
 
 
 @click.command()

@@ -283,6 +283,20 @@ async def test_of_archivers_in_several_folders_one_gets_each_record(client: Clie
     assert sum(part.records for each in outcomes if isinstance(each, Outcome) for part in each.segments) == 10
 
 
+async def test_a_log_has_one_archive_unless_that_is_given_up(client: Client, folder: Path, tmp_path: Path) -> None:
+    await ended(client, "first")
+    await archive(client, folder, RUNS_AT_ONCE, by="ann")
+    await ended(client, "second")
+    with pytest.raises(Refused, match=f"this log is archived to {folder}"):
+        await archive(client, tmp_path / "other", RUNS_AT_ONCE, by="bob")
+    moved = await asyncio.to_thread(folder.rename, tmp_path / "moved")
+    assert (await archive(client, moved, RUNS_AT_ONCE, by="bob")).removed == 2
+    await ended(client, "third")
+    for _ in range(2):
+        await archive(client, tmp_path / "other", RUNS_AT_ONCE, by="bob", take_over=True)
+    await archive(client, tmp_path / "other", RUNS_AT_ONCE, by="bob")
+
+
 async def test_an_archiver_that_never_ends_can_be_taken_over(client: Client, folder: Path, tmp_path: Path) -> None:
     await ended(client, "gone")
 

@@ -13,7 +13,7 @@ import pytest
 
 from bus import Approval, Phase, Plan, connect
 from bus.server import Server
-from console.failure import FAILED, NOT_FOUND, OK, USAGE
+from console.failure import FAILED, NOT_FOUND, OK, REFUSED, USAGE
 
 GATE = Plan("gated", phases=[Phase("gate", approval=Approval(prompt="go on?"))])
 PHASEBUS = Path(sys.executable).with_name("phasebus")
@@ -69,8 +69,31 @@ async def test_the_tour_of_an_archive(terminal: Terminal) -> None:
     for words in (("run", "show", "gone"), ("replay", "gone"), ("run", "ls")):
         said, _ = await terminal.type(*words, PHASEBUS_ARCHIVE="old")
         assert "gate" in said or "gone" in said
-    said, _ = await terminal.type("run", "ls")
-    assert "gone" not in said and "open" in said
+    for words in (("run", "ls"), ("events", "export")):
+        said, hint = await terminal.type(*words)
+        assert "open" in said and "PHASEBUS_ARCHIVE=DIR" in hint
+        _, hint = await terminal.type(*words, PHASEBUS_ARCHIVE="old")
+        assert "PHASEBUS_ARCHIVE" not in hint
+
+
+async def test_what_is_read_from_the_archive_goes_to_other_places_too(terminal: Terminal) -> None:
+    await terminal.type("archive", "run", "--to", "old", "--keep", "run=0s")
+    await terminal.type("events", "export", "-o", "all.jsonl", PHASEBUS_ARCHIVE="old")
+    await terminal.type("events", "import", "all.jsonl", "--into", "copy", PHASEBUS_ARCHIVE="old")
+    said, _ = await terminal.type("run", "ls", PHASEBUS_NAMESPACE="copy")
+    assert "gone" in said and "open" in said
+    (terminal.folder / "code.py").write_text("def seen(event: object) -> None: ...\n", encoding="utf-8")
+    _, hint = await terminal.type("replay", "gone", "--into", "code.py:seen", PHASEBUS_ARCHIVE="old")
+    assert hint.startswith("fed ") and not hint.startswith("fed 0")
+
+
+async def test_another_folder_is_no_archive_of_a_log_that_has_one(terminal: Terminal) -> None:
+    command = ("archive", "run", "--keep", "run=0s", "--to")
+    await terminal.type(*command, "old")
+    _, complained = await terminal.type(*command, "new", code=REFUSED)
+    assert f"this log is archived to {terminal.folder / 'old'}" in complained
+    assert "next: phasebus events tail --subject" in complained
+    await terminal.type(*command, "new", "--take-over")
 
 
 async def test_a_damaged_archive_fails_the_check_and_is_named(terminal: Terminal) -> None:

@@ -169,6 +169,21 @@ async def test_a_broken_line_is_named_and_nothing_is_written(
         assert await exported(other) == []
 
 
+async def test_lines_that_are_out_of_order_are_refused_and_exports_of_several_runs_may_stand_in_a_row(
+    client: Client, tmp_path: Path
+) -> None:
+    await history(client, "one", "two")
+    text = await exported(client)
+    async with fresh(tmp_path / "other") as (other, _):
+        with pytest.raises(MalformedMessage, match="is out of order: it stood at position"):
+            await imported(other, text[::-1])
+        assert await exported(other) == []
+        runs = [*await exported(client, subjects=["bus.run.two"]), *await exported(client, subjects=["bus.run.one"])]
+        assert (await imported(other, runs)).stored == len(runs)
+        for run in ("one", "two"):
+            assert (await other.runs.load(run)).status == (await client.runs.load(run)).status
+
+
 async def test_what_is_no_subject_of_a_log_is_refused(client: Client) -> None:
     stray = lines.write(lines.line(1, "bus.work.c.r.p.1", NOW, {}, b"{}"))
     with pytest.raises(MalformedMessage, match=r"line 1: 'bus\.work\.c\.r\.p\.1' is not a subject"):
