@@ -15,18 +15,17 @@ import subprocess
 import sys
 import threading
 from contextlib import ExitStack, suppress
-from pathlib import Path
-from types import ModuleType
 
 import msgspec
 import structlog
 
-from bus import frames, keeper, logs
+from bus import keeper
 from bus.agent import Agent, Capability
 from bus.context import Context, Facts
 from bus.errors import SettingsError
-from bus.frames import Alive, Answered, Begin, Broken, Failed, Frame, Ready, Reported, Setup
+from bus.frames import Alive, Answered, Begin, Broken, Failed, Frame, Pipe, Ready, Reported, Setup
 from bus.problem import ErrorClass, Problem
+from bus.whereabouts import whereabouts
 
 logger = structlog.get_logger(__name__)
 
@@ -52,15 +51,17 @@ class Cells:
         """Import the agent where isolated handlers will run, if there are any. Raises SettingsError if it can't be."""
         if not self._isolated:
             return
-        self._setup = _setup(self._agent, self._isolated)
+        self._setup = whereabouts(self._agent, self._isolated)
         if sys.platform != "linux" and any(each.memory_mb for each in self._isolated):
             logger.warning("memory_mb is not enforced on this system", agent=self._agent.name)
-        first = self._first = await Cell.launch(self._setup)
         try:
+            self._first = await Cell.launch(self._setup)
             async with asyncio.timeout(_IMPORT_S):
-                ready = await first.ready()
+                ready = await self._first.ready()
         except TimeoutError:
             ready = Broken(f"importing it took longer than {_IMPORT_S:g} s", "")
+        except OSError as error:
+            ready = Broken(f"no process could be started: {error}", "")
         if isinstance(ready, Broken):
             self.close()
             where = f"{self._setup.modules[-1][0]}:{self._setup.name}"
@@ -105,8 +106,10 @@ class Cells:
                 if first is not None:
                     first.close()
                 first = self._first = await Cell.launch(self._setup)
-            if self._forks and isinstance(await first.ready(), Ready):
-                return await first.copy()
+            if self._forks:
+                ready = await first.ready()
+                if isinstance(ready, Ready) and ready.forks:
+                    return await first.copy()
             self._first = None
             with suppress(OSError):
                 # The next one does its imports while this one works.
@@ -118,7 +121,7 @@ class Cell:
     """One process with its keeper."""
 
     def __init__(
-        self, data: _Pipe, line: _Pipe, ready: Ready | None = None, control: socket.socket | None = None
+        self, data: Pipe, line: Pipe, ready: Ready | None = None, control: socket.socket | None = None
     ) -> None:
         self._data = data
         self._line = line
@@ -129,8 +132,8 @@ class Cell:
     @classmethod
     async def launch(cls, setup: Setup) -> Cell:
         """A process that imports the agent. Raises OSError."""
-        with ExitStack() as theirs:
-            (data, line), (their_data, their_line) = _sockets(theirs)
+        with ExitStack() as theirs, ExitStack() as ours:
+            (data, line), (their_data, their_line) = _sockets(ours, theirs)
             process = subprocess.Popen(  # noqa: ASYNC220 - it waits for the start of a program only, about 1 ms
                 [sys.executable, "-P", str(keeper.__file__), str(their_data.fileno()), str(their_line.fileno())],
                 stdin=subprocess.DEVNULL,
@@ -139,25 +142,22 @@ class Cell:
                 process_group=0,
                 env={**os.environ, keeper.PATH: json.dumps(sys.path)},
             )
+            ours.pop_all()
         # Only reaped: it ends when its line does.
         threading.Thread(target=process.wait, daemon=True).start()
         control = data.dup()
-        cell = cls(await _pipe(data), await _pipe(line), control=control)
+        cell = cls(await Pipe.open(data), await Pipe.open(line), control=control)
         cell._data.send(setup)
         return cell
 
     async def copy(self) -> Cell:
         """A copy of this process, in a group of its own. Raises OSError."""
         assert self._control is not None, "a launched process can be copied"
-        with ExitStack() as theirs:
-            (data, line), (their_data, their_line) = _sockets(theirs)
-            try:
-                socket.send_fds(self._control, [b"+"], [their_data.fileno(), their_line.fileno()])
-            except OSError:
-                data.close()
-                line.close()
-                raise
-        return Cell(await _pipe(data), await _pipe(line), Ready(forks=True))
+        with ExitStack() as theirs, ExitStack() as ours:
+            (data, line), (their_data, their_line) = _sockets(ours, theirs)
+            socket.send_fds(self._control, [b"+"], [their_data.fileno(), their_line.fileno()])
+            ours.pop_all()
+        return Cell(await Pipe.open(data), await Pipe.open(line), Ready(forks=True))
 
     @property
     def has_ended(self) -> bool:
@@ -228,37 +228,16 @@ class Cell:
         return said
 
 
-class _Pipe(msgspec.Struct, frozen=True):
-    """Our end of a socket."""
-
-    reader: asyncio.StreamReader
-    writer: asyncio.StreamWriter
-
-    def send(self, frame: Frame) -> None:
-        self.writer.write(frames.encode(frame))
-
-    async def receive(self) -> Frame | None:
-        """The next frame, or None: there will be none any more, or what came is not one."""
-        try:
-            size = frames.length(await self.reader.readexactly(frames.LENGTH_BYTES))
-            return frames.decode(await self.reader.readexactly(size))
-        except (asyncio.IncompleteReadError, OSError, msgspec.MsgspecError):
-            return None
-
-    def close(self) -> None:
-        self.writer.transport.abort()
+_Ends = tuple[socket.socket, socket.socket]
 
 
-async def _pipe(sock: socket.socket) -> _Pipe:
-    return _Pipe(*await asyncio.open_unix_connection(sock=sock))
-
-
-def _sockets(theirs: ExitStack) -> tuple[tuple[socket.socket, socket.socket], tuple[socket.socket, socket.socket]]:
-    """Two pairs, for frames and for the line. Our ends; and their ends, which close here with the block."""
-    data, their_data = socket.socketpair()
-    line, their_line = socket.socketpair()
-    theirs.enter_context(their_data)
-    theirs.enter_context(their_line)
+def _sockets(ours: ExitStack, theirs: ExitStack) -> tuple[_Ends, _Ends]:
+    """Two pairs, for frames and for the line: our ends and theirs, each closed with its block."""
+    pairs = [socket.socketpair() for _ in range(2)]
+    for mine, other in pairs:
+        ours.enter_context(mine)
+        theirs.enter_context(other)
+    (data, their_data), (line, their_line) = pairs
     return (data, line), (their_data, their_line)
 
 
@@ -283,33 +262,3 @@ def _signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
-
-
-def _setup(agent: Agent, isolated: list[Capability]) -> Setup:
-    """Where another process finds the agent. Raises SettingsError."""
-    homes = [sys.modules[name] for each in isolated if (name := getattr(each.handler, "__module__", "")) in sys.modules]
-    for module in [*homes, *list(sys.modules.values())]:
-        for name, value in list(getattr(module, "__dict__", {}).items()):
-            if value is agent:
-                level, pretty = logs.chosen()
-                modules = list(dict.fromkeys(_importable(each) for each in [*homes, module]))
-                return Setup(modules, name, [each.name for each in isolated], level, pretty)
-    raise SettingsError(
-        f"capability {isolated[0].name!r} has isolation='process', but agent {agent.name!r} is no module's: "
-        "another process could not import it. Move it to the top level of its file"
-    )
-
-
-def _importable(module: ModuleType) -> tuple[str, str | None]:
-    """The module's name in another process, and its file."""
-    file = getattr(module, "__file__", None)
-    path = str(Path(file).resolve()) if file is not None else None
-    if module.__name__ != "__main__":
-        return module.__name__, path
-    if module.__spec__ is not None:
-        return module.__spec__.name, path
-    if path is None:
-        raise SettingsError(
-            "isolation='process' needs an agent in a file: another process can't import what was typed in"
-        )
-    return Path(path).stem, path

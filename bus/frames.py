@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
 from typing import Any
 
 import msgspec
 
 from bus.context import Facts
+from bus.envelope import UNDECODABLE
 from bus.logs import Level
 from bus.problem import Problem
 
@@ -89,3 +92,28 @@ def length(head: bytes) -> int:
 def decode(body: bytes) -> Frame:
     """The frame in these bytes. Raises msgspec.MsgspecError."""
     return _decoder.decode(body)
+
+
+class Pipe(msgspec.Struct, frozen=True):
+    """The worker's end of a socket."""
+
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+    @classmethod
+    async def open(cls, sock: socket.socket) -> Pipe:
+        return cls(*await asyncio.open_unix_connection(sock=sock))
+
+    def send(self, frame: Frame) -> None:
+        self.writer.write(encode(frame))
+
+    async def receive(self) -> Frame | None:
+        """The next frame, or None: there will be none any more, or what came is not one."""
+        try:
+            size = length(await self.reader.readexactly(LENGTH_BYTES))
+            return decode(await self.reader.readexactly(size))
+        except (asyncio.IncompleteReadError, OSError, *UNDECODABLE):
+            return None
+
+    def close(self) -> None:
+        self.writer.transport.abort()

@@ -6,7 +6,7 @@ instance looks into the log before it stops anything).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import msgspec
 
@@ -15,6 +15,7 @@ from bus.events import (
     Event,
     PhaseAttemptFailed,
     PhaseCancelled,
+    PhaseCompleted,
     PhaseFailed,
     PhaseSkipped,
     RunCancelled,
@@ -43,16 +44,18 @@ def read_halt(data: bytes) -> Halt | None:
         return None
 
 
-def halts(before: RunState | None, after: RunState, happened: Iterable[Event]) -> dict[str, Halt]:
-    """By instance, what these events took from it."""
+def halts(before: RunState | None, after: RunState, happened: Sequence[Event]) -> dict[str, Halt]:
+    """By instance, what these events took from it. What it has handed in was not taken."""
     ends = [event for event in happened if isinstance(event, _ENDS)]
     if before is None or not ends:
         return {}
     touched = {event.phase for event in ends if not isinstance(event, RunCancelled | RunFailed)}
+    done = {(each.phase, each.item, each.attempt) for each in happened if isinstance(each, PhaseCompleted)}
     lost: dict[str, list[Held]] = {}
     for phase, item, attempt in before.held():
         held = Held(before.run, phase.key, item.index, attempt.number)
-        if phase.key in touched and not is_held(after, held, attempt.instance):
+        is_done = (held.phase, held.item, held.attempt) in done
+        if phase.key in touched and not is_done and not is_held(after, held, attempt.instance):
             lost.setdefault(attempt.instance, []).append(held)
     # What came last is what led to the rest: a run's end stands behind those of its phases.
     reason = _reason(ends[-1])

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import faulthandler
-import importlib
-import importlib.util
 import os
 import resource
 import signal
@@ -21,7 +19,6 @@ import time
 import traceback
 from contextlib import suppress
 from pathlib import Path
-from types import ModuleType
 from typing import NoReturn
 
 import msgspec
@@ -35,6 +32,7 @@ from bus.frames import Alive, Answered, Begin, Broken, Failed, Frame, Ready, Rep
 from bus.handling import answer
 from bus.keeper import keep
 from bus.problem import Problem
+from bus.whereabouts import imported
 
 _ALIVE_EVERY_S = 0.05
 _LOOK_EVERY_S = 0.5
@@ -49,7 +47,7 @@ def serve(data: int, line: int) -> None:
     setup = _receive(sock)
     assert isinstance(setup, Setup), "the worker begins with it"
     try:
-        agent = _imported(setup)
+        agent = imported(setup)
     except BaseException as error:  # noqa: BLE001 - somebody else's module, which may do anything
         last = traceback.extract_tb(error.__traceback__)[-1]
         reason = f"{type(error).__name__}: {text_of(error)} ({last.filename}, line {last.lineno})"
@@ -163,33 +161,6 @@ def _exactly(sock: socket.socket, count: int) -> bytes:
 def _send(sock: socket.socket, frame: Frame) -> None:
     with suppress(BrokenPipeError, ConnectionResetError):
         sock.sendall(frames.encode(frame))
-
-
-def _imported(setup: Setup) -> Agent:
-    modules = [_module(name, file) for name, file in setup.modules]
-    agent = getattr(modules[-1], setup.name, None)
-    where = f"{setup.modules[-1][0]}:{setup.name}"
-    if isinstance(agent, Agent) and all(name in agent.capabilities for name in setup.capabilities):
-        return agent
-    missing = ", ".join(setup.capabilities)
-    raise LookupError(f"{where} is no agent with {missing} when another process imports it")
-
-
-def _module(name: str, file: str | None) -> ModuleType:
-    """The module by its name, if that leads to its file; otherwise from the file."""
-    found = None
-    with suppress(ImportError, ValueError):
-        found = importlib.util.find_spec(name)
-    if file is None or (found is not None and found.origin is not None and Path(found.origin).resolve() == Path(file)):
-        return importlib.import_module(name)
-    if name in sys.modules:
-        name = f"phasebus_target_{name}"
-    spec = importlib.util.spec_from_file_location(name, file)
-    assert spec is not None and spec.loader is not None, "a Python file has a loader"
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def _can_fork() -> bool:

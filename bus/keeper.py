@@ -47,6 +47,8 @@ def keep(work: Callable[[], None], data: int, line: int) -> NoReturn:
         os.close(wake)
         _run(work)
     os.close(data)
+    # Who wants it to end ends its child, or its worker.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     polled = select.poll()
     polled.register(line, select.POLLIN)
     polled.register(woken, select.POLLIN)
