@@ -16,4 +16,4 @@ class Replayed(RunMachine):
 
 
 TestReplayed = Replayed.TestCase
-TestReplayed.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestReplayed.settings = settings(max_examples=400, stateful_step_count=30, deadline=None)
