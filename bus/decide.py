@@ -66,6 +66,9 @@ from bus.folding import evolve
 from bus.problem import Problem
 from bus.run import TERMINAL, Item, Late, PhaseState, RunState
 
+OUTSIDE = "outside of"
+"""How the reason begins why a phase was left out of a run of a part of its plan."""
+
 
 def decide(state: RunState | None, command: Command, *, run: str, now: datetime) -> Sequence[Event]:
     """What happens because of the command: events in order, never none. Raises Refused if nothing may."""
@@ -135,7 +138,7 @@ def _begin(command: Begin, run: str, now: datetime) -> Sequence[Event]:
     for key in adopted:
         draft.emit(_adoption(draft.state, key, command))
     outside = _outside(list(command.plan.graph), command.first, command.last)
-    said = f"outside of {command.first or 'the first'} to {command.last or 'the last'}"
+    said = f"{OUTSIDE} {command.first or 'the first'} to {command.last or 'the last'}"
     left_out = [key for key in outside if key not in adopted]
     draft.emit(*(PhaseSkipped(phase=key, reason=said, lets_pass=True) for key in left_out))
     draft.open([key for key in command.plan.graph if key not in outside])

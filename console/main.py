@@ -19,6 +19,7 @@ _COMMANDS = {
     "up": ("console.commands.up:up", "Start a bus with its supervisor here, until Ctrl-C."),
     "agent": ("console.commands.agent:agent", "Run an agent, or see which are there."),
     "run": ("console.commands.run:run", "Start runs, look at them, and decide about them."),
+    "plan": ("console.commands.plan:plan", "Look at a plan, and what it would mean for the runs there are."),
     "events": ("console.commands.events:events", "Look at what is in the log, and move it to another."),
     "replay": (
         "console.commands.replay:replay",

@@ -15,7 +15,9 @@ from pathlib import Path
 from bus import Client, Phase, Plan, Retry, connect, ref
 from bus.errors import Unavailable
 from bus.events import PhaseCompleted
+from bus.ledger import utc_now
 from bus.server import Server
+from bus.verify import Violation, violations
 from tests.harness import agent_process, agent_processes, agents_there, supervised
 
 SLEEPER = Path(__file__).with_name("sleeper.py")
@@ -54,13 +56,17 @@ async def test_every_run_ends_and_no_result_counts_twice_whatever_is_killed(serv
                     process.send_signal(signal.SIGCONT)
             states = [await client.result(run, timeout_s=SETTLED_S) for run in started]
         accepted: Counter[tuple[str, str, int | None]] = Counter()
+        broken: list[Violation] = []
         for run in started:
-            async for commit in client.ledger.commits(run):
+            commits = [commit async for commit in client.ledger.commits(run)]
+            broken += violations(commits, utc_now())
+            for commit in commits:
                 for event in commit.events:
                     if isinstance(event, PhaseCompleted) and event.attempt is not None:
                         accepted[run, event.phase, event.item] += 1
     assert {state.status for state in states} == {"completed"}
     assert set(accepted.values()) == {1}
+    assert not broken
 
 
 async def _start(client: Client, plan: Plan) -> str:

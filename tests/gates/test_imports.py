@@ -6,6 +6,7 @@ import grimp
 import pytest
 
 RULES = [
+    "bus.alternative",
     "bus.asyncapi",
     "bus.commands",
     "bus.conditions",
@@ -13,6 +14,7 @@ RULES = [
     "bus.compatibility",
     "bus.dead",
     "bus.decide",
+    "bus.diff",
     "bus.document",
     "bus.draft",
     "bus.envelope",
@@ -21,11 +23,13 @@ RULES = [
     "bus.eventsourcing.wire",
     "bus.folding",
     "bus.happening",
+    "bus.hindsight",
     "bus.inputs",
     "bus.lines",
     "bus.messages",
     "bus.payload",
     "bus.plan",
+    "bus.plancheck",
     "bus.problem",
     "bus.references",
     "bus.retention",

@@ -34,10 +34,11 @@ def groups() -> list[LazyGroup]:
     from console.commands.dead import dead
     from console.commands.events import events
     from console.commands.payload import payload
+    from console.commands.plan import plan
     from console.commands.run import run
     from console.commands.schema import schema
 
-    found = [cli, agent, archive, dead, events, payload, run, schema]
+    found = [cli, agent, archive, dead, events, payload, plan, run, schema]
     return [group for group in found if isinstance(group, LazyGroup)]
 
 
