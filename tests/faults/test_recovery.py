@@ -94,14 +94,18 @@ async def test_a_frozen_agent_loses_its_work_and_its_late_result_is_refused(serv
     assert (await _events(client, receipt.run))[-1] is ResultRefused
 
 
-async def test_a_blocked_event_loop_loses_its_work(server: Server, client: Client) -> None:
+async def test_a_blocked_event_loop_loses_its_work_and_its_late_result_is_refused(
+    server: Server, client: Client
+) -> None:
     async with supervised(server, lease_s=1.5):
         with agent_processes(server, SLEEPER, 2):
             await agents_there(client, 2)
-            receipt = await client.send("sleep", {"block": 8})
+            receipt = await client.send("sleep", {"block": 5})
             state = await client.result(receipt.run, timeout_s=BOUND_S)
             events = await happenings(client, receipt.run)
-    assert (state.status, causes(events)) == ("completed", ["frozen"])
+            await until(lambda: _refused(client, receipt.run))
+    assert (state.status, client.output(state, "work"), causes(events)) == ("completed", 2, ["frozen"])
+    assert (await _events(client, receipt.run)).count(ResultRefused) == 1
 
 
 async def test_an_agent_that_only_lost_its_line_keeps_its_work(server: Server, client: Client) -> None:
