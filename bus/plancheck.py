@@ -134,16 +134,18 @@ class _Comparison:
             yield Finding(place, key, f"would need {after.capability!r}, and needed {before.capability!r}")
         if len(was.items) != len(now.items):
             yield Finding(place, key, f"would have {len(now.items)} items, and has {len(was.items)}")
-        elif (other := self._other_input(key)) is not None:
+        elif was.items and (other := self._other_input(key)) is not None:
             yield Finding(place, key, other)
 
     def _other_input(self, key: str) -> str | None:
         """How what its handler is given differs, if it does."""
-        if not self._was.phases[key].items:
+        states = self._was, self._now
+        # After a rollback what it was given may not be there any more.
+        if not all(state.phases[need].lets_pass for state in states for need in state.plan.graph[key].needs):
             return None
         try:
-            given, would_get = given_to(self._was, key), given_to(self._now, key)
-        except Unresolved:
+            given, would_get = (given_to(state, key) for state in states)
+        except (Unresolved, LookupError):
             return None
         difference = first_difference(given, would_get)
         if difference is None:
