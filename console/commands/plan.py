@@ -14,7 +14,7 @@ _COMMANDS = {
 
 @click.group(cls=LazyGroup, commands_at=_COMMANDS)
 def plan() -> None:
-    """Look at plans, and try them on what has happened.
+    """Look at a plan, and what it would mean for the runs there are.
 
-    A run keeps its plan. Another plan is for the next runs, and for `phasebus run fork --plan`.
+    A run keeps its plan. Another one is for the next runs, and for `phasebus run fork --plan`.
     """
