@@ -8,7 +8,7 @@ from console.lazy import LazyGroup
 
 _COMMANDS = {
     "show": ("console.commands.plan_show:show", "Show a plan's phases, and what each waits for."),
-    "check": ("console.commands.plan_check:check", "Say what a changed plan would mean for the runs there are."),
+    "check": ("console.commands.plan_check:check", "Say what a plan would mean for the runs there are."),
 }
 
 

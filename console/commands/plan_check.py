@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @click.option("--all", "is_all", is_flag=True, help="Every run of the plan there is.")
 @on_bus
 async def check(client: Client, printer: Printer, plan: Plan, runs: tuple[str, ...], recent: int, is_all: bool) -> int:
-    """Say what PLAN would mean for the runs there are: those of a plan with its name, open or recent, or those named.
+    """Say what a plan would mean for the runs there are: of a plan with its name, open or recent, or those named.
 
     What was asked of each is asked again, of a run with this plan and by the rules of this version. A run is
     unaffected; differs: it would go another way; or breaks: it would fail where it did not, or it is open and what it
