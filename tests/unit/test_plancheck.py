@@ -113,6 +113,18 @@ def test_what_needs_the_output_of_a_new_phase_cant_be_told() -> None:
     assert says["c"] == "opened here, and would still wait for n"
 
 
+def test_a_new_phase_that_would_be_skipped_or_fail_is_said() -> None:
+    run = Driver(Phase("a", "do"))
+    run.fail("a", PERMANENT)
+    found = checked(run, A, Phase("n", "do", after=["a"]))
+    assert [each.says for each in found.findings] == ["is new, and would be skipped (a failed)"]
+    run = Driver(Phase("a", "do"))
+    run.complete("a", {})
+    found = checked(run, A, Phase("n", "do", input=ref("a.files")))
+    assert found.outcome == "breaks"
+    assert [(each.phase, each.position) for each in found.findings] == [("n", 3)]
+
+
 def test_a_list_that_is_another_has_other_items() -> None:
     run = Driver(Phase("a", "do"), Phase("b", "do", each=ref("a.files")))
     run.complete("a", {"files": [1, 2], "few": [1]})
