@@ -17,7 +17,7 @@ from bus.conditions import parse
 from bus.decide import decide
 from bus.diff import first_difference
 from bus.errors import Refused
-from bus.events import Commit, Event, PhaseProgressed, ResultRefused, RunStarted, UnknownEvent, type_of
+from bus.events import Commit, Event, PhaseProgressed, ResultRefused, RunArchived, RunStarted, UnknownEvent, type_of
 from bus.folding import Folding, evolve
 from bus.hindsight import asked
 from bus.plan import Plan
@@ -200,7 +200,7 @@ def _parted(commit: Commit, happened: Iterable[Event]) -> Finding | None:
 
 
 def _has_moved(event: Event) -> bool:
-    return not isinstance(event, PhaseProgressed | ResultRefused | UnknownEvent)
+    return not isinstance(event, PhaseProgressed | ResultRefused | RunArchived | UnknownEvent)
 
 
 def _plain(event: Event) -> object:

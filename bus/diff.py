@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from bus.events import Commit, Event, PhaseProgressed, ResultRefused, type_of
+from bus.events import Commit, Event, PhaseProgressed, ResultRefused, RunArchived, type_of
 from bus.folding import fold
 from bus.run import PhaseState, RunState
 
@@ -167,7 +167,7 @@ def _parting(one: Sequence[Commit], other: Sequence[Commit]) -> Parting | None:
 def _moves(commits: Sequence[Commit]) -> Iterator[tuple[int, int, Event]]:
     for commit in commits:
         for index, event in enumerate(commit.events):
-            if not isinstance(event, PhaseProgressed | ResultRefused):
+            if not isinstance(event, PhaseProgressed | ResultRefused | RunArchived):
                 yield commit.position, index, event
 
 

@@ -13,7 +13,7 @@ from typing import Literal
 
 import msgspec
 
-from bus.alternative import Alternative, Finding
+from bus.alternative import BY, Alternative, Finding
 from bus.diff import first_difference
 from bus.events import Commit
 from bus.inputs import given_to
@@ -91,6 +91,8 @@ class _Comparison:
         now = self._now.phases[key]
         if now.status == "failed":
             return Finding(position, key, f"is new, and would be failed ({now.problem})", True)
+        if now.status == "skipped" and now.answered_by != BY:
+            return Finding(position, key, f"is new, and would be skipped ({now.reason})")
         done = [
             other for other in self._behind(key) if other in self._was.phases and _has_done(self._was.phases[other])
         ]
@@ -114,12 +116,16 @@ class _Comparison:
     def _opened_in_both(
         self, was: PhaseState, now: PhaseState, opened: int | None, would_open: int
     ) -> Iterator[Finding]:
-        key, place = was.key, would_open if opened is None else min(opened, would_open)
-        before, after = self._was.plan.graph[key].phase, self._now.plan.graph[key].phase
+        key = was.key
         if opened is None:
-            yield Finding(would_open, key, "would open here, and has not opened")
-        elif opened != would_open:
+            would_fail = now.status == "failed"
+            said = f"would be failed here ({now.problem})" if would_fail else "would open here, and has not opened"
+            yield Finding(would_open, key, said, would_fail)
+            return
+        place = min(opened, would_open)
+        if opened != would_open:
             yield Finding(place, key, f"would open at {would_open}, and opened at {opened}")
+        before, after = self._was.plan.graph[key].phase, self._now.plan.graph[key].phase
         kinds = [_kind(before), _kind(after)]
         if kinds[0] != kinds[1]:
             said = f"would be {kinds[1]}, and was {kinds[0]}"
@@ -134,16 +140,18 @@ class _Comparison:
             yield Finding(place, key, f"would need {after.capability!r}, and needed {before.capability!r}")
         if len(was.items) != len(now.items):
             yield Finding(place, key, f"would have {len(now.items)} items, and has {len(was.items)}")
-        elif (other := self._other_input(key)) is not None:
+        elif was.items and (other := self._other_input(key)) is not None:
             yield Finding(place, key, other)
 
     def _other_input(self, key: str) -> str | None:
         """How what its handler is given differs, if it does."""
-        if not self._was.phases[key].items:
+        states = self._was, self._now
+        # After a rollback what it was given may not be there any more.
+        if not all(state.phases[need].lets_pass for state in states for need in state.plan.graph[key].needs):
             return None
         try:
-            given, would_get = given_to(self._was, key), given_to(self._now, key)
-        except Unresolved:
+            given, would_get = (given_to(state, key) for state in states)
+        except (Unresolved, LookupError):
             return None
         difference = first_difference(given, would_get)
         if difference is None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @click.option("--all", "is_all", is_flag=True, help="Every run of the plan there is.")
 @on_bus
 async def check(client: Client, printer: Printer, plan: Plan, runs: tuple[str, ...], recent: int, is_all: bool) -> int:
-    """Say what PLAN would mean for the runs there are: those of a plan with its name, open or recent, or those named.
+    """Say what a plan would mean for the runs there are: of a plan with its name, open or recent, or those named.
 
     What was asked of each is asked again, of a run with this plan and by the rules of this version. A run is
     unaffected; differs: it would go another way; or breaks: it would fail where it did not, or it is open and what it
@@ -50,15 +50,14 @@ async def check(client: Client, printer: Printer, plan: Plan, runs: tuple[str, .
 
 
 async def _of_plan(client: Client, plan: Plan, recent: int, is_all: bool) -> list[str]:
-    """The open runs of the plan, and the newest of those that ended. An archived run can't be replayed from here."""
+    """The open runs of the plan, and the newest of those that ended."""
     from bus.ledger import utc_now
     from projections.catchup import build
     from projections.runs import RUNS, rows
 
     found = [row for row in rows((await build(client, RUNS)).by_id, utc_now()) if row.plan == plan.name]
-    there = set(await client.ledger.names()) if found else set()
-    still_open = [row.run for row in found if row.status == "in_progress" and row.run in there]
-    ended = [row.run for row in found if row.status != "in_progress" and row.run in there]
+    still_open = [row.run for row in found if row.status == "in_progress"]
+    ended = [row.run for row in found if row.status != "in_progress"]
     return still_open + (ended if is_all else ended[:recent])
 
 

@@ -19,7 +19,7 @@ _WHEN_CHARACTERS = 40
 @click.argument("plan", callback=plan_argument, metavar="PLAN.toml | FILE.py:NAME | package.module:NAME")
 @json_option
 def show(plan: Plan, as_json: bool) -> None:
-    """Show a plan's phases, each after what it waits for. With --json, the plan as it is stored."""
+    """Show a plan's phases, and what each waits for. With --json, the plan as it is stored."""
     from graphlib import TopologicalSorter
 
     from console.printer import Printer

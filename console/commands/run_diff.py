@@ -22,7 +22,7 @@ _VALUE_CHARACTERS = 60
 @click.argument("other")
 @on_bus
 async def diff(client: Client, printer: Printer, one: str, other: str) -> int:
-    """Compare two runs phase by phase, and find the first event that differs. Exit code 1 if they differ.
+    """Compare two runs phase by phase, and find where they part. Exit code 1 if they differ.
 
     Who did the work, when, and for how long is no difference; how long it took is shown.
     """

@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 from hypothesis import settings
+from hypothesis.stateful import initialize
 
+from bus.plan import Plan
 from bus.plancheck import check
-from tests.properties.test_run_machine import RunMachine
+from tests.properties.test_run_machine import RunMachine, plans
 
 
 class Replayed(RunMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.other: Plan | None = None
+
+    @initialize(other=plans())
+    def know_another_plan(self, other: Plan) -> None:
+        self.other = other
+
     def teardown(self) -> None:
-        if self.commits:
-            replayed = check(self.commits, self.state.plan)
-            assert replayed.outcome == "unaffected", replayed.findings
+        if not self.commits:
+            return
+        replayed = check(self.commits, self.state.plan)
+        assert replayed.outcome == "unaffected", replayed.findings
+        if self.other is not None:
+            # Whatever the other is, there is an answer.
+            found = check(self.commits, self.other)
+            assert (found.outcome == "unaffected") == (not found.findings)
 
 
 TestReplayed = Replayed.TestCase
-TestReplayed.settings = settings(max_examples=400, stateful_step_count=30, deadline=None)
+TestReplayed.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
