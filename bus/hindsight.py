@@ -20,10 +20,13 @@ from bus.commands import (
     Expire,
     Fail,
     GiveUp,
+    Intend,
     Pause,
     Redrive,
+    Report,
     Resume,
     Rollback,
+    Settle,
     Signal,
     Skip,
     Take,
@@ -35,6 +38,8 @@ from bus.events import (
     PhaseApproved,
     PhaseAttemptFailed,
     PhaseCompleted,
+    PhaseEffectDone,
+    PhaseEffectIntended,
     PhaseEscalated,
     PhaseFailed,
     PhaseSkipped,
@@ -98,7 +103,7 @@ def _begin(started: RunStarted, events: list[Event]) -> Begin:
     outside = {event.phase for event in events if isinstance(event, PhaseSkipped) and _is_outside(event)}
     inside = [key for key in started.plan.graph if key not in outside]
     first, last = (inside[0], inside[-1]) if outside and inside else (None, None)
-    return Begin(started.plan, started.input, first, last, adopted, origin)
+    return Begin(started.plan, started.input, first, last, adopted, origin, started.parent)
 
 
 def _is_outside(event: Event) -> bool:
@@ -115,10 +120,18 @@ def _command(state: RunState, event: Event, later: Event | None, commit: Commit)
         case PhaseCompleted(attempt=int(attempt)):
             output = _NULL if event.output is msgspec.UNSET else event.output
             return Complete(event.phase, event.item, attempt, _holder(state, event.phase, event.item), output)
+        case PhaseCompleted(by=by) if by and state.phases[event.phase].child:
+            return Report(event.phase, by, _NULL if event.output is msgspec.UNSET else event.output)
         case PhaseCompleted(by=by) if by:
             signal = state.plan.graph[event.phase].phase.signal
             assert signal is not None, "only a signal completes a phase without an attempt"
             return Signal(signal.signal, by, _NULL if event.output is msgspec.UNSET else event.output)
+        case PhaseEffectIntended():
+            holder = _holder(state, event.phase, event.item)
+            return Intend(event.phase, event.item, event.attempt, holder, event.effect)
+        case PhaseEffectDone():
+            holder = _holder(state, event.phase, event.item)
+            return Settle(event.phase, event.item, event.attempt, holder, event.effect, event.outcome)
         case PhaseAttemptFailed():
             instance = event.instance or ""
             return Fail(event.phase, event.item, event.attempt, instance, event.problem, event.cause, event.evidence)
@@ -164,6 +177,8 @@ def _failed(state: RunState, event: PhaseFailed, commit: Commit) -> Command | No
         is_over = (commit.at - phase.opened_at).total_seconds() >= total_s
         if is_over and (phase.status != "waiting" or phase.expires_at is None or commit.at < phase.expires_at):
             return GiveUp(event.phase)
+    if phase.status == "waiting" and phase.child and code == "child_failed":
+        return Report(event.phase, phase.child, event.problem)
     if phase.status == "waiting":
         by = event.problem.title.removeprefix("rejected by ")
         return Answer(
