@@ -31,6 +31,7 @@ RULES = [
     "bus.retention",
     "bus.retry",
     "bus.run",
+    "bus.schedule",
     "bus.schemas",
     "bus.shapes",
     "bus.selection",
