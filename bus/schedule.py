@@ -26,9 +26,12 @@ _STAMP = "%Y%m%dt%H%M%S"
 _STAMPED = r"-\d{8}t\d{6}"
 _NAME_CHARACTERS = 63 - len("-20261122t020000")
 _SECOND = timedelta(seconds=1)
-_FIELDS = 6
+_FIELDS, _HOUR = 6, 2
 # What the server's cron and ours read alike: numbers, names, lists, ranges and steps.
-_CRON = re.compile(r"[0-9A-Za-z*/,-]+( [0-9A-Za-z*/,-]+){5}")
+_CRON = re.compile(
+    r"([0-9*/,-]+ ){4}[0-9A-Z*/,-]+ ([0-6*/,-]|SUN|MON|TUE|WED|THU|FRI|SAT)+",
+    re.IGNORECASE,
+)
 
 
 class Schedule(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -110,19 +113,25 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
         assert self.cron is not None, "one of the three is given"
         zone = _zone(self.zone or "UTC")
-        found = next(CronSim(self.cron, instant.astimezone(zone), reverse=reverse), None)
-        return None if found is None else found.astimezone(UTC)
+        local = instant.astimezone(zone)
+        for found in CronSim(self.cron, local, reverse=reverse):
+            # An hour that comes twice, when summer time ends, counts once for what names its hours.
+            is_second = found.fold and "*" not in self.cron.split()[_HOUR]
+            at = (found.replace(fold=0) if is_second else found).astimezone(UTC)
+            if reverse or at > instant:
+                return at
+        return None
 
     def _check_cron(self, cron: str) -> None:
         from cronsim import CronSimError  # noqa: PLC0415 - as above
 
-        example = 'for example "0 30 2 * * MON-FRI": second, minute, hour, day, month, day of the week'
+        example = 'second, minute, hour, day, month, day of the week (Sunday is 0), for example "0 30 2 * * MON-FRI"'
         if not _CRON.fullmatch(cron):
-            raise self._wrong(f"cron {cron!r} has not six fields of numbers, names, * , - and /; {example}")
+            raise self._wrong(f"cron {cron!r} has not six fields of numbers, names, * , - and /: {example}")
         try:
             self._cron_from(datetime(2026, 1, 1, tzinfo=UTC), reverse=False)
         except CronSimError as error:
-            raise self._wrong(f"cron {cron!r}: {error}; {example}") from None
+            raise self._wrong(f"cron {cron!r}: {error}: {example}") from None
         except (LookupError, ValueError, OSError):
             raise self._wrong(f"there is no time zone {self.zone!r} here: write Europe/Berlin") from None
 
