@@ -44,7 +44,7 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     name: str
     plan: Plan
-    input: msgspec.Raw = msgspec.Raw(b"{}")
+    input: msgspec.Raw
     at: Instant | None = None
     every_s: int | None = None
     cron: str | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from itertools import pairwise
 from typing import Any
 
 import msgspec
@@ -99,7 +100,7 @@ async def test_what_is_due_while_nobody_is_up_is_started_when_somebody_is_back(s
         await at_least(client, "tick", 3)
     # One for each second, none twice and none left out.
     seconds = [int(run[-2:]) for run in await runs(client, "tick")]
-    assert all((later - earlier) % 60 == 1 for earlier, later in zip(seconds, seconds[1:], strict=False))
+    assert all((later - earlier) % 60 == 1 for earlier, later in pairwise(seconds))
 
 
 async def test_an_occurrence_is_skipped_while_the_run_before_is_open_and_the_log_says_so(
@@ -174,7 +175,7 @@ async def test_a_schedule_that_can_not_work_leaves_nothing_behind(client: Client
 
 
 async def test_what_the_server_refuses_is_refused_with_its_reason(client: Client) -> None:
-    schedule = Schedule(name="tick", plan=GATE, cron="0 0 2 * * *")
+    schedule = Schedule(name="tick", plan=GATE, input=msgspec.Raw(b"{}"), cron="0 0 2 * * *")
     msgspec.structs.force_setattr(schedule, "cron", "0 0 0 L * *")
     with pytest.raises(ScheduleError, match="pattern is invalid"):
         await Timers(client.connection, client.subjects, client.settings).set(schedule, 1)
@@ -187,7 +188,7 @@ async def test_lost_timers_are_made_again_and_old_ones_end(server: Server, clien
         await operator.request(f"$JS.API.STREAM.DELETE.{client.subjects.timers_stream}", timeout_s=5)
         before = len(await runs(client, "tick"))
         await at_least(client, "tick", before + 3)
-        stale = Schedule(name="ended", plan=GATE, every_s=3600)
+        stale = Schedule(name="ended", plan=GATE, input=msgspec.Raw(b"{}"), every_s=3600)
         await Timers(client.connection, client.subjects, client.settings).set(stale, 1)
 
         async def is_gone() -> bool:

@@ -17,7 +17,7 @@ NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
 
 
 def made(**when: Any) -> Schedule:
-    return Schedule(**{"name": "nightly", "plan": PLAN} | when)
+    return Schedule(**{"name": "nightly", "plan": PLAN, "input": msgspec.Raw(b"{}")} | when)
 
 
 @pytest.mark.parametrize(
