@@ -19,6 +19,7 @@ _COMMANDS = {
     "up": ("console.commands.up:up", "Start a bus with its supervisor here, until Ctrl-C."),
     "agent": ("console.commands.agent:agent", "Run an agent, or see which are there."),
     "run": ("console.commands.run:run", "Start runs, look at them, and decide about them."),
+    "schedule": ("console.commands.schedule:schedule", "Start runs at a time, every so often, or by cron."),
     "events": ("console.commands.events:events", "Look at what is in the log, and move it to another."),
     "replay": (
         "console.commands.replay:replay",

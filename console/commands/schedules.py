@@ -83,7 +83,7 @@ async def add(
     catch_up_s: int,
     by: str,
 ) -> None:
-    """Make a schedule, or replace the one of this name. Its runs are called NAME-20261122t020000, by the time in UTC."""
+    """Make a schedule, or replace the one of this name. Its runs are called NAME-20261122t020000 (UTC)."""
     entry = await client.schedule(
         name,
         plan,

@@ -79,7 +79,8 @@ def test_a_golden_dead_letter_is_read_back_equal(name: str, expected: object) ->
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"), [(LETTER_REDRIVEN, REDRIVEN), (COLLECTED, REMOVED), *NOTICES.items(), *SCHEDULES.items()]
+    ("name", "expected"),
+    [(LETTER_REDRIVEN, REDRIVEN), (COLLECTED, REMOVED), *NOTICES.items(), *SCHEDULES.items()],
 )
 def test_what_operators_did_is_read_back_equal(name: str, expected: object) -> None:
     message = decode(golden(name).read_bytes())
