@@ -9,7 +9,7 @@ The supervisor makes lost timers again, and starts the runs.
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import Literal
 from uuid import uuid4
 
 import msgspec
@@ -154,10 +154,11 @@ class Scheduling:
         every_s: int | None = None,
         cron: str | None = None,
         zone: str | None = None,
+        overlap: Literal["skip", "allow"] = "skip",
+        catch_up_s: int = 86_400,
         by: str | None = None,
-        **policy: Any,
     ) -> Entry:
-        """Start runs of `plan` at a time, every so many seconds, or by cron; see `Schedule`, also for the `policy`.
+        """Start runs of `plan` at a time, every so many seconds, or by cron; see `Schedule`.
 
         Cron with five fields is at second 0. One that stands under this name is replaced; the same once more changes
         nothing, so a program may say it each time it starts. A run's id is `name-20261122t020000`, in UTC.
@@ -165,9 +166,6 @@ class Scheduling:
         """
         if not isinstance(plan, Plan):
             raise PlanError(f"a plan is a Plan, not {plan!r:.60}; `bus.planfile.read_plan` reads a file")
-        unknown = policy.keys() - {"overlap", "catch_up_s"}
-        if unknown:
-            raise ScheduleError(f"schedule {name!r}: there is no {min(unknown)!r}; say overlap or catch_up_s")
         wanted = Schedule(
             name=name,
             plan=plan,
@@ -176,16 +174,16 @@ class Scheduling:
             every_s=every_s,
             cron=in_six_fields(cron) if cron is not None else None,
             zone=zone,
-            **policy,
+            overlap=overlap,
+            catch_up_s=catch_up_s,
         )
         timers = Timers(self.connection, self.log.subjects, self.settings)
         before = (await self._timetable()).entries.get(name)
         if before is not None and _same(before.schedule, wanted):
             return _with_next(before)
-        if cron is not None:
-            # The server reads it in its own way: what it refuses must not be in the log.
-            await timers.set(wanted, 0)
-            await timers.drop(name, 0)
+        # The server reads it in its own way: what it refuses must not be in the log.
+        await timers.set(wanted, 0)
+        await timers.drop(name, 0)
         said = Scheduled(by or self.source, wanted)
         now = utc_now()
         position = await self._say(SCHEDULED, said, now)

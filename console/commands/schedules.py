@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -79,7 +79,7 @@ async def add(
     every_s: int | None,
     cron: str | None,
     zone: str | None,
-    overlap: str,
+    overlap: Literal["skip", "allow"],
     catch_up_s: int,
     by: str,
 ) -> None:
