@@ -18,8 +18,8 @@ from bus.commands import Begin
 from bus.errors import BusError, MalformedMessage, NotFound, Refused
 from bus.ledger import utc_now
 from bus.pull import Delivery, Intake
-from bus.schedule import SKIPPED, OccurrenceSkipped, Schedule
-from bus.schedules import Entry, Timers, Timetable, say
+from bus.schedule import OccurrenceSkipped, Schedule
+from bus.schedules import Entry, Timers, Timetable, skip, skipped_upto
 from bus.streams import ensure_bell, info
 
 logger = structlog.get_logger(__name__)
@@ -145,11 +145,10 @@ class Clockwork:
         """See to it that the occurrence has been started or was skipped, which is then in the log."""
         schedule = entry.schedule
         known = self._settled.get(schedule.name)
-        skipped = self._timetable.skipped.get(schedule.name)
-        if (known is not None and known[0] == entry.position and at <= known[1]) or (skipped and at <= skipped):
+        if known is not None and known[0] == entry.position and at <= known[1]:
             return
         run = schedule.run(at)
-        if await self._client.log.last(self._client.subjects.run(run)) is None:
+        if not await self._is_settled(entry, at, run):
             if utc_now() - at > timedelta(seconds=schedule.catch_up_s) + _LATE:
                 await self._skip(OccurrenceSkipped(schedule.name, at, "late"))
             elif schedule.overlap == "skip" and (other := await self._find_open(schedule)) is not None:
@@ -157,6 +156,13 @@ class Clockwork:
             else:
                 await self._start(run, schedule)
         self._settled[schedule.name] = entry.position, at
+
+    async def _is_settled(self, entry: Entry, at: datetime, run: str) -> bool:
+        """Whether the log has its run, or that it was skipped."""
+        if await self._client.log.last(self._client.subjects.run(run)) is not None:
+            return True
+        skipped = await skipped_upto(self._client.log, entry)
+        return skipped is not None and at <= skipped
 
     async def _start(self, run: str, schedule: Schedule) -> None:
         try:
@@ -167,7 +173,7 @@ class Clockwork:
 
     async def _skip(self, skipped: OccurrenceSkipped) -> None:
         logger.info("skipped", schedule=skipped.name, at=skipped.at, reason=skipped.reason, run=skipped.run)
-        await say(self._client.log, SKIPPED, skipped, source=self._client.source, at=utc_now())
+        await skip(self._client.log, skipped, source=self._client.source)
 
 
 def _key(entry: Entry) -> tuple[str, int]:

@@ -60,8 +60,6 @@ class Timetable:
         self._subject = log.subjects.ops(_AREA)
         self.position = 0
         self.entries: dict[str, Entry] = {}
-        self.skipped: dict[str, datetime] = {}
-        """Of each schedule the newest occurrence that was not started."""
 
     async def refresh(self) -> None:
         """Raises Unavailable. What can't be read is passed over, and logged."""
@@ -78,15 +76,8 @@ class Timetable:
             case schedule.SCHEDULED:
                 said = decode_data(message, _scheduled, "a schedule")
                 self.entries[said.schedule.name] = Entry(said.schedule, said.by, message.time, record.position)
-                self.skipped.pop(said.schedule.name, None)
             case schedule.UNSCHEDULED:
-                ended = decode_data(message, _unscheduled, "the end of a schedule").name
-                self.entries.pop(ended, None)
-                self.skipped.pop(ended, None)
-            case schedule.SKIPPED:
-                skipped = decode_data(message, _skipped, "an occurrence that was not started")
-                newest = self.skipped.get(skipped.name, skipped.at)
-                self.skipped[skipped.name] = max(newest, skipped.at)
+                self.entries.pop(decode_data(message, _unscheduled, "the end of a schedule").name, None)
 
 
 class Timers:
@@ -211,12 +202,26 @@ class Scheduling:
         return timetable
 
     async def _say(self, kind: str, what: object, at: datetime) -> int:
-        return await say(self.log, kind, what, source=self.source, at=at)
+        message = envelope(kind, what, id=uuid4().hex, source=self.source, time=at)
+        return await self.log.append(self.log.subjects.ops(_AREA), message)
 
 
-async def say(log: Log, kind: str, what: object, *, source: str, at: datetime) -> int:
-    """Add a record about schedules; returns its position."""
-    return await log.append(log.subjects.ops(_AREA), envelope(kind, what, id=uuid4().hex, source=source, time=at))
+async def skip(log: Log, skipped: OccurrenceSkipped, *, source: str) -> None:
+    """Say in the log that an occurrence is not started. Raises Unavailable."""
+    message = envelope(schedule.SKIPPED, skipped, id=uuid4().hex, source=source, time=utc_now())
+    await log.append(log.subjects.skipped(skipped.name), message)
+
+
+async def skipped_upto(log: Log, entry: Entry) -> datetime | None:
+    """The newest occurrence of the schedule, as it was made then, that is not started. Raises Unavailable."""
+    newest = await log.last(log.subjects.skipped(entry.schedule.name))
+    if newest is None or newest.position < entry.position:
+        return None
+    try:
+        return decode_data(newest.envelope(), _skipped, "an occurrence that was not started").at
+    except MalformedMessage as error:
+        logger.warning("record set aside", subject=newest.subject, position=newest.position, error=str(error))
+        return None
 
 
 def _with_next(entry: Entry) -> Entry:

@@ -109,6 +109,10 @@ class Subjects:
         """What operators did."""
         return f"{self.namespace}.ops.{name(area, 'area')}"
 
+    def skipped(self, schedule: str) -> str:
+        """The occurrences of a schedule that were not started."""
+        return f"{self.namespace}.ops.skipped.{name(schedule, 'schedule')}"
+
     def work(self, work: Work) -> str:
         name(work.run, "run")
         phase_key(work.phase)

@@ -15,6 +15,8 @@ from bus import Approval, Client, NotFound, Phase, Plan, PlanError, ScheduleErro
 from bus.connection import Connection
 from bus.events import RunStarted
 from bus.ledger import utc_now
+from bus.outgoing import select
+from bus.retention import Policy
 from bus.schedule import SKIPPED, OccurrenceSkipped, Schedule
 from bus.schedules import Timers, Timetable
 from bus.server import Server
@@ -49,7 +51,7 @@ async def timers(client: Client) -> dict[str, int]:
 
 
 async def skipped(client: Client) -> list[OccurrenceSkipped]:
-    records = [record.envelope() async for record in client.log.read(client.subjects.ops("schedule"))]
+    records = [record.envelope() async for record in client.log.read(client.subjects.ops("skipped") + ".*")]
     return [msgspec.json.decode(each.data, type=OccurrenceSkipped) for each in records if each.type == SKIPPED]
 
 
@@ -228,3 +230,9 @@ async def test_a_record_nobody_can_read_does_no_harm_to_other_schedules(server: 
 
 async def _always() -> bool:
     return True
+
+
+async def test_schedules_stay_when_what_operators_did_is_archived(client: Client) -> None:
+    await client.schedule("tick", GATE, every_s=3600)
+    chosen = await select(client.log, Policy.of(["ops=0s"]), utc_now() + timedelta(days=1))
+    assert (chosen.upto, dict(chosen.tallies["ops"].stays)) == ({}, {"says which schedules there are": 1})
