@@ -32,6 +32,10 @@ class Docket:
         """Every open run."""
         return iter(list(self._open.values()))
 
+    def open_runs(self) -> Iterator[str]:
+        """The names of all of them."""
+        return iter(self._open)
+
     def note(self, state: RunState, position: int) -> None:
         """A run is as `state` says since the commit at `position`. If this raises, nothing has changed."""
         timers = sorted(armed(state))

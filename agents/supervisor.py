@@ -17,6 +17,7 @@ import msgspec
 import structlog
 
 from agents.census import Census
+from agents.clockwork import Clockwork
 from agents.docket import Docket, Key
 from agents.leadership import Leadership
 from bus import children
@@ -32,6 +33,7 @@ from bus.presence import Held
 from bus.problem import Problem
 from bus.record import Record
 from bus.run import PhaseState, RunState
+from bus.schedule import Schedule
 from bus.timers import Timer
 
 logger = structlog.get_logger(__name__)
@@ -39,6 +41,7 @@ logger = structlog.get_logger(__name__)
 _TICK_S = 0.05
 _LOST_WORK_EVERY_S = 2.0
 _FLOOR_EVERY_S = 5.0
+_SCHEDULES_EVERY_S = 1.0
 _AGAIN_S = 1.0
 
 
@@ -104,6 +107,9 @@ class Supervisor:
             tasks.create_task(self._every(_LOST_WORK_EVERY_S, self._mind_children))
             tasks.create_task(self._every(_FLOOR_EVERY_S, self._raise_floor))
             tasks.create_task(self._heed_suspects())
+            clockwork = Clockwork(self._client, self._open_run_of)
+            tasks.create_task(self._every(_SCHEDULES_EVERY_S, clockwork.look))
+            tasks.create_task(clockwork.serve())
 
     async def _renew(self) -> None:
         while True:
@@ -151,6 +157,16 @@ class Supervisor:
             self._docket.note(await self._client.runs.load(run), record.position)
         else:
             self._docket.note(evolve(before, commit), record.position)
+
+    async def _open_run_of(self, schedule: Schedule) -> str | None:
+        """An open run of the schedule, as of all that is in the log by now."""
+        newest = await self._client.log.last(self._client.subjects.runs)
+        deadline = time.monotonic() + self._client.settings.request_timeout_s
+        while newest is not None and self._position < newest.position:
+            if time.monotonic() > deadline:
+                raise Unavailable(f"the log was not followed up to position {newest.position}")
+            await asyncio.sleep(_TICK_S / 10)
+        return next(filter(schedule.has, self._docket.open_runs()), None)
 
     # Time
 

@@ -29,6 +29,7 @@ from bus.problem import Problem
 from bus.references import ref
 from bus.run import RunState
 from bus.runs import Runs
+from bus.schedules import Scheduling
 from bus.selection import Selection
 from bus.settings import Settings
 from bus.steering import Steering, as_json, new_run
@@ -60,7 +61,7 @@ class WorkFailed(BusError):
         self.problem = problem
 
 
-class Client(Steering):
+class Client(Steering, Scheduling):
     """One process's door to a bus. Made by `connect`, closed with it."""
 
     def __init__(

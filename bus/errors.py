@@ -71,6 +71,10 @@ class PlanError(BusError, ValueError):
     """A plan that can't work, refused before anything runs. Names the phase and the field."""
 
 
+class ScheduleError(BusError, ValueError):
+    """A schedule that can't work, refused when it is made. Names the schedule and what is wrong with it."""
+
+
 class SettingsError(BusError, ValueError):
     """A setting with a wrong value. Names the setting and says what it accepts."""
 

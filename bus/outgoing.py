@@ -177,12 +177,15 @@ class _Ops:
     """What operators did: what says of a dead letter that it was sent again stays for as long as the letter."""
 
     def __init__(self, log: Log, letters: _Letters) -> None:
-        self._archives = log.subjects.ops("archive")
+        self._stays = {
+            log.subjects.ops("archive"): "tells of archives",
+            log.subjects.ops("schedule"): "says which schedules there are",
+        }
         self._letters = {letter.id for letter in letters.values()}
 
     async def why(self, record: Record) -> str | None:
-        if record.subject == self._archives:
-            return "tells of archives"
+        if record.subject in self._stays:
+            return self._stays[record.subject]
         return "its dead letter is there" if _letter_sent_again(record) in self._letters else None
 
 

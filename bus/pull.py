@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from datetime import UTC, datetime
 
 import structlog
 
@@ -29,11 +30,11 @@ _LONGEST_PAUSE_S = 2.0
 class Delivery:
     """A message handed to us, and what can be said about it. Answers are sent without waiting; they may get lost.
 
-    `stream_sequence` is its position in the stream; `delivered` counts from 1, and may repeat after a server crash;
-    `pending` is how many more the consumer had for us at that moment.
+    `stream_sequence` is its position in the stream, `stored_at` when that was stored; `delivered` counts from 1, and
+    may repeat after a server crash; `pending` is how many more the consumer had for us at that moment.
     """
 
-    __slots__ = ("_connection", "delivered", "message", "pending", "stream_sequence")
+    __slots__ = ("_connection", "delivered", "message", "pending", "stored_at", "stream_sequence")
 
     def __init__(self, connection: Connection, message: Message) -> None:
         """Raises ValueError if the message was not delivered by a consumer."""
@@ -47,6 +48,7 @@ class Delivery:
         self.message = message
         self.delivered = int(words[first])
         self.stream_sequence = int(words[first + 1])
+        self.stored_at = datetime.fromtimestamp(int(words[first + 3]) / 1e9, UTC)
         self.pending = int(words[first + 4])
 
     def ack(self) -> None:

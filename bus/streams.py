@@ -134,6 +134,24 @@ def payloads_config(subjects: Subjects, replicas: int) -> dict[str, Any]:
     }
 
 
+def timers_config(subjects: Subjects, replicas: int) -> dict[str, Any]:
+    """What the server is to ring for, and what has rung and waits to be heard. All of it follows from the log.
+
+    A stream of its own: message schedules need rollup, and a log whose events can be rolled up is none.
+    """
+    return {
+        "name": subjects.timers_stream,
+        "subjects": [subjects.all_timers],
+        "retention": "workqueue",
+        "storage": "file",
+        "num_replicas": replicas,
+        "allow_direct": True,
+        "allow_msg_ttl": True,
+        "allow_msg_schedules": True,
+        "allow_rollup_hdrs": True,
+    }
+
+
 async def set_up(connection: Connection, subjects: Subjects, settings: Settings, *, create: bool) -> None:
     """Check what is there, and create what is not. Raises Misconfigured; without `create`, NotFound."""
     for config in (log_config(subjects, settings.replicas), work_config(subjects, settings.replicas)):
@@ -151,6 +169,12 @@ async def set_up_work(connection: Connection, subjects: Subjects, settings: Sett
 async def set_up_payloads(connection: Connection, subjects: Subjects, settings: Settings) -> None:
     """The bucket for large payloads: made when the first one is met, since many namespaces never need it."""
     config = payloads_config(subjects, settings.replicas)
+    await ensure_stream(connection, config, settings.request_timeout_s, create=True)
+
+
+async def set_up_timers(connection: Connection, subjects: Subjects, settings: Settings) -> None:
+    """The stream for schedules: made when the first one is, since many namespaces never need it."""
+    config = timers_config(subjects, settings.replicas)
     await ensure_stream(connection, config, settings.request_timeout_s, create=True)
 
 
@@ -216,15 +240,40 @@ async def ensure_consumer(connection: Connection, subjects: Subjects, capability
         "max_deliver": -1,
         "max_ack_pending": 10_000,
     }
-    body = {"stream_name": subjects.work_stream, "config": config, "action": ""}
-    subject = f"{_API}.CONSUMER.CREATE.{subjects.work_stream}.{name}"
-    answer = await _ask(connection, subject, body, settings.request_timeout_s)
-    if answer.error is not None and answer.error.err_code == _NO_STREAM:
+    try:
+        await _create_consumer(connection, subjects.work_stream, config, settings)
+    except NotFound:
         await set_up_work(connection, subjects, settings)
-        answer = await _ask(connection, subject, body, settings.request_timeout_s)
-    if answer.error is not None:
-        raise Misconfigured(f"consumer {name!r} of {subjects.work_stream}: {answer.error.description}")
+        await _create_consumer(connection, subjects.work_stream, config, settings)
     return name
+
+
+async def ensure_bell(connection: Connection, subjects: Subjects, settings: Settings) -> str:
+    """The stream for schedules, and the consumer of what has rung; returns the consumer's name."""
+    config = {
+        "durable_name": "bell",
+        "name": "bell",
+        "filter_subject": subjects.all_rung,
+        "ack_policy": "explicit",
+        # Who dies between the run's start and the acknowledgement leaves it to the next leader.
+        "ack_wait": int(settings.lease_s * _SECOND_NS),
+        "max_deliver": -1,
+        # One after the other: whether a run of the occurrence before is open can be told only when that is settled.
+        "max_ack_pending": 1,
+    }
+    await set_up_timers(connection, subjects, settings)
+    await _create_consumer(connection, subjects.timers_stream, config, settings)
+    return "bell"
+
+
+async def _create_consumer(connection: Connection, stream: str, config: dict[str, Any], settings: Settings) -> None:
+    name = config["name"]
+    body = {"stream_name": stream, "config": config, "action": ""}
+    answer = await _ask(connection, f"{_API}.CONSUMER.CREATE.{stream}.{name}", body, settings.request_timeout_s)
+    if answer.error is not None and answer.error.err_code == _NO_STREAM:
+        raise NotFound(f"there is no stream {stream!r}")
+    if answer.error is not None:
+        raise Misconfigured(f"consumer {name!r} of {stream}: {answer.error.description}")
 
 
 async def ensure_stream(connection: Connection, config: dict[str, Any], timeout_s: float, *, create: bool) -> None:

@@ -72,10 +72,13 @@ class Subjects:
         self.stream = namespace.upper()
         self.work_stream = f"{self.stream}_WORK"
         self.payloads_bucket = f"{self.stream}_PAYLOADS"
+        self.timers_stream = f"{self.stream}_TIMERS"
         self.leases_bucket = f"{self.stream}_LEASES"
         self.runs = f"{namespace}.run.*"
         self.dead_letters = f"{namespace}.dead.*"
         self.all_work = f"{namespace}.work.>"
+        self.all_timers = f"{namespace}.timer.>"
+        self.all_rung = f"{namespace}.timer.rung.>"
         self.everyone = f"{namespace}.ping"
         self.beats = f"{namespace}.beat.*"
         # The server publishes what it has stored once more, under `live.`: what is seen there is in the log.
@@ -106,6 +109,10 @@ class Subjects:
         """What operators did."""
         return f"{self.namespace}.ops.{name(area, 'area')}"
 
+    def skipped(self, schedule: str) -> str:
+        """The occurrences of a schedule that were not started."""
+        return f"{self.namespace}.ops.skipped.{name(schedule, 'schedule')}"
+
     def work(self, work: Work) -> str:
         name(work.run, "run")
         phase_key(work.phase)
@@ -129,6 +136,26 @@ class Subjects:
         if not same:
             raise MalformedMessage(f"{subject!r} is not a work subject of namespace {self.namespace!r}")
         return work
+
+    def timer(self, schedule: str, position: int) -> str:
+        """What lets the server ring for the schedule that was made at a position of the log."""
+        return f"{self.namespace}.timer.set.{name(schedule, 'schedule')}.{position}"
+
+    def rung(self, schedule: str, position: int) -> str:
+        """What the server stores when that schedule is due."""
+        return f"{self.namespace}.timer.rung.{name(schedule, 'schedule')}.{position}"
+
+    def parse_timer(self, subject: str) -> tuple[str, int]:
+        """The schedule and the position that either of the two names. Raises MalformedMessage for anything else."""
+        schedule, _, position = subject.removeprefix(f"{self.namespace}.timer.").partition(".")[2].partition(".")
+        try:
+            found = schedule, int(position)
+            same = subject in (self.timer(*found), self.rung(*found))
+        except (InvalidName, ValueError) as error:
+            raise MalformedMessage(f"{subject!r} is not a timer's subject: {error}") from error
+        if not same:
+            raise MalformedMessage(f"{subject!r} is not a timer's subject of namespace {self.namespace!r}")
+        return found
 
     def who(self, capability: str) -> str:
         """Every live instance with the capability answers here; if there is none, the server says so at once."""

@@ -21,6 +21,7 @@ from bus.ledger import WORK
 from bus.messages import MESSAGES
 from bus.notices import REMOVED, SEALED, STARTED, ArchiveRemoved, ArchiveSealed, ArchiveStarted
 from bus.presence import Beat
+from bus.schedule import SCHEDULED, SKIPPED, UNSCHEDULED, OccurrenceSkipped, Scheduled, Unscheduled
 from bus.worker import AGENT_DEREGISTERED, AGENT_REGISTERED
 
 # What is a whole message has a name here only: it is not in the bytes.
@@ -77,6 +78,9 @@ def vocabulary() -> dict[str, Entry]:
         SEALED: Entry("data", ArchiveSealed),
         REMOVED: Entry("data", ArchiveRemoved),
         COLLECTED: Entry("data", PayloadsCollected),
+        SCHEDULED: Entry("data", Scheduled),
+        UNSCHEDULED: Entry("data", Unscheduled),
+        SKIPPED: Entry("data", OccurrenceSkipped),
         BEAT: Entry("body", Beat),
         HALT: Entry("body", Halt),
     }

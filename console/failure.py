@@ -92,7 +92,11 @@ def _of_bus(error: BaseException) -> Failure | None:
             UNREACHABLE,
             "is it running? start a bus with `phasebus up`, or set NATS_URL",
         ),
-        ((errors.PlanError, errors.SettingsError, errors.InvalidName, errors.TooLarge), USAGE, ""),
+        (
+            (errors.PlanError, errors.ScheduleError, errors.SettingsError, errors.InvalidName, errors.TooLarge),
+            USAGE,
+            "",
+        ),
         (errors.BusError, FAILED, ""),
     ]
     for kinds, code, next_step in rules:

@@ -20,6 +20,7 @@ _COMMANDS = {
     "agent": ("console.commands.agent:agent", "Run an agent, or see which are there."),
     "run": ("console.commands.run:run", "Start runs, look at them, and decide about them."),
     "plan": ("console.commands.plan:plan", "Look at a plan, and what it would mean for the runs there are."),
+    "schedule": ("console.commands.schedule:schedule", "Start runs at a time, every so often, or by cron."),
     "events": ("console.commands.events:events", "Look at what is in the log, and move it to another."),
     "replay": (
         "console.commands.replay:replay",

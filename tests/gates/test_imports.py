@@ -35,6 +35,7 @@ RULES = [
     "bus.retention",
     "bus.retry",
     "bus.run",
+    "bus.schedule",
     "bus.schemas",
     "bus.shapes",
     "bus.selection",

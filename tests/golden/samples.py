@@ -59,6 +59,7 @@ from bus.presence import Beat, Held
 from bus.problem import Problem
 from bus.references import ref
 from bus.retry import RetryPolicy
+from bus.schedule import SCHEDULED, SKIPPED, UNSCHEDULED, OccurrenceSkipped, Schedule, Scheduled, Unscheduled
 from bus.worker import AGENT_DEREGISTERED, AGENT_REGISTERED
 
 FOLDER = Path(__file__).parent
@@ -216,6 +217,20 @@ NOTICES = {
     ),
     ARCHIVE_REMOVED: ArchiveRemoved(**ARCHIVE, records=2, subjects=1, kept=("bus.run.lively",)),
 }
+NIGHTLY = Schedule(
+    name="nightly",
+    plan=PLAN,
+    input=msgspec.Raw(b'{"path":"src"}'),
+    cron="0 30 2 * * MON-FRI",
+    zone="Europe/Berlin",
+    overlap="allow",
+    catch_up_s=3600,
+)
+SCHEDULES = {
+    SCHEDULED: Scheduled("ann", NIGHTLY),
+    UNSCHEDULED: Unscheduled("ann", "nightly"),
+    SKIPPED: OccurrenceSkipped("nightly", LATER, "overlap", "nightly-20260102t013000"),
+}
 BEAT = Beat(
     agent="coder",
     version="1.2.0",
@@ -274,6 +289,7 @@ MESSAGES: dict[str, bytes] = {
     LETTER_REDRIVEN: about_agent(LETTER_REDRIVEN, REDRIVEN),
     COLLECTED: about_agent(COLLECTED, REMOVED),
     **{kind: about_agent(kind, notice) for kind, notice in NOTICES.items()},
+    **{kind: about_agent(kind, said) for kind, said in SCHEDULES.items()},
     AGENT_REGISTERED: about_agent(AGENT_REGISTERED, BEAT),
     AGENT_DEREGISTERED: about_agent(AGENT_DEREGISTERED, BEAT),
     "beat": msgspec.json.encode(BEAT),

@@ -33,6 +33,7 @@ from tests.golden.samples import (
     REMOVED,
     ROOMY,
     RUN,
+    SCHEDULES,
     UNDECODED,
     golden,
 )
@@ -79,7 +80,10 @@ def test_a_golden_dead_letter_is_read_back_equal(name: str, expected: object) ->
     assert dead.read(decode(golden(name).read_bytes())) == expected
 
 
-@pytest.mark.parametrize(("name", "expected"), [(LETTER_REDRIVEN, REDRIVEN), (COLLECTED, REMOVED), *NOTICES.items()])
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [(LETTER_REDRIVEN, REDRIVEN), (COLLECTED, REMOVED), *NOTICES.items(), *SCHEDULES.items()],
+)
 def test_what_operators_did_is_read_back_equal(name: str, expected: object) -> None:
     message = decode(golden(name).read_bytes())
     assert decode_data(message, msgspec.json.Decoder(type(expected)), "an operator's record") == expected
