@@ -177,7 +177,7 @@ def _failed(state: RunState, event: PhaseFailed, commit: Commit) -> Command | No
         is_over = (commit.at - phase.opened_at).total_seconds() >= total_s
         if is_over and (phase.status != "waiting" or phase.expires_at is None or commit.at < phase.expires_at):
             return GiveUp(event.phase)
-    if phase.status == "waiting" and phase.child and code == "child_failed":
+    if phase.status == "waiting" and phase.child and code != "expired":
         return Report(event.phase, phase.child, event.problem)
     if phase.status == "waiting":
         by = event.problem.title.removeprefix("rejected by ")
