@@ -12,6 +12,7 @@ import re
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from itertools import count
 from pathlib import Path
 from secrets import token_hex
 from typing import Protocol
@@ -74,6 +75,8 @@ class Connection:
         self._inbox = f"{self.new_inbox()}."
         self._waiting: dict[str, tuple[Answer, str]] = {}
         self._streams: dict[str, Callback] = {}
+        # Nobody can guess the inbox; within it a number will do.
+        self._tokens = count(1)
 
     @classmethod
     @asynccontextmanager
@@ -208,7 +211,7 @@ class Connection:
 
         Raises as `request`; what can't be sent is refused before the first has left.
         """
-        token = token_hex(8)
+        token = f"{next(self._tokens):x}"
         frames: list[bytes] = []
         for number, (subject, data, headers) in enumerate(members, 1):
             frames += self._frame(subject, data, headers, self._inbox + token if number == len(members) else "")
@@ -229,7 +232,7 @@ class Connection:
         was taken. NoResponders, and otherwise, as `request`.
         """
         answers = Answers(subject, is_end, timeout_s)
-        token = token_hex(8)
+        token = f"{next(self._tokens):x}"
         self._streams[token] = answers.take
         forget = self.on_disconnect(answers.lose)
         try:
@@ -256,7 +259,7 @@ class Connection:
 
         Returns what ends waiting: to be called when it has been given or is not wanted any more.
         """
-        token = token_hex(8)
+        token = f"{next(self._tokens):x}"
         self._publish(subject, data, headers, self._inbox + token)
         return self._expect(answer, token, subject, timeout_s)
 
@@ -273,7 +276,7 @@ class Connection:
             answers.append(message)
             woken.set()
 
-        token = token_hex(8)
+        token = f"{next(self._tokens):x}"
         disconnects = self._client.disconnects
         self._streams[token] = take
         forget = self.on_disconnect(woken.set)

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from bus import payload
 from bus.connection import Connection
-from bus.envelope import Envelope
+from bus.envelope import Envelope, encode
 from bus.objects import Objects
 from bus.payload import Limits
 from bus.settings import Settings
@@ -33,12 +33,16 @@ class Payloads:
         self._connection = connection
         self._settings = settings
         self.objects = Objects(connection, subjects, settings)
+        self._inline_bytes = min(settings.compress_above_bytes, _HEADERS_BYTES)
 
     async def pack(self, subject: str, message: Envelope) -> bytes:
         """The bytes to append on `subject`, soon: what they refer to is stored, and kept for an hour at least.
 
         Raises TooLarge: the payload is over `payload_limit_bytes`; Unavailable, Misconfigured: it can't be stored.
         """
+        # Nearly all messages are small, and stay as they are.
+        if len(message.data) <= self._inline_bytes and len(body := encode(message)) <= self._inline_bytes:
+            return body
         limits = self._limits
         packed = await _apart(len(memoryview(message.data)), lambda: payload.pack(message, limits))
         if packed.name:
