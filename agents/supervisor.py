@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from datetime import timedelta
 
-import msgspec
 import structlog
 
 from agents.census import Census
@@ -34,6 +33,7 @@ from bus.problem import Problem
 from bus.record import Record
 from bus.run import PhaseState, RunState
 from bus.schedule import Schedule
+from bus.streams import info
 from bus.timers import Timer
 
 logger = structlog.get_logger(__name__)
@@ -295,20 +295,13 @@ class Supervisor:
         if not child.is_open:
             await self._submit(*children.report(child))
 
-    async def _work_subjects(self) -> set[str]:
-        subjects = self._client.subjects
-        there: set[str] = set()
-        while True:
-            request = msgspec.json.encode({"subjects_filter": ">", "offset": len(there)})
-            subject = f"$JS.API.STREAM.INFO.{subjects.work_stream}"
-            answer = await self._client.connection.request(
-                subject, request, timeout_s=self._client.settings.request_timeout_s
-            )
-            page = _info.decode(answer.data)
-            found = page.state.subjects or {}
-            there.update(found)
-            if not found or len(there) >= page.total:
-                return there
+    async def _work_subjects(self) -> Collection[str]:
+        stream, timeout_s = self._client.subjects.work_stream, self._client.settings.request_timeout_s
+        try:
+            return (await info(self._client.connection, stream, timeout_s, subjects=">")).subjects
+        except NotFound:
+            # A worker makes it again; nothing waits in it.
+            return ()
 
     async def _raise_floor(self) -> None:
         await self._leadership.raise_floor(self._docket.floor(self._position))
@@ -319,18 +312,6 @@ _WORDS = {
     "frozen": "does not answer: it is frozen, or a handler blocks its event loop (a plain `def` runs in a thread)",
     "forgotten": "has lost the attempt",
 }
-
-
-class _StreamState(msgspec.Struct, frozen=True):
-    subjects: dict[str, int] | None = None
-
-
-class _Info(msgspec.Struct, frozen=True):
-    state: _StreamState = _StreamState()
-    total: int = 0
-
-
-_info = msgspec.json.Decoder(_Info)
 
 
 class _Deposed(Exception):

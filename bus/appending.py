@@ -17,6 +17,7 @@ from uuid import uuid4
 
 import msgspec
 
+from bus.acknowledgement import ALREADY_COMMITTED, BATCH_MEMBERS, CONFLICTS, TEMPORARY, Ack, read_ack
 from bus.connection import Connection, Message
 from bus.envelope import CONTENT_TYPE, UNDECODABLE, Envelope
 from bus.errors import BusError, Misconfigured, NoResponders, Refused, TooMany, Unavailable
@@ -24,12 +25,7 @@ from bus.payloads import Payloads
 from bus.reading import Reader
 from bus.record import Record
 from bus.settings import Settings
-from bus.streams import ApiError
 
-BATCH_MEMBERS = 1_000
-_CONFLICTS = {10071, 10164}
-_ALREADY_COMMITTED = 10201
-_TEMPORARY = {408, 429, 503}
 _TAIL_BYTES = 8 * 2**20
 _PAUSE_S = 0.05
 _LONGEST_PAUSE_S = 1.0
@@ -62,13 +58,6 @@ class Part(NamedTuple):
     expected: int | None = None
 
 
-class _Ack(msgspec.Struct, frozen=True):
-    stream: str = ""
-    seq: int = 0
-    duplicate: bool = False
-    error: ApiError | None = None
-
-
 class _Identity(msgspec.Struct, frozen=True):
     """Of a message whose payload may be lost, too."""
 
@@ -76,7 +65,6 @@ class _Identity(msgspec.Struct, frozen=True):
 
 
 _identity = msgspec.json.Decoder(_Identity)
-_ack = msgspec.json.Decoder(_Ack)
 
 
 class Appender:
@@ -108,7 +96,7 @@ class Appender:
         if sent.cancelled() or sent.exception() is not None:
             return None
         try:
-            answer = _ack.decode(sent.result().data)
+            answer = read_ack(sent.result().data)
         except msgspec.DecodeError:
             return None
         return answer.seq if answer.error is None and not answer.duplicate else None
@@ -144,12 +132,12 @@ class Appender:
                     # The members of a batch stand next to each other; the answer names the last one.
                     first = answer.seq - len(parts) + 1
                     return await self._ours(first, parts) if answer.duplicate else first
-                if answer.error.err_code in _CONFLICTS | {_ALREADY_COMMITTED}:
+                if answer.error.err_code in CONFLICTS | {ALREADY_COMMITTED}:
                     return await self._ours(await self._settle(parts), parts)
             except (Unavailable, NoResponders, msgspec.DecodeError) as error:
                 reason: object = error
             else:
-                if answer.error.code not in _TEMPORARY:
+                if answer.error.code not in TEMPORARY:
                     raise Misconfigured(
                         f"the log refused a message to {parts[0].subject!r}: {answer.error.description}"
                     )
@@ -162,10 +150,10 @@ class Appender:
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
 
-    async def _answer(self, send: _Send) -> _Ack:
+    async def _answer(self, send: _Send) -> Ack:
         if not self._connection.is_connected:
             raise Unavailable("the line is down")
-        return _ack.decode((await send(self._settings.request_timeout_s)).data)
+        return read_ack((await send(self._settings.request_timeout_s)).data)
 
     async def _settle(self, parts: Sequence[Part]) -> int:
         """A conflict may be our own first try, whose answer was lost: only what stands there tells.

@@ -15,19 +15,18 @@ from contextlib import aclosing
 import msgspec
 import structlog
 
+from bus.acknowledgement import CONFLICTS, TEMPORARY, read_ack
 from bus.client import Client
 from bus.connection import Connection, Message
 from bus.envelope import Envelope, decode, encode
 from bus.errors import InvalidName, MalformedMessage, Misconfigured, NoResponders, Refused, TooLarge, Unavailable
 from bus.record import Record
-from bus.streams import ApiError, info
+from bus.streams import info
 
 logger = structlog.get_logger(__name__)
 
 _EXPECTED = "Nats-Expected-Last-Subject-Sequence"
 _FARTHEST = 10**18
-_CONFLICTS = {10071, 10164}
-_TEMPORARY = {408, 429, 503}
 _PAUSE_S = 0.1
 # The server takes a message whose id it has seen within two minutes for a resend, even if the log it comes from has
 # both: then the second has to wait.
@@ -194,15 +193,6 @@ class _Refusal(msgspec.Struct, frozen=True):
     is_duplicate: bool = False
 
 
-class _Ack(msgspec.Struct, frozen=True):
-    seq: int = 0
-    duplicate: bool = False
-    error: ApiError | None = None
-
-
-_ack = msgspec.json.Decoder(_Ack)
-
-
 def _position_in(answer: Message | BaseException) -> int | _Refusal:
     """Where a copy stands now, if the answer says so. Raises Misconfigured for what can't get better."""
     if isinstance(answer, Unavailable | NoResponders):
@@ -210,11 +200,11 @@ def _position_in(answer: Message | BaseException) -> int | _Refusal:
     if isinstance(answer, BaseException):
         raise answer
     try:
-        ack = _ack.decode(answer.data)
+        ack = read_ack(answer.data)
     except msgspec.DecodeError as error:
         return _Refusal(str(error))
     if ack.error is None:
         return ack.seq if not ack.duplicate else _Refusal(f"it has the id of position {ack.seq}", is_duplicate=True)
-    if ack.error.err_code not in _CONFLICTS and ack.error.code not in _TEMPORARY:
+    if ack.error.err_code not in CONFLICTS and ack.error.code not in TEMPORARY:
         raise Misconfigured(f"the log refused a record: {ack.error.description}")
     return _Refusal(ack.error.description)

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing
 from datetime import datetime
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import msgspec
 import structlog
@@ -43,12 +43,6 @@ _EVERYTHING = ">"
 
 
 Unpack = Callable[[bytes], Awaitable[bytes]]
-
-
-class Source(Protocol):
-    """Where records stand in order: the live log, or an archive of what was taken out of it."""
-
-    def read(self, *subjects: str, after: int = 0, upto: int | None = None) -> AsyncGenerator[Record, None]: ...
 
 
 class Reader:

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from bus.acknowledgement import CONFLICTS, TEMPORARY, ApiError, read_ack
 from bus.connection import Connection
 from bus.errors import BusError, Misconfigured, NoResponders, NotFound, Unavailable
 from bus.settings import Settings
@@ -15,24 +16,8 @@ from bus.subjects import Subjects
 
 _NAME_IN_USE = 10058
 _NO_STREAM = 10059
-_MOVED = {10071, 10164}
-# Codes of errors that end by themselves.
-_TEMPORARY = {408, 429, 503}
 _SECOND_NS = 1_000_000_000
 _API = "$JS.API"
-
-
-class ApiError(msgspec.Struct, frozen=True):
-    """An error as JetStream's API words it."""
-
-    code: int
-    err_code: int = 0
-    description: str = ""
-
-
-class _Ack(msgspec.Struct, frozen=True):
-    seq: int = 0
-    error: ApiError | None = None
 
 
 class Moved(Exception):
@@ -69,7 +54,6 @@ class Info(msgspec.Struct, frozen=True):
     created: str
 
 
-_ack = msgspec.json.Decoder(_Ack)
 _answer = msgspec.json.Decoder(_Answer)
 
 
@@ -205,12 +189,12 @@ async def store(
     """
     message = await connection.request(subject, data, headers=headers, timeout_s=timeout_s)
     try:
-        answer = _ack.decode(message.data)
+        answer = read_ack(message.data)
     except msgspec.DecodeError as error:
         raise Unavailable(f"no stream has answered for {subject!r}: {error}") from error
     if answer.error is None:
         return answer.seq
-    if answer.error.err_code in _MOVED:
+    if answer.error.err_code in CONFLICTS:
         raise Moved(subject)
     raise _refusal(f"storing {subject!r}", answer.error)
 
@@ -301,7 +285,7 @@ async def ensure_stream(connection: Connection, config: dict[str, Any], timeout_
 def _refusal(what: str, error: ApiError) -> BusError:
     if error.err_code == _NO_STREAM:
         return NotFound(f"{what}: there is no such stream")
-    if error.code in _TEMPORARY:
+    if error.code in TEMPORARY:
         return Unavailable(f"{what}: {error.description}")
     return Misconfigured(f"{what}: {error.description}")
 

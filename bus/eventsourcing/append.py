@@ -17,18 +17,15 @@ from uuid import uuid4
 
 import msgspec
 
+from bus.acknowledgement import ALREADY_COMMITTED, BATCH_MEMBERS, CONFLICTS, TEMPORARY, ApiError, read_ack
 from bus.connection import Connection, Message
 from bus.errors import BusError, Misconfigured, NoResponders, TooLarge, TooMany, Unavailable
 from bus.eventsourcing.calls import Request
 from bus.settings import Settings
-from bus.streams import ApiError
 from bus.wire import header_block
 
-MAX_MEMBERS = 1000
-_CONFLICTS = {10071, 10164, 10201}
 _NO_MESSAGE = 10037
 _INCOMPLETE = 10176  # members of a batch were lost with a line
-_TEMPORARY = {408, 429, 503}
 _FLUSH_BYTES = 4 * 2**20
 _PAUSE_S = 0.02
 _LONGEST_PAUSE_S = 1.0
@@ -50,11 +47,6 @@ class Conflict(BusError):
         self.subject = subject
 
 
-class _Ack(msgspec.Struct, frozen=True):
-    seq: int = 0
-    error: ApiError | None = None
-
-
 class _Found(msgspec.Struct, frozen=True):
     seq: int
     data: str = ""
@@ -65,7 +57,6 @@ class _Answer(msgspec.Struct, frozen=True):
     error: ApiError | None = None
 
 
-_ack = msgspec.json.Decoder(_Ack)
 _answer = msgspec.json.Decoder(_Answer)
 
 
@@ -78,7 +69,7 @@ def accepted(message: Message | None) -> int | None:
     """The position, if this answers a first try and says that it was stored."""
     if message is not None and not message.status:
         with suppress(msgspec.DecodeError):
-            ack = _ack.decode(message.data)
+            ack = read_ack(message.data)
             return ack.seq if ack.error is None and ack.seq else None
     return None
 
@@ -88,23 +79,23 @@ async def append(connection: Connection, stream: str, members: Sequence[Member],
 
     Raises Conflict, TooMany and TooLarge (nothing was sent), Misconfigured, Unavailable.
     """
-    if len(members) > MAX_MEMBERS:
-        raise TooMany("messages of one save", len(members), MAX_MEMBERS)
+    if len(members) > BATCH_MEMBERS:
+        raise TooMany("messages of one save", len(members), BATCH_MEMBERS)
     deadline = time.monotonic() + settings.append_timeout_s
     pause_s = _PAUSE_S
     while True:
         try:
             message = await _send(connection, members, settings.request_timeout_s)
-            ack = _ack.decode(message.data)
+            ack = read_ack(message.data)
             if ack.error is None:
                 return ack.seq - len(members) + 1
             reason = ack.error.description
-            if ack.error.err_code in _CONFLICTS:
+            if ack.error.err_code in CONFLICTS | {ALREADY_COMMITTED}:
                 # It may be our own first try, whose answer was lost. In a cluster it may also be nobody's.
                 stored = await _settle(connection, stream, members, settings.request_timeout_s)
                 if stored is not None:
                     return stored
-            elif ack.error.code not in _TEMPORARY and ack.error.err_code != _INCOMPLETE:
+            elif ack.error.code not in TEMPORARY and ack.error.err_code != _INCOMPLETE:
                 raise Misconfigured(f"stream {stream!r} refused a message: {reason}")
         except (Unavailable, NoResponders, msgspec.DecodeError) as error:
             reason = str(error)
@@ -126,7 +117,7 @@ async def newest(connection: Connection, stream: str, subject: str, timeout_s: f
         return answer.message.seq, base64.b64decode(answer.message.data)
     if answer.error is not None and answer.error.err_code == _NO_MESSAGE:
         return None
-    if answer.error is None or answer.error.code in _TEMPORARY:
+    if answer.error is None or answer.error.code in TEMPORARY:
         raise Unavailable(f"stream {stream!r} does not answer")
     raise Misconfigured(f"stream {stream!r}: {answer.error.description}")
 

@@ -13,11 +13,11 @@ from typing import NamedTuple, TypeVar
 
 import msgspec
 
+from bus.acknowledgement import ApiError
 from bus.connection import Connection
 from bus.errors import BusError, Misconfigured, NoResponders, Unavailable
 from bus.record import is_end, read_record
 from bus.settings import Settings
-from bus.streams import ApiError
 
 T = TypeVar("T")
 
