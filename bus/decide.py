@@ -284,10 +284,15 @@ def _settle(draft: Draft, command: Settle) -> None:
 def _under_way(draft: Draft, command: Progress | Intend | Settle) -> tuple[PhaseState, Item]:
     """The item whose current attempt the command's sender holds."""
     phase, item = _find(draft.state, command.phase, command.item)
-    holder = item.holder
-    if holder is None or (holder.number, holder.instance) != (command.attempt, command.instance):
+    if not _is_holder(item, command):
         raise Refused(f"attempt {command.attempt} of {_label(phase, item)} is not under way there")
     return phase, item
+
+
+def _is_holder(item: Item, command: Complete | Fail | Progress | Intend | Settle) -> bool:
+    """Whether the command comes from who has the attempt under way."""
+    holder = item.holder
+    return holder is not None and (holder.number, holder.instance) == (command.attempt, command.instance)
 
 
 def _answer(draft: Draft, command: Answer) -> None:
@@ -346,14 +351,24 @@ def _redrive(draft: Draft, command: Redrive) -> None:
 
 
 def _reopen(draft: Draft, phases: Sequence[str], by: str, *, afresh: bool = False) -> None:
+    """A new pass, with what can begin in it begun."""
+    graph = draft.state.plan.graph
+    chosen = _begin_pass(draft, phases, by, afresh=afresh)
+    draft.open([key for key in chosen if not any(need in chosen for need in graph[key].needs)])
+
+
+def _begin_pass(draft: Draft, phases: Sequence[str], by: str, *, afresh: bool = False) -> dict[str, None]:
     """A new pass over `phases`, and over all that was skipped only because of them, or afresh: all that needs them."""
-    state = draft.state
     chosen = dict.fromkeys(phases)
     for key in chosen.copy():
-        _add_downstream(state, key, chosen, afresh=afresh)
-    deadline_at = max(state.deadline_at, draft.now + timedelta(seconds=state.plan.timeout_s))
-    draft.emit(RunRedriven(by=by, phases=tuple(chosen), deadline_at=deadline_at, afresh=afresh))
-    draft.open([key for key in chosen if not any(need in chosen for need in state.plan.graph[key].needs)])
+        _add_downstream(draft.state, key, chosen, afresh=afresh)
+    draft.emit(RunRedriven(by=by, phases=tuple(chosen), deadline_at=_extended(draft), afresh=afresh))
+    return chosen
+
+
+def _extended(draft: Draft) -> datetime:
+    """The deadline of a run that does something again: as if it began now, and not before the one it had."""
+    return max(draft.state.deadline_at, draft.now + timedelta(seconds=draft.state.plan.timeout_s))
 
 
 def _add_downstream(state: RunState, key: str, chosen: dict[str, None], *, afresh: bool) -> None:
@@ -393,7 +408,7 @@ def _roll_back(draft: Draft, command: Rollback) -> None:
             by=command.by,
             phases=tuple(chosen),
             undo=tuple(undo),
-            deadline_at=max(state.deadline_at, draft.now + timedelta(seconds=state.plan.timeout_s)),
+            deadline_at=_extended(draft),
             reason=command.reason,
         )
     )
@@ -458,11 +473,8 @@ def _skip(draft: Draft, command: Skip) -> None:
     if phase.lets_pass:
         raise Refused(f"phase {phase.key} is {phase.status}: nothing waits for it")
     # A terminal status never changes: it is skipped in a new pass.
-    state = draft.state
-    chosen = dict.fromkeys([phase.key])
-    _add_downstream(state, phase.key, chosen, afresh=False)
-    deadline_at = max(state.deadline_at, draft.now + timedelta(seconds=state.plan.timeout_s))
-    draft.emit(RunRedriven(by=command.by, phases=tuple(chosen), deadline_at=deadline_at), skipped)
+    _begin_pass(draft, [phase.key], command.by)
+    draft.emit(skipped)
     draft.phase_ended(phase.key)
 
 
@@ -527,8 +539,7 @@ def _held(
 ) -> tuple[PhaseState, Item] | None:
     """The item, if the command's attempt is the one under way there; otherwise the result is recorded as refused."""
     phase, item = _find(draft.state, command.phase, command.item)
-    holder = item.holder
-    if holder is not None and (holder.number, holder.instance) == (command.attempt, command.instance):
+    if _is_holder(item, command):
         return phase, item
     if Late(phase.key, item.index, command.attempt, command.instance) in draft.state.late:
         raise Refused(f"a result of attempt {command.attempt} of {_label(phase, item)} was refused before")
