@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 
 import msgspec
 
+from bus.errors import Refused
 from bus.events import (
     Event,
     PhaseCancelled,
@@ -50,6 +51,11 @@ class Draft:
     def state(self) -> RunState:
         assert self._folding.state is not None, "a draft begins with a state"
         return self._folding.state
+
+    def must_be_open(self) -> None:
+        """Raises Refused if the run has ended."""
+        if not self.state.is_open:
+            raise Refused(f"run {self.state.run} has ended: it is {self.state.status}")
 
     def emit(self, *events: Event) -> None:
         self.events.extend(events)
