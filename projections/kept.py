@@ -14,6 +14,7 @@ from bus.errors import NotFound
 from bus.feed import read
 from projections.catchup import seen_by
 from projections.projection import Projection, R, Rows
+from projections.runner import log_of
 from projections.shelf import Build, Shelf
 
 
@@ -30,8 +31,9 @@ class Kept(Generic[R]):
     @classmethod
     async def find(cls, client: Client, shelf: Shelf, projection: Projection[R]) -> Kept[R]:
         """Raises NotFound if nothing is served under that name, ShelfDamaged."""
+        log, _ = await log_of(client)
         for build in await asyncio.to_thread(shelf.builds):
-            if build.projection == projection.name and build.is_served:
+            if (build.projection, build.log, build.is_served) == (projection.name, log, True):
                 return cls(client, shelf, projection, build)
         raise NotFound(f"projection {projection.name!r} is not built yet: `phasebus projection rebuild` builds it")
 

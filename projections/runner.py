@@ -49,10 +49,7 @@ class Runner:
 
     async def catch_up(self, *, afresh: bool = False) -> int:
         """Fold what the log has by now, from the beginning with `afresh`; returns the position. Raises Unavailable."""
-        stream = await info(
-            self._client.connection, self._client.subjects.stream, self._client.settings.request_timeout_s
-        )
-        self._log, upto = stream.created, stream.last
+        self._log, upto = await log_of(self._client)
         await asyncio.to_thread(self._settle, afresh=afresh)
         batch: list[Record] = []
         async with aclosing(self._client.log.read(*self._filters(), after=self._position(), upto=upto)) as records:
@@ -121,6 +118,12 @@ class Runner:
 
     def _position(self) -> int:
         return min((each.position for each in self._growths), default=0)
+
+
+async def log_of(client: Client) -> tuple[str, int]:
+    """What tells this log from any other, and its newest position. Raises Unavailable."""
+    stream = await info(client.connection, client.subjects.stream, client.settings.request_timeout_s)
+    return f"{client.subjects.stream} {stream.created}", stream.last
 
 
 class Growth:

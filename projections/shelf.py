@@ -48,7 +48,10 @@ class ShelfDamaged(BusError):
 
 
 class Build(msgspec.Struct, frozen=True):
-    """Rows of one projection, made by one version of its fold from one log; `is_served` is the one to be read."""
+    """Rows of one projection, made by one version of its fold from one log; `is_served` is the one to be read.
+
+    `log` tells one log from another, also of the same name: a shelf may hold rows of several.
+    """
 
     id: str
     projection: str
