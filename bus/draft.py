@@ -100,8 +100,7 @@ class Draft:
         phase = self.state.phases[key]
         # A compensation that did not come to its end is begun anew, with what it was given before.
         undoing = phase.undoing or Undoing(
-            Output(msgspec.Raw(msgspec.json.encode(given_to(self.state, key)))),
-            phase.output or Output(msgspec.Raw(b"null")),
+            Output(msgspec.json.encode(given_to(self.state, key))), phase.output or Output(b"null")
         )
         self.emit(PhaseUndoing(phase=key, input=undoing.input.raw, output=undoing.output.raw))
         item = self.state.phases[key].items[0]

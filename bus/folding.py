@@ -237,7 +237,7 @@ class Folding:
     def _completed(self, state: RunState, event: PhaseCompleted, at: datetime) -> None:
         phase = self._phase(state, event.phase, at)
         if event.attempt is not None:
-            output = Output(msgspec.Raw(b"null") if event.output is msgspec.UNSET else event.output)
+            output = Output(b"null" if event.output is msgspec.UNSET else event.output)
             item = _touch(phase, _item(phase, event.item), ended_at=at)
             _put(phase, _with(item, status="completed", output=output, ended_at=at))
             phase.open_items -= 1
@@ -360,9 +360,9 @@ def _touch(phase: PhaseState, item: Item, **changes: Any) -> Item:
 
 def _output_of(phase: PhaseState) -> Output:
     if len(phase.items) == 1 and phase.items[0].index is None:
-        return phase.items[0].output or Output(msgspec.Raw(b"null"))
+        return phase.items[0].output or Output(b"null")
     outputs: Sequence[bytes] = [bytes(item.output.raw) if item.output else b"null" for item in phase.items]
-    return Output(msgspec.Raw(b"[" + b",".join(outputs) + b"]"))
+    return Output(b"[" + b",".join(outputs) + b"]")
 
 
 def _close(state: RunState, phase: PhaseState, status: Status, at: datetime, *, lets_pass: bool = False) -> None:

@@ -30,14 +30,18 @@ TERMINAL: frozenset[str] = frozenset({"completed", "approved", "failed", "skippe
 SUCCEEDED: frozenset[str] = frozenset({"completed", "approved"})
 
 
-class Output(msgspec.Struct, frozen=True, array_like=True, dict=True):
+class Output:
     """A phase's output: JSON as it was stored, decoded when somebody first looks inside."""
 
-    raw: msgspec.Raw
+    def __init__(self, raw: bytes | msgspec.Raw) -> None:
+        self.raw = msgspec.Raw(raw)
 
     @cached_property
     def value(self) -> Any:
         return msgspec.json.decode(self.raw)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Output) and bytes(self.raw) == bytes(other.raw)
 
     def __hash__(self) -> int:
         return hash(bytes(self.raw))

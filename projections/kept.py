@@ -15,7 +15,7 @@ from bus.feed import read
 from projections.catchup import seen_by
 from projections.projection import Projection, R, Rows
 from projections.runner import log_of
-from projections.shelf import Build, Shelf
+from projections.shelf import Build, Shelf, decoder
 
 
 class Kept(Generic[R]):
@@ -26,7 +26,7 @@ class Kept(Generic[R]):
         self._client = client
         self._shelf = shelf
         self._projection = projection
-        self._decode: Callable[[str], R] = msgspec.json.Decoder(projection.row).decode
+        self._decode: Callable[[str], R] = decoder(projection)
 
     @classmethod
     async def find(cls, client: Client, shelf: Shelf, projection: Projection[R]) -> Kept[R]:

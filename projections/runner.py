@@ -23,7 +23,7 @@ from bus.streams import info
 from bus.subjects import pattern
 from projections.catchup import arrivals, seen_by
 from projections.projection import Aside, Projection, Rows
-from projections.shelf import Build, Change, Moved, Shelf, Step
+from projections.shelf import Build, Change, Moved, Shelf, Step, decoder, encoded
 
 logger = structlog.get_logger(__name__)
 
@@ -135,7 +135,7 @@ class Growth:
         self._shelf = shelf
         self._build: Build | None = None
         self._wanted = [pattern(subject).fullmatch for subject in seen_by(projection, client.subjects)]
-        self._decode = msgspec.json.Decoder(projection.row).decode
+        self._decode = decoder(projection)
         self._known: OrderedDict[str, Any] = OrderedDict()
         self._changes: dict[str, Any] = {}
         self._reached = 0
@@ -194,5 +194,5 @@ class Growth:
         if row is None:
             return Change(key, None)
         glance = self.projection.glance
-        shown = None if glance is None else msgspec.json.encode(glance(row)).decode()
-        return Change(key, msgspec.json.encode(row).decode(), shown)
+        shown = None if glance is None else encoded(glance(row))
+        return Change(key, encoded(row), shown)

@@ -8,7 +8,7 @@ served, and takes its place when it has caught up.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,7 +20,8 @@ from eventsourcing.persistence import PersistenceError, Tracking
 from eventsourcing.sqlite import SQLiteDatastore, SQLiteTrackingRecorder
 
 from bus.errors import BusError, SettingsError
-from projections.projection import Aside
+from bus.run import Output
+from projections.projection import Aside, Projection, R
 
 TABLES = (
     """CREATE TABLE IF NOT EXISTS phasebus_builds (
@@ -232,6 +233,29 @@ class Shelf:
                 yield cursor
         except PersistenceError as error:
             raise ShelfDamaged(f"the projections' database does not work: {error}") from error
+
+
+def encoded(value: object) -> str:
+    """A row, or a glance at it, as text. What was stored as JSON in a run stays so to the byte, inside of text."""
+    return msgspec.json.encode(value, enc_hook=_as_text).decode()
+
+
+def decoder(projection: Projection[R]) -> Callable[[str], R]:
+    """What makes a projection's rows of their text again."""
+    read: Callable[[str], R] = msgspec.json.Decoder(projection.row, dec_hook=_of_text).decode
+    return read
+
+
+def _as_text(value: Any) -> Any:
+    if isinstance(value, Output):
+        return bytes(value.raw).decode()
+    raise NotImplementedError(f"{type(value).__name__} has no form in JSON")
+
+
+def _of_text(kind: type[Any], value: Any) -> Any:
+    if kind is Output:
+        return Output(value.encode())
+    raise NotImplementedError(f"{kind.__name__} has no form in JSON")
 
 
 def open_shelf(url: str) -> Shelf:
