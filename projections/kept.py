@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import aclosing
-from typing import Any, Generic
+from typing import Any, Generic, TypeVar
 
 import msgspec
 
@@ -16,6 +16,8 @@ from projections.catchup import seen_by
 from projections.projection import Projection, R, Rows
 from projections.runner import log_of
 from projections.shelf import Build, Shelf, decoder
+
+G = TypeVar("G")
 
 
 class Kept(Generic[R]):
@@ -63,9 +65,9 @@ class Kept(Generic[R]):
         """The rows as of a position, each looked up when it is asked for."""
         return (await self._past(position))[1]
 
-    async def glances(self, kind: type[Any] | None = None) -> dict[str, Any]:
-        """What a list shows of each row, by key; decoded as `kind`."""
-        decode = msgspec.json.Decoder(kind or Any).decode
+    async def glances(self, kind: type[G]) -> dict[str, G]:
+        """What a list shows of each row, by key."""
+        decode = msgspec.json.Decoder(kind).decode
         return {key: decode(glance) for key, glance in await asyncio.to_thread(self._shelf.glances, self.build.id)}
 
     async def _past(self, position: int) -> tuple[int, Rows[R]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 
 import msgspec
@@ -16,11 +16,10 @@ from bus.run import RunState, RunStatus
 from projections.projection import Projection, Rows
 
 
-class RunRow(msgspec.Struct, frozen=True, kw_only=True):
+class Glance(msgspec.Struct, frozen=True, kw_only=True):
     """A run at a glance. `phases_done` counts those that are done with; `current` are ready, in progress or waiting.
 
-    `elapsed_s` runs from the start to the end, or to now. `problem` is the run's own, or while it is open that of
-    the first phase that failed.
+    `problem` is the run's own, or while it is open that of the first phase that failed.
     """
 
     run: str
@@ -31,9 +30,14 @@ class RunRow(msgspec.Struct, frozen=True, kw_only=True):
     phases_total: int
     started_at: datetime
     ended_at: datetime | None
-    elapsed_s: float
     current: tuple[str, ...]
     problem: str | None
+
+
+class RunRow(Glance, frozen=True, kw_only=True):
+    """A run as one row of a list. `elapsed_s` runs from the start to the end, or to now."""
+
+    elapsed_s: float
 
 
 class Ambiguous(NotFound):
@@ -60,7 +64,27 @@ def _fold(runs: Rows[RunState], happening: Happening) -> None:
     runs[commit.run] = evolve(before, commit)
 
 
-RUNS: Projection[RunState] = Projection(name="runs", version=1, row=RunState, fold=_fold, subjects=["run.*"])
+def glance(state: RunState) -> Glance:
+    """The run at a glance."""
+    phases = state.phases.values()
+    problems = [state.problem, *(phase.problem for phase in phases)]
+    return Glance(
+        run=state.run,
+        plan=state.plan.name,
+        version=state.plan.version,
+        status=state.status,
+        phases_done=sum(1 for phase in phases if phase.lets_pass),
+        phases_total=len(state.phases),
+        started_at=state.started_at,
+        ended_at=state.ended_at,
+        current=tuple(phase.key for phase in phases if phase.status in {"ready", "in_progress", "waiting"}),
+        problem=next((str(problem) for problem in problems if problem is not None), None),
+    )
+
+
+RUNS: Projection[RunState] = Projection(
+    name="runs", version=1, row=RunState, fold=_fold, subjects=["run.*"], glance=glance
+)
 """The state of every run and phase."""
 
 
@@ -71,27 +95,23 @@ def is_task(state: RunState) -> bool:
 
 def row(state: RunState, now: datetime) -> RunRow:
     """The run as one row of a list."""
-    phases = state.phases.values()
-    problems = [state.problem, *(phase.problem for phase in phases)]
-    return RunRow(
-        run=state.run,
-        plan=state.plan.name,
-        version=state.plan.version,
-        status=state.status,
-        phases_done=sum(1 for phase in phases if phase.lets_pass),
-        phases_total=len(state.phases),
-        started_at=state.started_at,
-        ended_at=state.ended_at,
-        elapsed_s=((state.ended_at or now) - state.started_at).total_seconds(),
-        current=tuple(phase.key for phase in phases if phase.status in {"ready", "in_progress", "waiting"}),
-        problem=next((str(problem) for problem in problems if problem is not None), None),
-    )
+    return _row(glance(state), now)
 
 
 def rows(runs: Mapping[str, RunState], now: datetime, *, tasks: bool = False) -> list[RunRow]:
     """The runs as a list, newest first; with `tasks`, work outside a run is among them."""
-    chosen = [state for state in runs.values() if tasks or not is_task(state)]
-    return [row(state, now) for state in sorted(chosen, key=_age, reverse=True)]
+    return listed((glance(state) for state in runs.values()), now, tasks=tasks)
+
+
+def listed(glances: Iterable[Glance], now: datetime, *, tasks: bool = False) -> list[RunRow]:
+    """The same of glances, as they are kept."""
+    chosen = [each for each in glances if tasks or each.plan != TASK]
+    return [_row(each, now) for each in sorted(chosen, key=_age, reverse=True)]
+
+
+def _row(seen: Glance, now: datetime) -> RunRow:
+    elapsed_s = ((seen.ended_at or now) - seen.started_at).total_seconds()
+    return RunRow(**{name: getattr(seen, name) for name in Glance.__struct_fields__}, elapsed_s=elapsed_s)
 
 
 def find(runs: Mapping[str, RunState], prefix: str) -> RunState:
@@ -106,5 +126,5 @@ def find(runs: Mapping[str, RunState], prefix: str) -> RunState:
     return found[0]
 
 
-def _age(state: RunState) -> tuple[datetime, str]:
+def _age(state: RunState | Glance) -> tuple[datetime, str]:
     return state.started_at, state.run

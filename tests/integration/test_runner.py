@@ -73,7 +73,7 @@ async def test_rows_and_position_are_kept_and_a_second_process_goes_on_from_ther
         assert await later.catch_up() > upto
         kept = await Kept.find(client, shelf, RUNS)
         assert await kept.rows() == dict((await build(client, RUNS)).rows)
-        assert await (await Kept.find(client, shelf, COUNTS)).glances() == {"a": 3, "b": 3}
+        assert await (await Kept.find(client, shelf, COUNTS)).glances(int) == {"a": 3, "b": 3}
         assert await kept.row("nobody") is None
 
 
