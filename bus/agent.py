@@ -106,8 +106,8 @@ class Agent:
             takes, gives, wants_context = _signature(name, handler)
             if kept is not None and kept.version is None and not has_fingerprint(handler):
                 raise SettingsError(
-                    f"capability {name!r}: its handler is an object, or a method of one, and what it answers may depend "
-                    "on more than its code: give it cache=Cache(version='1'), and another version when that changes"
+                    f"capability {name!r}: its handler is an object, or a method of one, and its answers may depend on "
+                    "more than its code: give it cache=Cache(version='1'), and another version when that changes"
                 )
             self._capabilities[name] = Capability(
                 name=name,

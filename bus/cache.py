@@ -48,12 +48,13 @@ class Cache(msgspec.Struct, frozen=True):
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """An output of a capability was computed under `key`; it stands in the log where `source` says."""
+    """An output of a capability was computed under `key` by `source`, and stands in the log at `position`."""
 
     capability: str
     key: str
     components: dict[str, str]
     source: Source
+    position: int
     expires_at: Instant | None = None
 
 

@@ -178,9 +178,7 @@ def _take(draft: Draft, command: Take) -> None:
     _start(draft, phase.key, item, command.agent, command.instance, command.timeout_s, because=command.because)
     if command.reuse is not None:
         output, source = command.reuse.output, command.reuse.source
-        draft.emit(
-            PhaseCompleted(phase=phase.key, item=item.index, attempt=item.attempt, output=output, cached=source)
-        )
+        draft.emit(PhaseCompleted(phase=phase.key, item=item.index, attempt=item.attempt, output=output, cached=source))
         draft.item_ended(phase.key, item)
 
 

@@ -40,12 +40,11 @@ class Parent(msgspec.Struct, frozen=True):
 
 
 class Source(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The completion that a cached output comes from: of this attempt, in the commit at `position`, made `at`."""
+    """The completion that a cached output comes from: which attempt, and when that was."""
 
     run: str
     phase: str
     attempt: int
-    position: int
     at: Instant
     item: int | None = None
 

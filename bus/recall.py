@@ -50,9 +50,7 @@ class Recall:
         self._client = client
         self._shelf = Shelf(client.connection, client.log, client.settings, source=client.source)
         # Now: what the code refers to may change while it runs.
-        self._fixed = {
-            name: fixed(agent, each) for name, each in agent.capabilities.items() if each.cache is not None
-        }
+        self._fixed = {name: fixed(agent, each) for name, each in agent.capabilities.items() if each.cache is not None}
 
     async def look(self, capability: Capability, work: Work) -> Recalled:
         """Whether the result of this work is known. Never raises for what is wrong with the bus."""
@@ -99,7 +97,8 @@ class Recall:
                 capability=capability.name,
                 key=event.key,
                 components=recalled.components,
-                source=Source(state.run, event.phase, event.attempt, state.position, item.ended_at, event.item),
+                source=Source(state.run, event.phase, event.attempt, item.ended_at, event.item),
+                position=state.position,
                 expires_at=item.ended_at + timedelta(seconds=ttl_s) if ttl_s is not None else None,
             )
             try:
@@ -130,7 +129,7 @@ class Recall:
     async def _completion(self, entry: Entry) -> Reuse | None:
         """The result an entry leads to, as the log has it under this very key: an entry can be forged, or be old."""
         source, log = entry.source, self._client.log
-        record = await log.at(source.position)
+        record = await log.at(entry.position)
         if record is None or record.subject != log.subjects.run(source.run):
             return None
         try:

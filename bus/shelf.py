@@ -79,7 +79,7 @@ class Shelf:
         subject = self._subjects.cached(capability) if capability is not None else self._subjects.cached_of_all
         async for record in self._reader.read(subject):
             entry = _read(record)
-            if entry is not None:
+            if entry is not None and record.subject == self._subjects.cached(entry.capability, entry.key):
                 yield entry
 
     async def forget(self, capability: str, *, by: str, key: str = "") -> int:
@@ -117,10 +117,7 @@ class Shelf:
 def _read(record: Record) -> Entry | None:
     """The entry in a record, or none, and that is said: anybody may write there."""
     try:
-        message = decode(record.body)
-        if message.type != CACHED:
-            raise MalformedMessage(f"it holds {message.type!r}")
-        return decode_data(message, _entry, "an entry of the cache")
+        return decode_data(decode(record.body), _entry, "an entry of the cache")
     except MalformedMessage as error:
         logger.warning("record set aside", subject=record.subject, position=record.position, error=str(error))
         return None

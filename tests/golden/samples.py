@@ -95,7 +95,7 @@ PROBLEM = Problem(
 BARE = Problem("rejected", "no such sku")
 
 KEY = "5f" * 32
-SOURCE = Source("release-1a2b", "collect", 1, 41, AT, 3)
+SOURCE = Source("release-1a2b", "collect", 1, AT, 3)
 
 # Of each type the fullest event, and the barest where that differs.
 EVENTS: dict[str, Sequence[Event]] = {
@@ -257,6 +257,7 @@ CACHE = {
         key=KEY,
         components={"code": "3c" * 32, "input.path": "7a" * 32},
         source=SOURCE,
+        position=41,
         expires_at=LATER,
     ),
     FORGOTTEN: CacheForgotten("ann", "code.analyse", KEY),
