@@ -45,7 +45,7 @@ async def ls(client: Client, printer: Printer, capability: str | None) -> None:
 @by_option
 @on_live_bus
 async def forget(client: Client, printer: Printer, capability: str, key: str | None, by: str) -> None:
-    """Let what is cached of a CAPABILITY be computed anew: all of it, or what is under a KEY (its beginning will do).
+    """Let what is cached be computed anew: all of a CAPABILITY, or what is under a KEY (its beginning will do).
 
     The outputs themselves stay in the runs that computed them.
     """

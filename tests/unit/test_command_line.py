@@ -31,6 +31,7 @@ HEAVY = ("bus", "nats", "pydantic", "msgspec", "structlog", "asyncio")
 def groups() -> list[LazyGroup]:
     from console.commands.agent import agent
     from console.commands.archive import archive
+    from console.commands.cache import cache
     from console.commands.dead import dead
     from console.commands.events import events
     from console.commands.payload import payload
@@ -39,7 +40,7 @@ def groups() -> list[LazyGroup]:
     from console.commands.schedule import schedule
     from console.commands.schema import schema
 
-    found = [cli, agent, archive, dead, events, payload, plan, run, schedule, schema]
+    found = [cli, agent, archive, cache, dead, events, payload, plan, run, schedule, schema]
     return [group for group in found if isinstance(group, LazyGroup)]
 
 
