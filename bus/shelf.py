@@ -6,6 +6,7 @@ since. All of it is a hint: losing it costs time, and what somebody forges there
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import AsyncGenerator
 from datetime import datetime
@@ -64,13 +65,15 @@ class Shelf:
     async def put(self, entry: Entry, plan: str, now: datetime) -> None:
         """Raises Unavailable, Misconfigured: then it is not found again, and that is all."""
         message = envelope(CACHED, entry, id=uuid4().hex, source=self._source, time=now, runid=entry.source.run)
-        body, headers = encode(message), {"Content-Type": CONTENT_TYPE}
         place = self._subjects.cached_at(plan, entry.source.phase, entry.source.item)
-        # Without an end: it tells what has changed since, also when it can't be used any more.
-        await self._store(place, body, headers)
+        # At its place without an end: it tells what has changed since, also when it can't be used any more.
+        until = {}
         if entry.expires_at is not None:
-            headers["Nats-TTL"] = f"{max(1, math.ceil((entry.expires_at - now).total_seconds()))}s"
-        await self._store(self._subjects.cached(entry.capability, entry.key), body, headers)
+            until = {"Nats-TTL": f"{max(1, math.ceil((entry.expires_at - now).total_seconds()))}s"}
+        await asyncio.gather(
+            self._store(self._subjects.cached(entry.capability, entry.key), encode(message), until),
+            self._store(place, encode(message), {}),
+        )
 
     async def entries(self, capability: str | None = None) -> AsyncGenerator[Entry, None]:
         """Everything that can be found, or that of one capability; oldest first. Raises Unavailable."""
@@ -103,11 +106,11 @@ class Shelf:
         return _read(record) if record is not None else None
 
     async def _store(self, subject: str, body: bytes, headers: dict[str, str]) -> None:
-        timeout_s = self._settings.request_timeout_s
+        timeout_s, headers = self._settings.request_timeout_s, {"Content-Type": CONTENT_TYPE, **headers}
         try:
             await store(self._connection, subject, body, headers=headers, timeout_s=timeout_s)
         except NoResponders:
-            # The stream is made when the first output is kept.
+            # A worker makes the stream when it begins to serve; somebody has removed it since.
             await set_up_cache(self._connection, self._subjects, self._settings)
             await store(self._connection, subject, body, headers=headers, timeout_s=timeout_s)
         except Moved as error:

@@ -182,7 +182,7 @@ async def set_up_timers(connection: Connection, subjects: Subjects, settings: Se
 
 
 async def set_up_cache(connection: Connection, subjects: Subjects, settings: Settings) -> None:
-    """The stream for the cache: made when the first output is kept, since many namespaces never need it."""
+    """The stream for the cache: made when somebody serves what may be cached, since many namespaces never need it."""
     config = cache_config(subjects, settings.replicas)
     await ensure_stream(connection, config, settings.request_timeout_s, create=True)
 

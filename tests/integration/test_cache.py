@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -25,11 +27,11 @@ from bus.server import Server
 from bus.shelf import Shelf
 from bus.streams import set_up_cache
 from bus.verify import violations
-from console.main import main
 from tests.harness import BOUND_S, serving, until
 from tests.integration import isolated
 
 PLAN = Plan("p", phases=[Phase("a", "do", {"path": ref("input.path"), "config": ref("input.config")})])
+PHASEBUS = Path(sys.executable).with_name("phasebus")
 GIVEN = {"path": "src", "config": {"depth": 1, "all": True}}
 
 
@@ -86,6 +88,15 @@ def attempt(state: RunState, phase: str = "a", item: int | None = None) -> Attem
     found = state.phases[phase].item(item)
     assert found is not None
     return found.attempts[-1]
+
+
+async def typed(server: Server, *words: str) -> tuple[int | None, str]:
+    """A command's exit code, and what it says."""
+    process = await asyncio.create_subprocess_exec(
+        *(PHASEBUS, *words, "--url", server.url), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    said, _ = await asyncio.wait_for(process.communicate(), BOUND_S)
+    return process.returncode, said.decode()
 
 
 @asynccontextmanager
@@ -366,24 +377,20 @@ async def test_an_output_that_does_not_fit_any_more_is_computed_anew(server: Ser
 
 
 async def test_without_the_cache_the_work_is_done(server: Server, client: Client) -> None:
-    async with computed(server, client, Counter()):
-        pass
-    async with Connection.open(server.operator_url, name="test") as operator:
-        await operator.request(f"$JS.API.STREAM.DELETE.{client.subjects.cache_stream}", timeout_s=BOUND_S)
     counter = Counter()
-    async with serving(server, counter.agent):
-        await ran(client)
+    async with computed(server, client, counter):
+        async with Connection.open(server.operator_url, name="test") as operator:
+            await operator.request(f"$JS.API.STREAM.DELETE.{client.subjects.cache_stream}", timeout_s=BOUND_S)
+        state = await ran(client)
+        assert attempt(state).because == "the cache did not answer"
         await kept(client, 1)
         assert attempt(await ran(client)).cached is not None
-    assert len(counter.done) == 1
+    assert len(counter.done) == 2
 
 
-async def test_the_command_line_shows_what_is_cached_and_forgets_it(
-    server: Server, client: Client, capsys: pytest.CaptureFixture[str]
-) -> None:
-    async def phasebus(*arguments: str) -> tuple[int, str]:
-        code = await asyncio.to_thread(main, [*arguments, "--url", server.url])
-        return code, capsys.readouterr().out
+async def test_the_command_line_shows_what_is_cached_and_forgets_it(server: Server, client: Client) -> None:
+    async def phasebus(*words: str) -> tuple[int | None, str]:
+        return await typed(server, *words)
 
     counter = Counter()
     async with computed(server, client, counter) as first:
@@ -406,14 +413,12 @@ async def test_the_command_line_shows_what_is_cached_and_forgets_it(
     assert counter.done == [GIVEN, GIVEN]
 
 
-async def test_a_plan_file_and_a_start_can_say_so(server: Server, client: Client, tmp_path: Any) -> None:
+async def test_a_plan_file_and_a_start_can_say_so(server: Server, client: Client, tmp_path: Path) -> None:
     file = tmp_path / "plan.toml"
     file.write_text('name = "p"\n[[phases]]\nkey = "a"\ncapability = "do"\ncache = false\n')
     counter = Counter()
     async with serving(server, counter.agent):
-        code = await asyncio.to_thread(
-            main, ["run", "start", str(file), "--id", "forced", "--force", "--follow", "--url", server.url]
-        )
+        code, _ = await typed(server, "run", "start", str(file), "--id", "forced", "--force", "--follow")
         assert code == 0
         state = await client.runs.load("forced")
     assert state.force
