@@ -145,7 +145,7 @@ class Recall:
         return None
 
     async def _why(self, capability: Capability, state: RunState, work: Work, key: str, parts: Components) -> str:
-        before = await self._shelf.at(state.plan.name, work.phase, work.item)
+        before = await self._shelf.at(capability.name, state.plan.name, work.phase, work.item)
         assert capability.cache is not None, "only what is cached is looked up"
         ttl_s, now = capability.cache.ttl_s, utc_now()
         expired = before is not None and before.key == key and cache.is_over(before.source.at, ttl_s, now)

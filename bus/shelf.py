@@ -58,14 +58,14 @@ class Shelf:
         entry = await self._last(self._subjects.cached(capability, key))
         return entry if entry is not None and (entry.capability, entry.key) == (capability, key) else None
 
-    async def at(self, plan: str, phase: str, item: int | None) -> Entry | None:
-        """What a place of a plan has computed last. Raises Unavailable."""
-        return await self._last(self._subjects.cached_at(plan, phase, item))
+    async def at(self, capability: str, plan: str, phase: str, item: int | None) -> Entry | None:
+        """What a capability has computed last at a place of a plan. Raises Unavailable."""
+        return await self._last(self._subjects.cached_at(capability, plan, phase, item))
 
     async def put(self, entry: Entry, plan: str, now: datetime) -> None:
         """Raises Unavailable, Misconfigured: then it is not found again, and that is all."""
         message = envelope(CACHED, entry, id=uuid4().hex, source=self._source, time=now, runid=entry.source.run)
-        place = self._subjects.cached_at(plan, entry.source.phase, entry.source.item)
+        place = self._subjects.cached_at(entry.capability, plan, entry.source.phase, entry.source.item)
         # At its place without an end: it tells what has changed since, also when it can't be used any more.
         until = {}
         if entry.expires_at is not None:

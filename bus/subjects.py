@@ -164,10 +164,10 @@ class Subjects:
         """Where the output of a capability is found that was computed under this key; by default under any."""
         return f"{self.namespace}.cache.key.{capability_token(capability)}.{key}"
 
-    def cached_at(self, plan: str, phase: str, item: int | None) -> str:
-        """What a place of a plan has computed last."""
+    def cached_at(self, capability: str, plan: str, phase: str, item: int | None) -> str:
+        """What a capability has computed last at a place of a plan: all tasks share one place."""
         token = phase_key(phase) if item is None else f"{phase_key(phase)}:{item}"
-        return f"{self.namespace}.cache.place.{name(plan, 'plan')}.{token}"
+        return f"{self.namespace}.cache.place.{capability_token(capability)}.{name(plan, 'plan')}.{token}"
 
     def who(self, capability: str) -> str:
         """Every live instance with the capability answers here; if there is none, the server says so at once."""

@@ -130,6 +130,25 @@ async def test_another_plan_and_a_question_share_what_was_computed(server: Serve
     assert counter.done == [GIVEN]
 
 
+async def test_questions_to_different_capabilities_are_not_compared(server: Server, client: Client) -> None:
+    counter = Counter()
+
+    @counter.agent.capability("other", cache=True)
+    def other(query: Any) -> int:
+        return len(query)
+
+    async def asked(capability: str, value: object) -> str:
+        task = Plan("task", phases=[Phase("work", capability, ref("input"))])
+        return attempt(await ran(client, value, task), "work").because
+
+    async with computed(server, client, counter):
+        assert await asked("other", [1]) == "it is the first time"
+        await kept(client, 2)
+        assert await asked("do", [2]) == "it is the first time"
+        await kept(client, 3)
+        assert await asked("other", [3, 4]) == "input changed"
+
+
 async def test_what_changed_in_the_input_is_named(server: Server, client: Client) -> None:
     async with computed(server, client, Counter()):
         changed = await ran(client, GIVEN | {"config": {"depth": 2}})
