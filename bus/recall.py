@@ -18,6 +18,7 @@ from bus.agent import Agent, Capability
 from bus.cache import Components, Entry
 from bus.client import Client
 from bus.commands import Reuse
+from bus.entries import Entries
 from bus.errors import BusError, MalformedMessage
 from bus.events import PhaseCompleted, Source
 from bus.fingerprint import fingerprint
@@ -26,7 +27,6 @@ from bus.ledger import commit_in, utc_now
 from bus.run import RunState
 from bus.runs import Decided
 from bus.schemas import anything
-from bus.shelf import Shelf
 from bus.subjects import Work
 
 logger = structlog.get_logger(__name__)
@@ -48,7 +48,7 @@ class Recall:
 
     def __init__(self, client: Client, agent: Agent) -> None:
         self._client = client
-        self._shelf = Shelf(client.connection, client.log, client.settings, source=client.source)
+        self._entries = Entries(client.connection, client.log, client.settings, source=client.source)
         # Now: what the code refers to may change while it runs.
         self._fixed = {name: fixed(agent, each) for name, each in agent.capabilities.items() if each.cache is not None}
 
@@ -103,13 +103,13 @@ class Recall:
             )
             try:
                 async with asyncio.timeout(_PATIENCE_S):
-                    await self._shelf.put(entry, state.plan.name, utc_now())
+                    await self._entries.put(entry, state.plan.name, utc_now())
             except (BusError, TimeoutError) as error:
                 logger.warning("not cached", error=str(error) or f"no answer within {_PATIENCE_S:g} s")
 
     async def _find(self, capability: Capability, key: str) -> Reuse | str:
         """What the log says of what the cache says; or why that can't be used, if that is known."""
-        entry = await self._shelf.under(capability.name, key)
+        entry = await self._entries.under(capability.name, key)
         if entry is None:
             return ""
         reuse = await self._completion(entry)
@@ -145,7 +145,7 @@ class Recall:
         return None
 
     async def _why(self, capability: Capability, state: RunState, work: Work, key: str, parts: Components) -> str:
-        before = await self._shelf.at(capability.name, state.plan.name, work.phase, work.item)
+        before = await self._entries.at(capability.name, state.plan.name, work.phase, work.item)
         assert capability.cache is not None, "only what is cached is looked up"
         ttl_s, now = capability.cache.ttl_s, utc_now()
         expired = before is not None and before.key == key and cache.is_over(before.source.at, ttl_s, now)

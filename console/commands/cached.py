@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from bus.cache import Entry
     from bus.client import Client
-    from bus.shelf import Shelf
+    from bus.entries import Entries
     from console.printer import Printer
 
 _KEY_CHARACTERS = 12
@@ -28,7 +28,7 @@ async def ls(client: Client, printer: Printer, capability: str | None) -> None:
     """List what can be used again, oldest first: all of it, or that of one CAPABILITY."""
     from bus.ledger import utc_now
 
-    found = [entry async for entry in _shelf(client).entries(capability)]
+    found = [entry async for entry in _entries(client).all(capability)]
     if printer.as_json:
         for entry in found:
             printer.record(entry)
@@ -51,16 +51,16 @@ async def forget(client: Client, printer: Printer, capability: str, key: str | N
     """
     from bus.errors import NotFound
 
-    shelf = _shelf(client)
+    entries = _entries(client)
     whole = ""
     if key is not None:
-        found = {entry.key async for entry in shelf.entries(capability) if entry.key.startswith(key)}
+        found = {entry.key async for entry in entries.all(capability) if entry.key.startswith(key)}
         if len(found) != 1:
             said = f"{len(found)} keys of {capability!r} begin with {key!r}" if found else f"no key {key!r}"
             raise Failure(NOT_FOUND, said, f"phasebus cache ls {capability}")
         whole = found.pop()
     try:
-        count = await shelf.forget(capability, by=by, key=whole)
+        count = await entries.forget(capability, by=by, key=whole)
     except NotFound as error:
         raise Failure(NOT_FOUND, str(error), "phasebus cache ls") from None
     if printer.as_json:
@@ -69,10 +69,10 @@ async def forget(client: Client, printer: Printer, capability: str, key: str | N
         printer.line(f"{count} forgotten")
 
 
-def _shelf(client: Client) -> Shelf:
-    from bus.shelf import Shelf
+def _entries(client: Client) -> Entries:
+    from bus.entries import Entries
 
-    return Shelf(client.connection, client.log, client.settings, source=client.source)
+    return Entries(client.connection, client.log, client.settings, source=client.source)
 
 
 def _cells(entry: Entry, now: datetime) -> list[str]:

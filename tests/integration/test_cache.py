@@ -18,13 +18,13 @@ from bus import Agent, Cache, Client, Phase, Plan, Reject, connect, ref
 from bus.cache import CACHED, Entry, components, key
 from bus.commands import Rollback
 from bus.connection import Connection
+from bus.entries import Entries
 from bus.envelope import encode, envelope
 from bus.events import Source
 from bus.ledger import utc_now
 from bus.recall import fixed
 from bus.run import Attempt, RunState
 from bus.server import Server
-from bus.shelf import Shelf
 from bus.streams import set_up_cache
 from bus.verify import violations
 from tests.harness import BOUND_S, serving, until
@@ -63,15 +63,15 @@ class Counter:
             self.done.append("undone")
 
 
-def shelf(client: Client) -> Shelf:
-    return Shelf(client.connection, client.log, client.settings, source="test")
+def entries_of(client: Client) -> Entries:
+    return Entries(client.connection, client.log, client.settings, source="test")
 
 
 async def kept(client: Client, count: int) -> None:
     """Wait until so many outputs can be found: that comes just after their commits."""
 
     async def there() -> bool:
-        return len([entry async for entry in shelf(client).entries()]) >= count
+        return len([entry async for entry in entries_of(client).all()]) >= count
 
     await until(there)
 
@@ -209,7 +209,7 @@ async def test_a_forced_run_computes_anew_and_keeps_what_comes_of_it(server: Ser
         forced = await ran(client, force=True)
 
         async def replaced() -> bool:
-            return [entry.source.run async for entry in shelf(client).entries()] == [forced.run]
+            return [entry.source.run async for entry in entries_of(client).all()] == [forced.run]
 
         await until(replaced)
         again = await ran(client)
@@ -248,7 +248,7 @@ async def test_a_phase_can_opt_out(server: Server, client: Client) -> None:
     async with serving(server, counter.agent):
         first, again = await ran(client, GIVEN, plan), await ran(client, GIVEN, plan)
         assert attempt(first).because == attempt(again).because == "the plan says cache = false"
-        assert [entry async for entry in shelf(client).entries()] == []
+        assert [entry async for entry in entries_of(client).all()] == []
     assert counter.done == [GIVEN, GIVEN]
 
 
@@ -281,7 +281,7 @@ async def test_a_failure_is_never_cached(server: Server, client: Client) -> None
         for _ in range(2):
             state = await ran(client, GIVEN | {"fails": True}, Plan("p", phases=[Phase("a", "do", ref("input"))]))
             assert (state.status, attempt(state).because) == ("failed", "it is the first time")
-        assert [entry async for entry in shelf(client).entries()] == []
+        assert [entry async for entry in entries_of(client).all()] == []
     assert len(counter.done) == 2
 
 
@@ -363,7 +363,7 @@ async def test_what_the_log_does_not_say_is_not_believed(server: Server, client:
             state = await ran(client, GIVEN, force=False)
             assert attempt(state).cached is None
             assert client.output(state, "a") == {"of": GIVEN}
-            assert (await shelf(client).forget("do", by="test")) >= 1
+            assert (await entries_of(client).forget("do", by="test")) >= 1
 
 
 REFUSED: set[int] = set()

@@ -1,4 +1,4 @@
-"""The shelf: where the entries of the cache are, in a stream of their own.
+"""The entries of the cache, in a stream of their own.
 
 Each entry stands there twice: under its key, to be found again, and at its place in the plan, to tell what has changed
 since. All of it is a hint: losing it costs time, and what somebody forges there leads to nothing in the log.
@@ -31,8 +31,8 @@ logger = structlog.get_logger(__name__)
 _entry = msgspec.json.Decoder(Entry)
 
 
-class Shelf:
-    """That of one namespace, over one connection. It owns nothing that has to be closed."""
+class Entries:
+    """Those of one namespace, over one connection. They own nothing that has to be closed."""
 
     def __init__(self, connection: Connection, log: Log, settings: Settings, *, source: str) -> None:
         self._connection = connection
@@ -75,7 +75,7 @@ class Shelf:
             self._store(place, encode(message), {}),
         )
 
-    async def entries(self, capability: str | None = None) -> AsyncGenerator[Entry, None]:
+    async def all(self, capability: str | None = None) -> AsyncGenerator[Entry, None]:
         """Everything that can be found, or that of one capability; oldest first. Raises Unavailable."""
         if not await self.is_there():
             return
@@ -90,7 +90,7 @@ class Shelf:
 
         It is in the log who said so. Raises NotFound if there is none, Unavailable.
         """
-        found = [entry.key async for entry in self.entries(capability) if key in ("", entry.key)]
+        found = [entry.key async for entry in self.all(capability) if key in ("", entry.key)]
         if not found:
             raise NotFound(f"nothing of {capability!r} is cached" + (f" under {key}" if key else ""))
         said = CacheForgotten(by, capability, key)
