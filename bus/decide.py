@@ -233,13 +233,15 @@ def _fail(draft: Draft, command: Fail) -> None:
             raise Refused(f"{_label(phase, item)} does not wait to be taken")
     elif _held(draft, command, "failed") is None:
         return
+    agent = item.holder.agent if item.holder is not None else ""
+    problem = command.problem.at(agent, draft.state.run, phase.key, item.index, command.attempt)
     draft.emit(
         PhaseAttemptFailed(
             phase=phase.key,
             item=item.index,
             attempt=command.attempt,
             instance=command.instance or None,
-            problem=command.problem,
+            problem=problem,
             cause=command.cause,
             evidence=command.evidence,
         )
@@ -247,9 +249,9 @@ def _fail(draft: Draft, command: Fail) -> None:
     seed = f"{draft.state.run}/{phase.key}/{item.index}"
     earlier = [attempt.problem for attempt in item.attempts[item.earlier :] if attempt.problem is not None]
     policy = draft.state.plan.graph[phase.key].phase.policy
-    wait_s = None if command.cause == "unclaimed" else retry.delay_s(policy, command.problem, earlier, seed=seed)
+    wait_s = None if command.cause == "unclaimed" else retry.delay_s(policy, problem, earlier, seed=seed)
     if wait_s is None:
-        draft.emit(PhaseFailed(phase=phase.key, item=item.index, problem=command.problem))
+        draft.emit(PhaseFailed(phase=phase.key, item=item.index, problem=problem))
         draft.item_ended(phase.key, item)
     else:
         due_at = draft.now + timedelta(seconds=wait_s) if wait_s else None

@@ -23,7 +23,7 @@ async def find_run(client: Client, text: str) -> RunState:
     except (NotFound, InvalidName):
         # Only now: to know all ids is to read the whole log.
         runs = await build(client, RUNS)
-        return find(runs.by_id, text)
+        return find(runs.rows, text)
 
 
 @contextmanager

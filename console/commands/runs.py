@@ -37,7 +37,7 @@ async def ls(client: Client, printer: Printer, status: str | None, plan: str | N
     now = utc_now()
     found = [
         row
-        for row in rows((await build(client, RUNS)).by_id, now, tasks=tasks)
+        for row in rows((await build(client, RUNS)).rows, now, tasks=tasks)
         if status in (None, row.status) and plan in (None, row.plan)
     ]
     if printer.as_json:
