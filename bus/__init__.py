@@ -4,6 +4,7 @@ An author needs `Agent`, `Context` and `Reject`; a caller needs `connect`; a pla
 """
 
 from bus.agent import Agent
+from bus.cache import Cache
 from bus.client import Client, Receipt
 from bus.connecting import connect
 from bus.context import Context
@@ -43,6 +44,7 @@ __all__ = [
     "ArchiveDamaged",
     "Archived",
     "BusError",
+    "Cache",
     "Client",
     "Context",
     "Happening",

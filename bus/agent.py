@@ -11,9 +11,11 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from bus import subjects
+from bus.cache import Cache
 from bus.context import Context
 from bus.diagnosis import Classify
 from bus.errors import SettingsError
+from bus.fingerprint import has_fingerprint
 from bus.schemas import anything
 
 Handler = Callable[..., Any]
@@ -26,7 +28,8 @@ class Capability(msgspec.Struct, frozen=True, kw_only=True):
 
     `timeout_s` bounds an attempt, and `silence_s` how long its handler may say nothing, where the plan does not;
     `concurrency` is how many attempts one instance holds. `isolation="process"`: each attempt has a process of its own,
-    which may take `memory_mb` more than it begins with. `classify` is the author's judgement of an exception.
+    which may take `memory_mb` more than it begins with. `classify` is the author's judgement of an exception. With
+    `cache` its answer depends on its input alone, so the same input need not be worked on again (`bus.cache`).
     """
 
     name: str
@@ -41,6 +44,7 @@ class Capability(msgspec.Struct, frozen=True, kw_only=True):
     isolation: Literal["process"] | None = None
     memory_mb: int | None = None
     classify: Classify | None = None
+    cache: Cache | None = None
 
     def call(self, value: object, context: Context) -> Any:
         """The handler's answer, or for an `async def` what has to be awaited for it."""
@@ -74,6 +78,7 @@ class Agent:
         isolation: Literal["process"] | None = None,
         memory_mb: int | None = None,
         classify: Classify | None = None,
+        cache: Cache | bool = False,
     ) -> Callable[[H], H]:
         """Register the decorated function as the handler of `name`; what the keywords mean is said at `Capability`.
 
@@ -95,8 +100,15 @@ class Agent:
         if memory_mb is not None and (isolation is None or memory_mb < 1):
             raise SettingsError(f"capability {name!r}: memory_mb must be 1 or more, and needs isolation='process'")
 
+        kept = Cache() if cache is True else cache or None
+
         def register(handler: H) -> H:
             takes, gives, wants_context = _signature(name, handler)
+            if kept is not None and kept.version is None and not has_fingerprint(handler):
+                raise SettingsError(
+                    f"capability {name!r}: its handler is an object, or a method of one, and its answers may depend on "
+                    "more than its code: give it cache=Cache(version='1'), and another version when that changes"
+                )
             self._capabilities[name] = Capability(
                 name=name,
                 handler=handler,
@@ -110,6 +122,7 @@ class Agent:
                 isolation=isolation,
                 memory_mb=memory_mb,
                 classify=classify or self._classify,
+                cache=kept,
             )
             return handler
 

@@ -31,6 +31,7 @@ from bus.presence import Held
 from bus.problem import Problem, told
 from bus.progress import Reporter
 from bus.pull import Delivery
+from bus.recall import Recall, Recalled
 from bus.runs import Decided
 from bus.subjects import Work
 
@@ -58,6 +59,7 @@ class Attempts:
         self._agent = agent
         self._instance = instance
         self._apart = apart
+        self._recall = Recall(client, agent)
         self._held: dict[Held, Pulse] = {}
         self._doubted: set[Held] = set()
         self.draining = False
@@ -81,14 +83,23 @@ class Attempts:
             correlation=message.correlationid,
             causation=message.id,
         ):
-            decided = await self._take(capability, work, delivery, message.id)
-            # Nobody else waits for this capability: what the result makes ready may stay with us.
-            offers = not delivery.pending
+            recalled = await self._recall.look(capability, work)
+            decided = await self._take(capability, work, delivery, message.id, recalled)
+            if decided is not None and recalled.reuse is not None:
+                logger.info("cached", phase=work.phase, item=work.item, source=recalled.reuse.source.run)
+                return
+            # Nobody else waits for this capability: what the result makes ready may stay with us. What may be cached
+            # is looked up first.
+            offers = not delivery.pending and capability.cache is None
             while decided is not None and (started := _next_start(decided, self._instance)) is not None:
                 part = started.phase if started.item is None else f"{started.phase}:{started.item}"
                 with structlog.contextvars.bound_contextvars(phase=part, attempt=started.attempt):
                     order = order_of(decided.state, started.phase, started.item)
-                    decided = await self._attempt(capability, order, started, message.id, offers=offers)
+                    decided = await self._attempt(
+                        capability, order, started, message.id, offers=offers, key=recalled.key
+                    )
+                    if decided is not None:
+                        await self._recall.keep(capability, recalled, decided)
 
     async def heed(self, halt: Halt) -> None:
         """Stop what the log no longer gives to this instance. A halt can be forged: the log is asked."""
@@ -108,7 +119,9 @@ class Attempts:
             if not is_held(state, held, self._instance):
                 pulse.drop(halt.reason)
 
-    async def _take(self, capability: Capability, work: Work, delivery: Delivery, causation: str) -> Decided | None:
+    async def _take(
+        self, capability: Capability, work: Work, delivery: Delivery, causation: str, recalled: Recalled
+    ) -> Decided | None:
         """Append that this instance holds the attempt, then acknowledge: the log has it. None: it is not ours."""
         command = Take(
             work.phase,
@@ -118,6 +131,8 @@ class Attempts:
             self._agent.name,
             self._instance,
             capability.timeout_s,
+            recalled.because,
+            recalled.reuse,
         )
         try:
             decided = await self._client.runs.submit(work.run, command, causation=causation)
@@ -133,7 +148,14 @@ class Attempts:
         return decided
 
     async def _attempt(
-        self, capability: Capability, order: Order, started: PhaseStarted, causation: str, *, offers: bool
+        self,
+        capability: Capability,
+        order: Order,
+        started: PhaseStarted,
+        causation: str,
+        *,
+        offers: bool,
+        key: str,
     ) -> Decided | None:
         """Call the handler and put what comes of it into the log; nothing, if nobody wants it any more."""
         held = Held(order.run, order.phase, order.item, order.attempt)
@@ -154,7 +176,7 @@ class Attempts:
         began = time.monotonic()
         timeout_s = (started.deadline_at - utc_now()).total_seconds()
         result: bytes | Problem | Halted | None = None
-        logger.info("started", capability=capability.name)
+        logger.info("started", capability=capability.name, **({"because": started.because} if started.because else {}))
         try:
             result = await perform(
                 capability,
@@ -169,7 +191,8 @@ class Attempts:
                 logger.info("halted", reason=result.reason, duration_ms=duration_ms)
                 return None
             offer = Offer(capability.name, self._agent.name, capability.timeout_s)
-            decided = await self._conclude(order, result, causation, offer if offers and not self.draining else None)
+            offered = offer if offers and not self.draining else None
+            decided = await self._conclude(order, result, causation, offered, key)
             duration_ms = round((time.monotonic() - began) * 1000, 1)
             if isinstance(result, Problem):
                 logger.warning("failed", problem=told(result), error=str(result), duration_ms=duration_ms)
@@ -185,14 +208,14 @@ class Attempts:
         return decided
 
     async def _conclude(
-        self, order: Order, result: bytes | Problem, causation: str, offer: Offer | None = None
+        self, order: Order, result: bytes | Problem, causation: str, offer: Offer | None = None, key: str = ""
     ) -> Decided | None:
         """Put the result into the log. If that can't be done in time, the supervisor finds the attempt forgotten."""
         where = (order.phase, order.item, order.attempt, self._instance)
         if isinstance(result, Problem):
             command: Complete | Fail = Fail(*where, result, _CAUSES.get(result.code, "error"))
         else:
-            command = Complete(*where, msgspec.Raw(result), offer)
+            command = Complete(*where, msgspec.Raw(result), offer, key)
         try:
             decided = await self._client.runs.submit(order.run, command, causation=causation)
         except TooLarge as error:

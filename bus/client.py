@@ -97,12 +97,14 @@ class Client(Steering, Scheduling):
         fail_fast: bool = False,
         first: str | None = None,
         last: str | None = None,
+        force: bool = False,
     ) -> Receipt:
         """Start a run of `plan`; it is durable when this returns.
 
         `run` is its id, made from the plan's name if not given. With `first` and `last`, only the phases from the one
         to the other, in the plan's order, are run. With `fail_fast`, NoLiveAgent is raised, and nothing
-        stored, if somebody is missing now. Raises Refused if there is a run with that id, TooLarge, Unavailable.
+        stored, if somebody is missing now. With `force` nothing is taken from the cache. Raises Refused if there is a
+        run with that id, TooLarge, Unavailable.
         """
         if not isinstance(plan, Plan):
             raise PlanError(f"a plan is a Plan, not {plan!r:.60}; `bus.planfile.read_plan` reads a file")
@@ -111,7 +113,7 @@ class Client(Steering, Scheduling):
             missing = await self._unserved(plan.capabilities)
             if missing:
                 raise NoLiveAgent(missing[0])
-        begin = Begin(plan, as_json(input if input is not None else {}), first, last)
+        begin = Begin(plan, as_json(input if input is not None else {}), first, last, force=force)
         decided, missing = await asyncio.gather(
             self.runs.submit(name, begin), self._unserved([] if fail_fast else plan.capabilities)
         )

@@ -129,7 +129,9 @@ def decide(state: RunState | None, command: Command, *, run: str, now: datetime)
 
 def _begin(command: Begin, run: str, now: datetime) -> Sequence[Event]:
     deadline = now + timedelta(seconds=command.plan.timeout_s)
-    started = RunStarted(plan=command.plan, input=command.input, deadline_at=deadline, parent=command.parent)
+    started = RunStarted(
+        plan=command.plan, input=command.input, deadline_at=deadline, parent=command.parent, force=command.force
+    )
     draft = Draft(evolve(None, Commit(run, "", now, 0, [started])), now)
     adopted = [key for key in command.plan.graph if key in command.adopted]
     for key in adopted:
@@ -173,10 +175,16 @@ def _take(draft: Draft, command: Take) -> None:
             f"attempt {command.attempt} of {_label(phase, item)} can't be taken: "
             f"attempt {item.attempt} is {item.status}"
         )
-    _start(draft, phase.key, item, command.agent, command.instance, command.timeout_s)
+    _start(draft, phase.key, item, command.agent, command.instance, command.timeout_s, because=command.because)
+    if command.reuse is not None:
+        output, source = command.reuse.output, command.reuse.source
+        draft.emit(PhaseCompleted(phase=phase.key, item=item.index, attempt=item.attempt, output=output, cached=source))
+        draft.item_ended(phase.key, item)
 
 
-def _start(draft: Draft, key: str, item: Item, agent: str, instance: str, timeout_s: float) -> None:
+def _start(
+    draft: Draft, key: str, item: Item, agent: str, instance: str, timeout_s: float, *, because: str = ""
+) -> None:
     bound_s = draft.state.plan.graph[key].phase.timeout_s or timeout_s
     draft.emit(
         PhaseStarted(
@@ -186,6 +194,7 @@ def _start(draft: Draft, key: str, item: Item, agent: str, instance: str, timeou
             agent=agent,
             instance=instance,
             deadline_at=draft.now + timedelta(seconds=bound_s),
+            because=because,
         )
     )
 
@@ -195,7 +204,11 @@ def _complete(draft: Draft, command: Complete) -> None:
     if held is None:
         return
     phase, item = held
-    draft.emit(PhaseCompleted(phase=phase.key, item=item.index, attempt=command.attempt, output=command.output))
+    draft.emit(
+        PhaseCompleted(
+            phase=phase.key, item=item.index, attempt=command.attempt, output=command.output, key=command.key
+        )
+    )
     draft.item_ended(phase.key, item)
     if command.offer is not None:
         _go_on(draft, command.offer, command.instance)

@@ -39,13 +39,27 @@ class Parent(msgspec.Struct, frozen=True):
     phase: str
 
 
+class Source(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The completion that a cached output comes from: which attempt, and when that was."""
+
+    run: str
+    phase: str
+    attempt: int
+    at: Instant
+    item: int | None = None
+
+
 class RunStarted(_Event, frozen=True, tag="run.started.v1"):
-    """A run exists: its plan (kept for its whole life), its input, and the instant at which it is given up."""
+    """A run exists: its plan (kept for its whole life), its input, and the instant at which it is given up.
+
+    With `force` nothing of it is taken from the cache.
+    """
 
     plan: Plan
     input: msgspec.Raw
     deadline_at: Instant
     parent: Parent | None = None
+    force: bool = False
 
 
 class RunCompleted(_Event, frozen=True, tag="run.completed.v1"):
@@ -155,7 +169,10 @@ class PhaseReady(_Event, frozen=True, tag="phase.ready.v1"):
 
 
 class PhaseStarted(_Event, frozen=True, tag="phase.started.v1"):
-    """An instance holds the attempt, and has until `deadline_at`."""
+    """An instance holds the attempt, and has until `deadline_at`.
+
+    `because` says why what could have been in the cache was not taken from there: "input.config changed".
+    """
 
     phase: str
     attempt: int
@@ -163,6 +180,7 @@ class PhaseStarted(_Event, frozen=True, tag="phase.started.v1"):
     instance: str
     deadline_at: Instant
     item: int | None = None
+    because: str = ""
 
 
 class PhaseProgressed(_Event, frozen=True, tag="phase.progressed.v1"):
@@ -195,13 +213,18 @@ class PhaseEffectDone(_Event, frozen=True, tag="phase.effect_done.v1"):
 
 
 class PhaseCompleted(_Event, frozen=True, tag="phase.completed.v1"):
-    """The attempt's result was accepted. Without an attempt: all items are done, or the signal `by` somebody came."""
+    """The attempt's result was accepted. Without an attempt: all items are done, or the signal `by` somebody came.
+
+    `key` is the hash of all that the output depends on, if it may be used again; `cached` where it was taken from.
+    """
 
     phase: str
     attempt: int | None = None
     item: int | None = None
     output: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     by: str = ""
+    key: str = ""
+    cached: Source | None = None
 
 
 class PhaseAttemptFailed(_Event, frozen=True, tag="phase.attempt_failed.v1"):

@@ -146,6 +146,7 @@ class Folding:
                     instance=event.instance,
                     started_at=at,
                     deadline_at=event.deadline_at,
+                    because=event.because,
                 )
                 item = _item(phase, event.item)
                 _put(phase, _with(item, status="in_progress", attempts=(*item.attempts, attempt)))
@@ -238,7 +239,7 @@ class Folding:
         phase = self._phase(state, event.phase, at)
         if event.attempt is not None:
             output = Output(b"null" if event.output is msgspec.UNSET else event.output)
-            item = _touch(phase, _item(phase, event.item), ended_at=at)
+            item = _touch(phase, _item(phase, event.item), ended_at=at, cached=event.cached)
             _put(phase, _with(item, status="completed", output=output, ended_at=at))
             phase.open_items -= 1
         if event.item is not None:
@@ -283,11 +284,13 @@ class Folding:
             epoch = max((item.attempt for item in before.items), default=before.epoch)
             if before.undoing is not None or (event.afresh and state.plan.graph[key].each is not None):
                 # What it goes over may be another list now; the numbers of its attempts go on.
-                state.phases[key] = PhaseState(key=key, epoch=epoch)
+                state.phases[key] = PhaseState(key=key, epoch=epoch, forced=event.afresh)
             else:
                 anew = {item.index: _anew(item, afresh=event.afresh) for item in again}
                 items = [anew.get(item.index, item) for item in before.items]
-                state.phases[key] = PhaseState(key=key, items=items, open_items=len(again), epoch=epoch)
+                state.phases[key] = PhaseState(
+                    key=key, items=items, open_items=len(again), epoch=epoch, forced=event.afresh
+                )
             self._owned.add(key)
             state.open_phases += 1
 
@@ -306,6 +309,7 @@ def _born(commit: Commit) -> RunState:
         phases=phases,
         open_phases=len(phases),
         parent=first.parent,
+        force=first.force,
     )
 
 

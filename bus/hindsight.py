@@ -25,6 +25,7 @@ from bus.commands import (
     Redrive,
     Report,
     Resume,
+    Reuse,
     Rollback,
     Settle,
     Signal,
@@ -103,7 +104,7 @@ def _begin(started: RunStarted, events: list[Event]) -> Begin:
     outside = {event.phase for event in events if isinstance(event, PhaseSkipped) and _is_outside(event)}
     inside = [key for key in started.plan.graph if key not in outside]
     first, last = (inside[0], inside[-1]) if outside and inside else (None, None)
-    return Begin(started.plan, started.input, first, last, adopted, origin, started.parent)
+    return Begin(started.plan, started.input, first, last, adopted, origin, started.parent, started.force)
 
 
 def _is_outside(event: Event) -> bool:
@@ -116,10 +117,13 @@ def _command(state: RunState, event: Event, later: Event | None, commit: Commit)
         case PhaseStarted():
             capability = state.capability(event.phase) or ""
             bound_s = (event.deadline_at - commit.at).total_seconds()
-            return Take(event.phase, event.item, event.attempt, capability, event.agent, event.instance, bound_s)
-        case PhaseCompleted(attempt=int(attempt)):
+            reuse = _reuse(event, later)
+            where = (event.phase, event.item, event.attempt, capability, event.agent, event.instance)
+            return Take(*where, bound_s, event.because, reuse)
+        case PhaseCompleted(attempt=int(attempt), cached=None):
             output = _NULL if event.output is msgspec.UNSET else event.output
-            return Complete(event.phase, event.item, attempt, _holder(state, event.phase, event.item), output)
+            holder = _holder(state, event.phase, event.item)
+            return Complete(event.phase, event.item, attempt, holder, output, key=event.key)
         case PhaseCompleted(by=by) if by and state.phases[event.phase].child:
             return Report(event.phase, by, _NULL if event.output is msgspec.UNSET else event.output)
         case PhaseCompleted(by=by) if by:
@@ -160,6 +164,15 @@ def _command(state: RunState, event: Event, later: Event | None, commit: Commit)
         case RunCancelled():
             return Cancel(event.by, event.reason)
     return None
+
+
+def _reuse(started: PhaseStarted, later: Event | None) -> Reuse | None:
+    """What was taken from the cache follows in the same commit."""
+    if not isinstance(later, PhaseCompleted) or later.cached is None:
+        return None
+    if (later.phase, later.item) != (started.phase, started.item):
+        return None
+    return Reuse(_NULL if later.output is msgspec.UNSET else later.output, later.cached)
 
 
 def _holder(state: RunState, key: str, index: int | None) -> str:

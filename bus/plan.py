@@ -65,6 +65,7 @@ class Phase(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fiel
     hold the phase is skipped, and what needs it goes on. `optional`: what needs it goes on even if it failed.
     `compensate` is the capability that undoes it when a run is rolled back: it gets `{"input": ..., "output": ...}`.
     A child run gets the phase's input, ends with its parent, and its output holds those of its phases, by key.
+    `cache=False`: done anew each time, and not kept, even if its agent says that its answers can be used again.
 
     Four clocks: `queue_timeout_s` bounds the wait for somebody to take the work, `timeout_s` one attempt (otherwise
     the capability's own bound does), `silence_timeout_s` how long a handler may say nothing of itself (unbounded
@@ -89,6 +90,7 @@ class Phase(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fiel
     total_timeout_s: float | None = None
     compensate: str | None = None
     plan: Plan | None = None
+    cache: bool = True
 
     def __post_init__(self) -> None:
         # In builtins from here on: what is compared, stored and resolved is the JSON form.
@@ -262,6 +264,8 @@ def _check_phase(plan: Plan, key: str, phase: Phase) -> None:
         raise PlanError(f"{where}: a plan of its own has no each")
     if phase.compensate is not None and phase.capability is None:
         raise PlanError(f"{where}: a gate does nothing that compensate could undo")
+    if not phase.cache and phase.capability is None:
+        raise PlanError(f"{where}: cache goes with a capability")
     for capability in (phase.capability, phase.compensate):
         try:
             subjects.capability(capability or "none")

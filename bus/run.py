@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from bus.events import Parent
+from bus.events import Parent, Source
 from bus.plan import Plan
 from bus.problem import Problem
 
@@ -51,6 +51,7 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     """One try, numbered from 1; the number is also its fencing epoch. Without `ended_at` it is under way.
 
     `cause` is how it ended without a result (`bus.events.Cause`, or `cancelled`), `evidence` what a recoverer had seen.
+    `cached` is where its output was taken from, `because` why it was not, where it could have been.
     """
 
     number: int
@@ -65,6 +66,8 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     cause: str = ""
     evidence: str = ""
     duration_s: float | None = None
+    because: str = ""
+    cached: Source | None = None
 
     def __post_init__(self) -> None:
         if self.ended_at is not None and self.duration_s is None:
@@ -127,6 +130,7 @@ class PhaseState(msgspec.Struct, kw_only=True):
     `lets_pass`: it has ended, and what needs it goes on, because it succeeded, or does not have to.
     `epoch` is the highest number an attempt had before this pass. A gate that waits is known by the pass it was opened
     in (`gate`), and answered by one of `asked` (anybody, if that is empty). `child` is the run it waits for.
+    `forced`: this pass does it again, whatever is in the cache.
     """
 
     key: str
@@ -148,6 +152,7 @@ class PhaseState(msgspec.Struct, kw_only=True):
     is_escalated: bool = False
     undoing: Undoing | None = None
     child: str = ""
+    forced: bool = False
 
     def item(self, index: int | None) -> Item | None:
         """The item with that index (None for a plain phase), if it has been opened."""
@@ -164,7 +169,7 @@ class RunState(msgspec.Struct, kw_only=True):
     `checkpoints` name what had ended well at a moment, so that it can be gone back to.
     Once `archived`, it can be read, and nothing more happens to it.
     `unknown_events` of the `events` are of types this version does not know: what they say is not in this state.
-    `late` are the results that came for attempts that were over.
+    `late` are the results that came for attempts that were over. With `force` nothing is taken from the cache.
     """
 
     run: str
@@ -189,6 +194,7 @@ class RunState(msgspec.Struct, kw_only=True):
     parent: Parent | None = None
     rollback: Rollback | None = None
     checkpoints: dict[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
+    force: bool = False
 
     def capability(self, key: str) -> str | None:
         """What the phase's work needs now: its own capability, or that which undoes it."""

@@ -136,6 +136,25 @@ def timers_config(subjects: Subjects, replicas: int) -> dict[str, Any]:
     }
 
 
+def cache_config(subjects: Subjects, replicas: int) -> dict[str, Any]:
+    """Where outputs are found that can be used again. It follows from the log, and losing it costs time only."""
+    relaxed = {"persist_mode": "async"} if replicas == 1 else {}
+    return {
+        "name": subjects.cache_stream,
+        "subjects": [subjects.all_cached],
+        "retention": "limits",
+        "storage": "file",
+        "num_replicas": replicas,
+        # The newest counts; of very many the oldest go.
+        "discard": "old",
+        "max_msgs_per_subject": 1,
+        "max_msgs": 1_000_000,
+        "allow_direct": True,
+        "allow_msg_ttl": True,
+        **relaxed,
+    }
+
+
 async def set_up(connection: Connection, subjects: Subjects, settings: Settings, *, create: bool) -> None:
     """Check what is there, and create what is not. Raises Misconfigured; without `create`, NotFound."""
     for config in (log_config(subjects, settings.replicas), work_config(subjects, settings.replicas)):
@@ -159,6 +178,12 @@ async def set_up_payloads(connection: Connection, subjects: Subjects, settings: 
 async def set_up_timers(connection: Connection, subjects: Subjects, settings: Settings) -> None:
     """The stream for schedules: made when the first one is, since many namespaces never need it."""
     config = timers_config(subjects, settings.replicas)
+    await ensure_stream(connection, config, settings.request_timeout_s, create=True)
+
+
+async def set_up_cache(connection: Connection, subjects: Subjects, settings: Settings) -> None:
+    """The stream for the cache: made when somebody serves what may be cached, since many namespaces never need it."""
+    config = cache_config(subjects, settings.replicas)
     await ensure_stream(connection, config, settings.request_timeout_s, create=True)
 
 

@@ -74,11 +74,14 @@ class Subjects:
         self.payloads_bucket = f"{self.stream}_PAYLOADS"
         self.timers_stream = f"{self.stream}_TIMERS"
         self.leases_bucket = f"{self.stream}_LEASES"
+        self.cache_stream = f"{self.stream}_CACHE"
         self.runs = f"{namespace}.run.*"
         self.dead_letters = f"{namespace}.dead.*"
         self.all_work = f"{namespace}.work.>"
         self.all_timers = f"{namespace}.timer.>"
         self.all_rung = f"{namespace}.timer.rung.>"
+        self.all_cached = f"{namespace}.cache.>"
+        self.cached_of_all = f"{namespace}.cache.key.>"
         self.everyone = f"{namespace}.ping"
         self.beats = f"{namespace}.beat.*"
         # The server publishes what it has stored once more, under `live.`: what is seen there is in the log.
@@ -156,6 +159,15 @@ class Subjects:
         if not same:
             raise MalformedMessage(f"{subject!r} is not a timer's subject of namespace {self.namespace!r}")
         return found
+
+    def cached(self, capability: str, key: str = "*") -> str:
+        """Where the output of a capability is found that was computed under this key; by default under any."""
+        return f"{self.namespace}.cache.key.{capability_token(capability)}.{key}"
+
+    def cached_at(self, capability: str, plan: str, phase: str, item: int | None) -> str:
+        """What a capability has computed last at a place of a plan: all tasks share one place."""
+        token = phase_key(phase) if item is None else f"{phase_key(phase)}:{item}"
+        return f"{self.namespace}.cache.place.{capability_token(capability)}.{name(plan, 'plan')}.{token}"
 
     def who(self, capability: str) -> str:
         """Every live instance with the capability answers here; if there is none, the server says so at once."""

@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from bus.cache import CACHED, FORGOTTEN, CacheForgotten
+from bus.cache import Entry as CacheEntry
 from bus.dead import LETTER_REDRIVEN, LETTERS, LetterRedriven
 from bus.document import Entry
 from bus.envelope import Envelope
@@ -81,6 +83,8 @@ def vocabulary() -> dict[str, Entry]:
         SCHEDULED: Entry("data", Scheduled),
         UNSCHEDULED: Entry("data", Unscheduled),
         SKIPPED: Entry("data", OccurrenceSkipped),
+        CACHED: Entry("data", CacheEntry),
+        FORGOTTEN: Entry("data", CacheForgotten),
         BEAT: Entry("body", Beat),
         HALT: Entry("body", Halt),
     }

@@ -29,6 +29,7 @@ _COMMANDS = {
     "dead": ("console.commands.dead:dead", "Work that was given up: look at it, send it again."),
     "projection": ("console.commands.projection:projection", "What is true now, kept in a database."),
     "archive": ("console.commands.archive:archive", "Move what is old enough from the log to files."),
+    "cache": ("console.commands.cache:cache", "Outputs that are used again while all they depend on is the same."),
     "payload": ("console.commands.payload:payload", "Payloads too large for a message: list them, remove garbage."),
     "attention": ("console.commands.attention:attention", "List what needs a look, each with the command to type."),
     "schema": ("console.commands.schema:schema", "Print the schemas of everything on the wire."),

@@ -111,9 +111,12 @@ def _said(event: Event) -> str:
             due = f", due {event.due_at:%H:%M:%S}" if event.due_at is not None else ""
             return f"{_attempt(event)}{due}"
         case PhaseStarted():
-            return f"{_attempt(event)} on {event.instance}"
+            because = f", because {event.because}" if event.because else ""
+            return f"{_attempt(event)} on {event.instance}{because}"
         case PhaseProgressed():
             return f"{_attempt(event)}: {event.fraction:.0%}{_because(event.note)}"
+        case PhaseCompleted(cached=source) if source is not None:
+            return f"{_attempt(event)}, cached from {source.run}: {to_json(event.output)}"
         case PhaseCompleted():
             if event.attempt is not None:
                 return f"{_attempt(event)}: {to_json(event.output)}"

@@ -8,6 +8,7 @@ import pytest
 RULES = [
     "bus.alternative",
     "bus.asyncapi",
+    "bus.cache",
     "bus.commands",
     "bus.conditions",
     "bus.comparison",
@@ -21,6 +22,7 @@ RULES = [
     "bus.events",
     "bus.eventsourcing.names",
     "bus.eventsourcing.wire",
+    "bus.fingerprint",
     "bus.folding",
     "bus.gates",
     "bus.happening",

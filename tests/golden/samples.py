@@ -12,6 +12,8 @@ from pathlib import Path
 import msgspec
 
 from bus import document, vocabulary
+from bus.cache import CACHED, FORGOTTEN, CacheForgotten
+from bus.cache import Entry as CacheEntry
 from bus.dead import LETTER, LETTER_REDRIVEN, UNREADABLE, DeadLetter, LetterRedriven, Try, Unreadable
 from bus.envelope import encode, envelope
 from bus.events import (
@@ -45,6 +47,7 @@ from bus.events import (
     RunRollingBack,
     RunSignalled,
     RunStarted,
+    Source,
     body,
     type_of,
 )
@@ -91,13 +94,20 @@ PROBLEM = Problem(
 )
 BARE = Problem("rejected", "no such sku")
 
+KEY = "5f" * 32
+SOURCE = Source("release-1a2b", "collect", 1, AT, 3)
+
 # Of each type the fullest event, and the barest where that differs.
 EVENTS: dict[str, Sequence[Event]] = {
     type_of(events[0]): events
     for events in (
         [
             RunStarted(
-                plan=PLAN, input=msgspec.Raw(b'{"path":"src"}'), deadline_at=LATER, parent=Parent("ci-1", "sub")
+                plan=PLAN,
+                input=msgspec.Raw(b'{"path":"src"}'),
+                deadline_at=LATER,
+                parent=Parent("ci-1", "sub"),
+                force=True,
             ),
             RunStarted(plan=PLAN, input=msgspec.Raw(b'{"path":"src"}'), deadline_at=LATER),
         ],
@@ -122,7 +132,15 @@ EVENTS: dict[str, Sequence[Event]] = {
         [PhaseExpanded(phase="-8", items=2)],
         [PhaseReady(phase="-8", item=0, attempt=2, due_at=LATER), PhaseReady(phase="collect", attempt=1)],
         [
-            PhaseStarted(phase="-8", item=0, attempt=2, agent="coder", instance="coder-1", deadline_at=LATER),
+            PhaseStarted(
+                phase="-8",
+                item=0,
+                attempt=2,
+                agent="coder",
+                instance="coder-1",
+                deadline_at=LATER,
+                because="input.config changed",
+            ),
             PhaseStarted(phase="collect", attempt=1, agent="git", instance="git-1", deadline_at=LATER),
         ],
         [
@@ -141,6 +159,8 @@ EVENTS: dict[str, Sequence[Event]] = {
             PhaseCompleted(phase="-8", item=0, attempt=2, output=msgspec.Raw(b'{"lines": 3}')),
             PhaseCompleted(phase="collect", attempt=1, output=msgspec.Raw(b"null")),
             PhaseCompleted(phase="-8"),
+            PhaseCompleted(phase="-8", item=0, attempt=2, output=msgspec.Raw(b"1"), key=KEY),
+            PhaseCompleted(phase="collect", attempt=1, output=msgspec.Raw(b"1"), cached=SOURCE),
             PhaseCompleted(phase="go", output=msgspec.Raw(b'{"until":5}'), by="ann"),
         ],
         [
@@ -231,6 +251,17 @@ SCHEDULES = {
     UNSCHEDULED: Unscheduled("ann", "nightly"),
     SKIPPED: OccurrenceSkipped("nightly", LATER, "overlap", "nightly-20260102t013000"),
 }
+CACHE = {
+    CACHED: CacheEntry(
+        capability="code.analyse",
+        key=KEY,
+        components={"code": "3c" * 32, "input.path": "7a" * 32},
+        source=SOURCE,
+        position=41,
+        expires_at=LATER,
+    ),
+    FORGOTTEN: CacheForgotten("ann", "code.analyse", KEY),
+}
 BEAT = Beat(
     agent="coder",
     version="1.2.0",
@@ -290,6 +321,7 @@ MESSAGES: dict[str, bytes] = {
     COLLECTED: about_agent(COLLECTED, REMOVED),
     **{kind: about_agent(kind, notice) for kind, notice in NOTICES.items()},
     **{kind: about_agent(kind, said) for kind, said in SCHEDULES.items()},
+    **{kind: about_agent(kind, said) for kind, said in CACHE.items()},
     AGENT_REGISTERED: about_agent(AGENT_REGISTERED, BEAT),
     AGENT_DEREGISTERED: about_agent(AGENT_DEREGISTERED, BEAT),
     "beat": msgspec.json.encode(BEAT),

@@ -88,5 +88,10 @@ def family(folder: str, context: Context) -> str:
     return "left"
 
 
+@agent.capability("pid_kept", isolation="process", cache=True)
+def pid_kept(query: int) -> list[int]:
+    return [query, os.getpid()]
+
+
 if __name__ == "__main__":
     agent.run()

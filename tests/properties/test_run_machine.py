@@ -32,6 +32,7 @@ from bus.commands import (
     Redrive,
     Report,
     Resume,
+    Reuse,
     Rollback,
     Settle,
     Signal,
@@ -52,6 +53,7 @@ from bus.events import (
     PhaseUndoing,
     ResultRefused,
     RunRedriven,
+    Source,
     body,
 )
 from bus.folding import Folding, evolve, fold
@@ -160,6 +162,7 @@ def plans(draw: st.DrawFn) -> Plan:
     return Plan("plan", phases=phases, timeout_s=draw(st.sampled_from([50.0, 86_400.0, 86_400.0])))
 
 
+SOURCE = Source("run-0", "a", 1, BEGAN_AT)
 keys = st.sampled_from([*map(str, KEYS), "nowhere"])
 items = st.sampled_from([None, None, 0, 1, 2, 3, -1])
 attempts = st.integers(0, 5)
@@ -266,7 +269,10 @@ class RunMachine(RuleBasedStateMachine):
                 return Signal(awaited.signal, "ann", outcome if isinstance(outcome, msgspec.Raw) else msgspec.Raw(b"1"))
             return Answer(key, not isinstance(outcome, Problem), "ann")
         if item.holder is None:
-            return Take(key, item.index, item.attempt, _capability(self.state, key), "agent", instance, 60.0)
+            where = (key, item.index, item.attempt, _capability(self.state, key), "agent", instance, 60.0)
+            if instance == "two" and isinstance(outcome, msgspec.Raw):
+                return Take(*where, reuse=Reuse(outcome, SOURCE))
+            return Take(*where)
         where = (key, item.index, item.attempt, item.holder.instance)
         match outcome:
             case None:
