@@ -17,6 +17,7 @@ RULES = [
     "bus.diff",
     "bus.document",
     "bus.draft",
+    "bus.effects",
     "bus.envelope",
     "bus.events",
     "bus.eventsourcing.names",
@@ -25,6 +26,7 @@ RULES = [
     "bus.gates",
     "bus.happening",
     "bus.hindsight",
+    "bus.holding",
     "bus.inputs",
     "bus.lines",
     "bus.messages",
@@ -43,6 +45,7 @@ RULES = [
     "bus.selection",
     "bus.subjects",
     "bus.timers",
+    "bus.undoing",
     "bus.verify",
 ]
 FOLDS = [
