@@ -114,6 +114,9 @@ def _root(state: RunState, root: str) -> Any:
     if root == RUN_INPUT:
         return state.input.value
     phase = state.phases[root]
+    if phase.undoing is not None:
+        # What it gave is what others were given, also while it is undone.
+        return phase.undoing.output.value
     if phase.output is None:
         assert phase.lets_pass, f"phase {root} has ended, the plan's graph sees to that"
         return ABSENT

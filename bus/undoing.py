@@ -51,7 +51,7 @@ def _is_to_be_undone(phase: PhaseState) -> bool:
 def _given(state: RunState, key: str, index: int | None) -> Any:
     """The input of an item, or null if it can't be had."""
     needs = [state.phases[need] for need in state.plan.graph[key].needs]
-    if any(need.output is None and not need.lets_pass for need in needs):
+    if any(need.output is None and need.undoing is None and not need.lets_pass for need in needs):
         # It was done again since, and came to nothing.
         return None
     try:
