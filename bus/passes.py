@@ -35,7 +35,19 @@ def redrive(draft: Draft, command: Redrive) -> None:
             raise Refused(f"run {state.run} has no phase {key!r}")
         if key not in left and state.phases[key].status != "failed":
             raise Refused(f"phase {key} is {state.phases[key].status}: only what failed can be redriven")
-    _reopen(draft, command.phases or left, command.by, afresh=command.afresh)
+    _reopen(draft, _with_undone(state, command.phases or left), command.by, afresh=command.afresh)
+
+
+def _with_undone(state: RunState, keys: Sequence[str]) -> Sequence[str]:
+    """With what they need and was undone: that has to be done again first."""
+    chosen = dict.fromkeys(keys)
+    frontier = list(keys)
+    while frontier:
+        for need in state.plan.graph[frontier.pop()].needs:
+            if state.phases[need].status == "rolled_back" and need not in chosen:
+                chosen[need] = None
+                frontier.append(need)
+    return list(chosen)
 
 
 def skip(draft: Draft, command: Skip) -> None:

@@ -228,6 +228,13 @@ class RunState(msgspec.Struct, kw_only=True):
     def is_open(self) -> bool:
         return self.status == "in_progress"
 
+    def unknown(self) -> Iterator[tuple[PhaseState, Item, str]]:
+        """Every effect of which nobody knows whether it happened, unless a handler is at it."""
+        for phase in self.phases.values():
+            for item in phase.items:
+                if item.effects and item.holder is None:
+                    yield from ((phase, item, effect) for effect in item.unknown)
+
     def held(self) -> Iterator[tuple[PhaseState, Item, Attempt]]:
         """Every attempt under way."""
         for phase in self.phases.values():

@@ -85,6 +85,31 @@ def test_what_the_failed_phase_did_outside_is_undone_first() -> None:
     assert run.given("pay") == {"input": {}, "output": None, "effects": {"charge": {"outcome": 7}, "mail": {}}}
 
 
+def test_a_dead_letter_is_redriven_with_all_that_was_undone_before_it() -> None:
+    run = booked()
+    run.take("pay")
+    run.do(Intend("pay", None, 1, "one", "charge"))
+    run.fail("pay")
+    (letter,) = dead.letters(fold(run.commits[:-1]), run.commits[-1])
+    assert (letter.capability, bytes(letter.payload), len(letter.attempts)) == ("do", b"{}", 1)
+    assert not dead.is_open(letter, run.state), "it is being undone"
+    for phase in ("pay", "hotel", "flight"):
+        run.complete(phase)
+    assert (run.state.status, dead.is_open(letter, run.state)) == ("failed", True)
+    run.redrive(letter.phase)
+    assert not dead.is_open(letter, run.state)
+    assert run.statuses == {
+        "flight": "ready",
+        "hotel": "pending",
+        "note": "completed",
+        "pay": "pending",
+        "send": "pending",
+    }
+    for phase in ("flight", "hotel", "pay", "send"):
+        run.complete(phase)
+    assert run.state.status == "completed"
+
+
 def test_a_run_with_nothing_to_undo_ends_at_once() -> None:
     run = trip()
     run.fail("flight")
@@ -94,8 +119,8 @@ def test_a_run_with_nothing_to_undo_ends_at_once() -> None:
 def test_a_compensation_that_fails_is_a_dead_letter_and_a_person_goes_on() -> None:
     run = booked()
     run.fail("pay")
-    happened = run.fail("hotel")
-    (letter,) = dead.letters(run.state, happened)
+    run.fail("hotel")
+    (letter,) = dead.letters(fold(run.commits[:-1]), run.commits[-1])
     assert (letter.capability, letter.phase, run.state.status) == ("undo.hotel", "hotel", "failed")
     assert run.state.problem is not None and run.state.problem.code == "rollback_failed"
     assert "of 5 phases failed: pay: no such sku" in run.state.problem.detail
