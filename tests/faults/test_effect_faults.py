@@ -25,6 +25,11 @@ async def client(server: Server) -> AsyncIterator[Client]:
         yield connected
 
 
+def key_of(state: RunState) -> str:
+    """What the outside knows the charge of a task by."""
+    return "/".join([state.run, "work", "charge"])
+
+
 def books(file: Path) -> Counter[str]:
     return Counter(file.read_text().splitlines() if file.exists() else [])
 
@@ -56,7 +61,7 @@ async def test_without_anybody_who_can_find_out_it_is_never_repeated(
     item = state.phases["work"].items[0]
     if step in ("before intent", "after outcome"):
         assert (state.status, client.output(state, "work")) == ("completed", 1)
-        assert books(file) == {f"{state.run}/work/charge": 1}
+        assert books(file) == {key_of(state): 1}
         return
     assert (state.status, item.unknown) == ("failed", ["charge"])
     assert item.problem is not None and item.problem.code == "outcome_unknown"
@@ -71,7 +76,7 @@ async def test_whoever_can_find_out_goes_on_and_it_is_done_once(
     async with supervised(server):
         state = await charged(server, client, how, file, step, reconciles=True)
     assert (state.status, client.output(state, "work"), state.phases["work"].items[0].attempt) == ("completed", 1, 2)
-    assert books(file) == {f"{state.run}/work/charge": 1}
+    assert books(file) == {key_of(state): 1}
 
 
 async def test_a_death_in_the_middle_of_writing_it_down_leaves_it_done_once(
@@ -90,7 +95,7 @@ async def test_a_death_in_the_middle_of_writing_it_down_leaves_it_done_once(
                 processes.append(agent_process(server, CHARGER))
                 state = await client.result(receipt.run, timeout_s=BOUND_S)
                 assert (state.status, client.output(state, "work")) == ("completed", 1), turns
-                assert books(file) == {f"{state.run}/work/charge": 1}, turns
+                assert books(file) == {key_of(state): 1}, turns
                 attempts[state.phases["work"].items[0].attempt] += 1
     assert attempts[2], "some died on the way"
 
