@@ -5,7 +5,7 @@ A terminal status never changes: what is done again is done in a new pass, and h
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from bus.commands import Checkpoint, Redrive, Rollback, Skip
 from bus.draft import Draft, extended
@@ -35,19 +35,7 @@ def redrive(draft: Draft, command: Redrive) -> None:
             raise Refused(f"run {state.run} has no phase {key!r}")
         if key not in left and state.phases[key].status != "failed":
             raise Refused(f"phase {key} is {state.phases[key].status}: only what failed can be redriven")
-    _reopen(draft, _with_undone(state, command.phases or left), command.by, afresh=command.afresh)
-
-
-def _with_undone(state: RunState, keys: Sequence[str]) -> Sequence[str]:
-    """With what they need and was undone: that has to be done again first."""
-    chosen = dict.fromkeys(keys)
-    frontier = list(keys)
-    while frontier:
-        for need in state.plan.graph[frontier.pop()].needs:
-            if state.phases[need].status == "rolled_back" and need not in chosen:
-                chosen[need] = None
-                frontier.append(need)
-    return list(chosen)
+    _reopen(draft, command.phases or left, command.by, afresh=command.afresh)
 
 
 def skip(draft: Draft, command: Skip) -> None:
@@ -124,10 +112,17 @@ def checkpoint(draft: Draft, command: Checkpoint) -> None:
 
 
 def _begin_pass(draft: Draft, phases: Sequence[str], by: str, *, afresh: bool = False) -> dict[str, None]:
-    """A new pass over `phases`, and over all that was skipped only because of them, or afresh: all that needs them."""
+    """A new pass over `phases`, and over all that was skipped only because of them, or afresh: all that needs them.
+
+    What any of them needs and was undone is done again as well.
+    """
     chosen = dict.fromkeys(phases)
-    for key in chosen.copy():
-        _add_downstream(draft.state, key, chosen, afresh=afresh)
+    frontier = list(chosen)
+    while frontier:
+        for other in _beside(draft.state, frontier.pop(), afresh=afresh):
+            if other not in chosen:
+                chosen[other] = None
+                frontier.append(other)
     draft.emit(RunRedriven(by=by, phases=tuple(chosen), deadline_at=extended(draft.state, draft.now), afresh=afresh))
     return chosen
 
@@ -139,14 +134,13 @@ def _reopen(draft: Draft, phases: Sequence[str], by: str, *, afresh: bool = Fals
     draft.open([key for key in chosen if not any(need in chosen for need in graph[key].needs)])
 
 
-def _add_downstream(state: RunState, key: str, chosen: dict[str, None], *, afresh: bool) -> None:
-    frontier = [key]
-    while frontier:
-        for later in state.plan.graph[frontier.pop()].feeds:
-            phase = state.phases[later]
-            if later not in chosen and phase.status in TERMINAL and (afresh or not phase.lets_pass):
-                chosen[later] = None
-                frontier.append(later)
+def _beside(state: RunState, key: str, *, afresh: bool) -> Iterator[str]:
+    """The phases next to one in the graph that go into a new pass with it."""
+    for later in state.plan.graph[key].feeds:
+        phase = state.phases[later]
+        if phase.status in TERMINAL and (afresh or not phase.lets_pass):
+            yield later
+    yield from (need for need in state.plan.graph[key].needs if state.phases[need].status == "rolled_back")
 
 
 def _since(state: RunState, command: Rollback) -> list[str]:
