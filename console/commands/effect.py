@@ -20,14 +20,17 @@ if TYPE_CHECKING:
 _COMMANDS = {
     "settle": (
         "console.commands.effect:settle",
-        "Say what came of an effect nobody knows of, or that it is to be done.",
+        "Say what came of an effect nobody knows of.",
     ),
 }
 
 
 @click.group(cls=LazyGroup, commands_at=_COMMANDS)
 def effect() -> None:
-    """What handlers do outside, each thing once. `phasebus run show` lists those that nobody knows the outcome of."""
+    """Say what became of what a handler did outside.
+
+    `phasebus run show` lists the effects of which nobody knows whether they happened.
+    """
 
 
 @click.command()
