@@ -17,6 +17,7 @@ from bus.errors import (
     Misconfigured,
     NoLiveAgent,
     NotFound,
+    OutcomeUnknown,
     PayloadLost,
     PlanError,
     Refused,
@@ -29,6 +30,7 @@ from bus.errors import (
 )
 from bus.happening import Happening
 from bus.messages import message, upcaster
+from bus.notebook import Done, NotDone
 from bus.plan import Approval, Phase, Plan
 from bus.problem import Problem
 from bus.references import Ref, ref
@@ -47,11 +49,14 @@ __all__ = [
     "Cache",
     "Client",
     "Context",
+    "Done",
     "Happening",
     "MalformedMessage",
     "Misconfigured",
     "NoLiveAgent",
+    "NotDone",
     "NotFound",
+    "OutcomeUnknown",
     "PayloadLost",
     "Phase",
     "Plan",

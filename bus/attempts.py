@@ -33,6 +33,7 @@ from bus.progress import Reporter
 from bus.pull import Delivery
 from bus.recall import Recall, Recalled
 from bus.runs import Decided
+from bus.scribe import Scribe, notebook
 from bus.subjects import Work
 
 logger = structlog.get_logger(__name__)
@@ -170,8 +171,11 @@ class Attempts:
             instance=self._instance,
             correlation=order.correlation,
             deadline_at=started.deadline_at,
+            begun=order.begun,
+            undoes=order.undoes,
             report=Reporter(self._client.runs, held, self._instance, pulse).report,
             pulse=pulse,
+            notebook=notebook(order, Scribe(self._client.runs, held, self._instance, pulse)),
         )
         began = time.monotonic()
         timeout_s = (started.deadline_at - utc_now()).total_seconds()

@@ -110,14 +110,36 @@ class Intend(msgspec.Struct, frozen=True):
 
 
 class Settle(msgspec.Struct, frozen=True):
-    """The holder has done it, or found out that it was done: with what came of it."""
+    """The holder has done it, or found out that it was done: `outcome` came of it. Without one: it was not done."""
 
     phase: str
     item: int | None
     attempt: int
     instance: str
     effect: str
-    outcome: msgspec.Raw
+    outcome: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    reason: str = ""
+
+
+class Vouch(msgspec.Struct, frozen=True):
+    """Somebody has found out about an effect nobody knew of: `outcome` came of it. Without one: it was not done."""
+
+    phase: str
+    item: int | None
+    effect: str
+    by: str
+    outcome: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    reason: str = ""
+
+
+class Save(msgspec.Struct, frozen=True):
+    """The holder writes down how far it is, for the attempt after it."""
+
+    phase: str
+    item: int | None
+    attempt: int
+    instance: str
+    state: msgspec.Raw
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -221,6 +243,8 @@ Command = (
     | Progress
     | Intend
     | Settle
+    | Vouch
+    | Save
     | Answer
     | Cancel
     | Expire

@@ -7,12 +7,13 @@ exists without the other. Its number is its position in the log.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import msgspec
 
 from bus.envelope import Envelope
-from bus.events import Event, Instant, PhaseFailed
+from bus.events import Commit, Instant, PhaseFailed
+from bus.folding import Folding
 from bus.inputs import input_of
 from bus.problem import Problem
 from bus.references import Unresolved
@@ -81,9 +82,23 @@ class LetterRedriven(msgspec.Struct, frozen=True):
     subject: str
 
 
-def letters(state: RunState, events: Iterable[Event]) -> list[DeadLetter]:
-    """The dead letters that belong to a commit; `state` is the run with the commit's events."""
-    return [_letter_of(state, event) for event in events if isinstance(event, PhaseFailed) and _is_work(state, event)]
+def letters(before: RunState | None, commit: Commit) -> list[DeadLetter]:
+    """The dead letters that belong to a commit; `before` is the run without it.
+
+    Each is about the run as it was when the work was given up: what follows in the same commit may undo it.
+    """
+    events, found = list(commit.events), []
+    if not any(isinstance(event, PhaseFailed) for event in events):
+        return []
+    folding = Folding(before)
+    if before is None:
+        folding.add(msgspec.structs.replace(commit, events=[events.pop(0)]))
+    for event in events:
+        folding.apply([event], commit.at)
+        assert folding.state is not None, "a run has begun"
+        if isinstance(event, PhaseFailed) and _is_work(folding.state, event):
+            found.append(_letter_of(folding.state, event))
+    return found
 
 
 def shortened(letter: DeadLetter) -> DeadLetter:
@@ -124,6 +139,9 @@ def is_open(letter: DeadLetter, state: RunState) -> bool:
     item = phase.item(letter.item) if phase is not None else None
     if phase is None or item is None:
         return phase is not None and phase.status == "failed"
+    if phase.undoing is not None and letter.capability == state.plan.graph[phase.key].phase.capability:
+        # What the work did has been undone, or is about to be; it can be done again when the run has ended.
+        return phase.status == "rolled_back" and not state.is_open
     return item.status == "failed" and item.attempt == letter.attempt
 
 

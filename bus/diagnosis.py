@@ -22,6 +22,7 @@ from bus.errors import (
     MalformedMessage,
     Misconfigured,
     NoLiveAgent,
+    OutcomeUnknown,
     PlanError,
     Refused,
     SettingsError,
@@ -48,7 +49,7 @@ _TYPES: tuple[tuple[tuple[type[BaseException], ...], ErrorClass], ...] = (
     ((ConnectionRefusedError, gaierror, NoLiveAgent), "dependency"),
     ((ssl.SSLCertVerificationError, ImportError, PermissionError), "configuration"),
     ((SettingsError, Misconfigured), "configuration"),
-    ((PlanError, MalformedMessage, Refused, TooLarge), "permanent"),
+    ((PlanError, MalformedMessage, OutcomeUnknown, Refused, TooLarge), "permanent"),
     ((TimeoutError, ConnectionError, InterruptedError, subprocess.TimeoutExpired, Unavailable), "transient"),
 )
 _ERRNOS: dict[int, ErrorClass] = {
@@ -78,6 +79,8 @@ def problem_of(error: BaseException, now: datetime, classify: Classify | None = 
         case RetryLater():
             asked = text_of(error)[:_DETAIL_CHARACTERS]
             return Problem("retry_asked", asked, "transient", retry_after_s=error.delay_s)
+        case OutcomeUnknown():
+            return Problem("outcome_unknown", text_of(error)[:_DETAIL_CHARACTERS], "permanent")
     chain = list(_chain(error))
     trace = "".join(traceback.format_exception(error))
     response = next((found for link, is_cause in chain if is_cause and (found := _response(link))), None)

@@ -89,6 +89,20 @@ class Refused(BusError):
         self.reason = reason
 
 
+class OutcomeUnknown(BusError):
+    """What a handler did outside was begun by an earlier attempt, and nobody knows whether it happened.
+
+    It is not repeated. Give `context.once` a `reconcile`, or find out and say so: `phasebus run effect settle`.
+    """
+
+    def __init__(self, key: str) -> None:
+        super().__init__(
+            f"effect {key!r} was begun, and nobody knows whether it happened: find out, say so with "
+            "`phasebus run effect settle`, and redrive"
+        )
+        self.key = key
+
+
 class NotFound(BusError, LookupError):
     """No such run, phase, dead letter or agent in this log."""
 

@@ -125,7 +125,7 @@ class RunCheckpointed(_Event, frozen=True, tag="run.checkpointed.v1"):
 class RunRollingBack(_Event, frozen=True, tag="run.rolling_back.v1"):
     """The run goes back to before `phases`: those in `undo` are compensated first, one after the other, in this order.
 
-    A RunRedriven follows when that is done.
+    A RunRedriven follows when that is done; or with `problem`, of which the run has failed, a RunFailed.
     """
 
     by: str
@@ -133,14 +133,19 @@ class RunRollingBack(_Event, frozen=True, tag="run.rolling_back.v1"):
     undo: tuple[str, ...]
     deadline_at: Instant
     reason: str = ""
+    problem: Problem | None = None
 
 
 class PhaseUndoing(_Event, frozen=True, tag="phase.undoing.v1"):
-    """What the phase did is being undone: its next attempts are those of its compensation, with this as their input."""
+    """What the phase did is being undone: its next attempts are those of its compensation, with this as their input.
+
+    `effects` are what its handlers did outside, by name, each with its `outcome` if that is known.
+    """
 
     phase: str
     input: msgspec.Raw
     output: msgspec.Raw
+    effects: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
 class RunArchived(_Event, frozen=True, tag="run.archived.v1"):
@@ -203,12 +208,37 @@ class PhaseEffectIntended(_Event, frozen=True, tag="phase.effect_intended.v1"):
 
 
 class PhaseEffectDone(_Event, frozen=True, tag="phase.effect_done.v1"):
-    """It happened, and this came of it: it is not done again by a later attempt."""
+    """It happened, and this came of it: it is not done again by a later attempt.
+
+    `by` is who vouches for that, if it was not the handler.
+    """
 
     phase: str
     attempt: int
     effect: str
     outcome: msgspec.Raw
+    item: int | None = None
+    by: str = ""
+    reason: str = ""
+
+
+class PhaseEffectNotDone(_Event, frozen=True, tag="phase.effect_not_done.v1"):
+    """It did not happen, says the handler, or `by`: it may be begun anew."""
+
+    phase: str
+    attempt: int
+    effect: str
+    item: int | None = None
+    by: str = ""
+    reason: str = ""
+
+
+class PhaseSaved(_Event, frozen=True, tag="phase.saved.v1"):
+    """How far the handler is, in its own words, for the attempt that has to go on from there."""
+
+    phase: str
+    attempt: int
+    state: msgspec.Raw
     item: int | None = None
 
 
@@ -335,6 +365,8 @@ Known = (
     | PhaseProgressed
     | PhaseEffectIntended
     | PhaseEffectDone
+    | PhaseEffectNotDone
+    | PhaseSaved
     | PhaseCompleted
     | PhaseAttemptFailed
     | PhaseFailed

@@ -22,11 +22,13 @@ from bus.events import (
     PhaseCompleted,
     PhaseEffectDone,
     PhaseEffectIntended,
+    PhaseEffectNotDone,
     PhaseEscalated,
     PhaseExpanded,
     PhaseFailed,
     PhaseProgressed,
     PhaseReady,
+    PhaseSaved,
     PhaseSkipped,
     PhaseStarted,
     PhaseUndoing,
@@ -119,16 +121,9 @@ class Folding:
             case RunRollingBack():
                 state.status, state.problem, state.ended_at = "in_progress", None, None
                 state.deadline_at = event.deadline_at
-                state.rollback = Rollback(event.by, event.phases, event.undo)
+                state.rollback = Rollback(event.by, event.phases, event.undo, event.problem)
             case PhaseUndoing():
-                before = self._phase(state, event.phase, at)
-                epoch = max((item.attempt for item in before.items), default=before.epoch)
-                undoing = Undoing(Output(event.input), Output(event.output))
-                work = Item(attempt=epoch)
-                phase = PhaseState(key=event.phase, items=[work], open_items=1, epoch=epoch, undoing=undoing)
-                phase.opened_at = at
-                state.phases[event.phase] = phase
-                state.open_phases += 1
+                self._undo(state, event, at)
             case RunArchived():
                 state.archived = True
             case PhaseExpanded():
@@ -164,6 +159,14 @@ class Folding:
                 phase = self._phase(state, event.phase, at)
                 item = _item(phase, event.item)
                 _put(phase, _with(item, effects=item.effects | {event.effect: Output(event.outcome)}))
+            case PhaseEffectNotDone():
+                phase = self._phase(state, event.phase, at)
+                item = _item(phase, event.item)
+                effects = {effect: outcome for effect, outcome in item.effects.items() if effect != event.effect}
+                _put(phase, _with(item, effects=effects))
+            case PhaseSaved():
+                phase = self._phase(state, event.phase, at)
+                _put(phase, _with(_item(phase, event.item), saved=Output(event.state)))
             case PhaseCompleted():
                 self._completed(state, event, at)
             case PhaseAttemptFailed():
@@ -235,6 +238,20 @@ class Folding:
         if event.item is None or phase.status == "pending":
             phase.status = "ready"
 
+    def _undo(self, state: RunState, event: PhaseUndoing, at: datetime) -> None:
+        """From here on the phase's work is that of its compensation."""
+        before = self._phase(state, event.phase, at)
+        epoch = max((item.attempt for item in before.items), default=before.epoch)
+        effects = None if event.effects is msgspec.UNSET else Output(event.effects)
+        undoing = Undoing(Output(event.input), Output(event.output), effects)
+        # A compensation that did not come to its end is begun anew: what it has done, it has done.
+        old = before.items[0] if before.undoing is not None else Item()
+        work = Item(attempt=epoch, effects=old.effects, saved=old.saved)
+        phase = PhaseState(key=event.phase, epoch=epoch, begun=before.begun, undoing=undoing, opened_at=at)
+        phase.items, phase.open_items = [work], 1
+        state.phases[event.phase] = phase
+        state.open_phases += 1
+
     def _completed(self, state: RunState, event: PhaseCompleted, at: datetime) -> None:
         phase = self._phase(state, event.phase, at)
         if event.attempt is not None:
@@ -253,7 +270,7 @@ class Folding:
         if event.attempt is None and event.output is not msgspec.UNSET:
             phase.answered_by, phase.output = event.by, Output(event.output)
         else:
-            phase.output = _output_of(phase)
+            phase.output = phase.results
         _close(state, phase, "completed", at, lets_pass=True)
 
     def _failed(self, state: RunState, event: PhaseFailed, at: datetime) -> None:
@@ -269,7 +286,7 @@ class Folding:
             is_optional = state.plan.graph[event.phase].phase.optional and phase.undoing is None
             if is_optional and phase.items and phase.items[0].index is not None:
                 # What did succeed is there for those that go on.
-                phase.output = _output_of(phase)
+                phase.output = phase.results
             _close(state, phase, "failed", at, lets_pass=is_optional)
 
     def _reopen(self, state: RunState, event: RunRedriven) -> None:
@@ -282,14 +299,15 @@ class Folding:
             before = state.phases[key]
             again = [item for item in before.items if event.afresh or item.status not in SUCCEEDED]
             epoch = max((item.attempt for item in before.items), default=before.epoch)
+            begun = state.passes if event.afresh or before.undoing is not None else before.begun
             if before.undoing is not None or (event.afresh and state.plan.graph[key].each is not None):
                 # What it goes over may be another list now; the numbers of its attempts go on.
-                state.phases[key] = PhaseState(key=key, epoch=epoch, forced=event.afresh)
+                state.phases[key] = PhaseState(key=key, epoch=epoch, forced=event.afresh, begun=begun)
             else:
                 anew = {item.index: _anew(item, afresh=event.afresh) for item in again}
                 items = [anew.get(item.index, item) for item in before.items]
                 state.phases[key] = PhaseState(
-                    key=key, items=items, open_items=len(again), epoch=epoch, forced=event.afresh
+                    key=key, items=items, open_items=len(again), epoch=epoch, forced=event.afresh, begun=begun
                 )
             self._owned.add(key)
             state.open_phases += 1
@@ -319,10 +337,8 @@ def _with(item: Item, **changes: Any) -> Item:
 
 def _anew(item: Item, *, afresh: bool) -> Item:
     """For a new pass. What was done outside has been done, unless all of it is to be done again."""
-    effects = {} if afresh else item.effects
-    return _with(
-        item, status="pending", problem=None, output=None, ended_at=None, earlier=len(item.attempts), effects=effects
-    )
+    left: dict[str, Any] = {"effects": {}, "saved": None} if afresh else {}
+    return _with(item, status="pending", problem=None, output=None, ended_at=None, earlier=len(item.attempts), **left)
 
 
 def _undone(state: RunState, phase: PhaseState, at: datetime) -> None:
@@ -362,13 +378,6 @@ def _touch(phase: PhaseState, item: Item, **changes: Any) -> Item:
     return item
 
 
-def _output_of(phase: PhaseState) -> Output:
-    if len(phase.items) == 1 and phase.items[0].index is None:
-        return phase.items[0].output or Output(b"null")
-    outputs: Sequence[bytes] = [bytes(item.output.raw) if item.output else b"null" for item in phase.items]
-    return Output(b"[" + b",".join(outputs) + b"]")
-
-
 def _close(state: RunState, phase: PhaseState, status: Status, at: datetime, *, lets_pass: bool = False) -> None:
     phase.status, phase.ended_at, phase.lets_pass = status, at, lets_pass
     state.open_phases -= 1
@@ -376,4 +385,7 @@ def _close(state: RunState, phase: PhaseState, status: Status, at: datetime, *, 
 
 def _end(state: RunState, status: RunStatus, at: datetime, problem: Problem | None = None) -> None:
     state.status, state.ended_at, state.problem = status, at, problem
+    if state.rollback is not None and not state.rollback.left:
+        # All is undone. What could not be is kept, to go on with.
+        state.rollback = None
     state.paused_at, state.paused_by = None, ""

@@ -27,10 +27,12 @@ from bus.commands import (
     Resume,
     Reuse,
     Rollback,
+    Save,
     Settle,
     Signal,
     Skip,
     Take,
+    Vouch,
 )
 from bus.decide import OUTSIDE
 from bus.events import (
@@ -41,8 +43,10 @@ from bus.events import (
     PhaseCompleted,
     PhaseEffectDone,
     PhaseEffectIntended,
+    PhaseEffectNotDone,
     PhaseEscalated,
     PhaseFailed,
+    PhaseSaved,
     PhaseSkipped,
     PhaseStarted,
     RunCancelled,
@@ -133,9 +137,11 @@ def _command(state: RunState, event: Event, later: Event | None, commit: Commit)
         case PhaseEffectIntended():
             holder = _holder(state, event.phase, event.item)
             return Intend(event.phase, event.item, event.attempt, holder, event.effect)
-        case PhaseEffectDone():
+        case PhaseEffectDone() | PhaseEffectNotDone():
+            return _settled(state, event)
+        case PhaseSaved():
             holder = _holder(state, event.phase, event.item)
-            return Settle(event.phase, event.item, event.attempt, holder, event.effect, event.outcome)
+            return Save(event.phase, event.item, event.attempt, holder, event.state)
         case PhaseAttemptFailed():
             instance = event.instance or ""
             return Fail(event.phase, event.item, event.attempt, instance, event.problem, event.cause, event.evidence)
@@ -152,7 +158,9 @@ def _command(state: RunState, event: Event, later: Event | None, commit: Commit)
         case RunRollingBack():
             return _rollback(state, event)
         case RunFailed(problem=problem) if problem.code == "expired":
-            return Expire()
+            # Of a run that was rolled back because of that, it came before.
+            is_undone = state.rollback is not None and not state.rollback.left
+            return None if is_undone else Expire()
         case RunSignalled():
             return Signal(event.signal, event.by, event.data)
         case RunCheckpointed():
@@ -184,7 +192,10 @@ def _failed(state: RunState, event: PhaseFailed, commit: Commit) -> Command | No
     """A gate that was answered, or a phase whose time was over. All else follows from an attempt or from the input."""
     phase = state.phases[event.phase]
     code = event.problem.code
-    run_is_late = any(isinstance(other, RunFailed) and other.problem.code == "expired" for other in commit.events)
+    run_is_late = any(
+        isinstance(other, RunFailed | RunRollingBack) and other.problem is not None and other.problem.code == "expired"
+        for other in commit.events
+    )
     total_s = state.plan.graph[event.phase].phase.total_timeout_s
     if code == "expired" and not run_is_late and total_s is not None and phase.opened_at is not None:
         is_over = (commit.at - phase.opened_at).total_seconds() >= total_s
@@ -200,6 +211,14 @@ def _failed(state: RunState, event: PhaseFailed, commit: Commit) -> Command | No
     return None
 
 
+def _settled(state: RunState, event: PhaseEffectDone | PhaseEffectNotDone) -> Settle | Vouch:
+    outcome = event.outcome if isinstance(event, PhaseEffectDone) else msgspec.UNSET
+    if event.by:
+        return Vouch(event.phase, event.item, event.effect, event.by, outcome, event.reason)
+    holder = _holder(state, event.phase, event.item)
+    return Settle(event.phase, event.item, event.attempt, holder, event.effect, outcome, event.reason)
+
+
 def _redrive(state: RunState, event: RunRedriven, later: Event | None) -> Command | None:
     if state.rollback is not None and not state.rollback.left:
         return None
@@ -209,8 +228,12 @@ def _redrive(state: RunState, event: RunRedriven, later: Event | None) -> Comman
     return Redrive(event.by, event.phases, event.afresh)
 
 
-def _rollback(state: RunState, event: RunRollingBack) -> Command:
-    """The phase, or the checkpoint, that leads to just these phases."""
+def _rollback(state: RunState, event: RunRollingBack) -> Command | None:
+    """The phase, or the checkpoint, that leads to just these phases; or what a run that has failed leads to."""
+    if event.problem is not None and not state.is_open:
+        return Redrive(event.by)
+    if event.problem is not None:
+        return Expire() if event.problem.code == "expired" else None
     wanted = set(event.phases)
     for key in event.phases:
         if _begun(state, _behind(state, key)) == wanted:

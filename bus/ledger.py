@@ -103,7 +103,7 @@ class Ledger:
             events.COMMIT, events.body(commit.events), after, id=commit.id, at=commit.at, causation=causation
         )
         expected = before.position if before is not None else 0
-        letters = dead.letters(after, commit.events)
+        letters = dead.letters(before, commit)
         if not letters:
             return await self._log.append(subject, message, expected=expected)
         try:

@@ -130,6 +130,9 @@ class Phase(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fiel
 class Plan(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True, dict=True):
     """A named, versioned graph of phases; `timeout_s` bounds a whole run (30 days by default).
 
+    `on_failure`: of a run that has failed, keep what it did, or roll it back: what `compensate` can undo is undone, the
+    last first, before the run ends as failed.
+
     Raises PlanError when it is made: unknown dependency, cycle, duplicate key, unknown reference, wrong name.
     """
 
@@ -137,6 +140,7 @@ class Plan(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_field
     version: str = "1"
     phases: Sequence[Phase] = ()
     timeout_s: float = 30 * DAY_S
+    on_failure: Literal["keep", "rollback"] = "keep"
 
     def __post_init__(self) -> None:
         try:
@@ -214,7 +218,7 @@ def _graph(plan: Plan) -> Graph:
 def _check_types(plan: Plan) -> None:
     """A value of a wrong type would be stored, and could not be read back: the whole run would be lost."""
     try:
-        msgspec.convert({"name": plan.name, "version": plan.version, "timeout_s": plan.timeout_s}, _Header)
+        msgspec.convert({each: getattr(plan, each) for each in _Header.__struct_fields__}, _Header)
         read = msgspec.json.decode(msgspec.json.encode(plan.phases), type=tuple[Phase, ...])
     except (TypeError, ValueError) as error:
         raise PlanError(f"plan {plan.name!r}: {error}") from None
@@ -227,6 +231,7 @@ class _Header(msgspec.Struct):
     name: str
     version: str
     timeout_s: float
+    on_failure: Literal["keep", "rollback"]
 
 
 def _check_name(plan: Plan) -> None:
@@ -253,6 +258,8 @@ def _by_key(plan: Plan) -> dict[str, Phase]:
             raise PlanError(f"plan {plan.name!r} has two phases {key!r}")
         _check_phase(plan, key, phase)
         phases[key] = phase
+    if plan.on_failure == "rollback" and not any(phase.compensate for phase in plan.phases):
+        raise PlanError(f"plan {plan.name!r}: on_failure is 'rollback', and no phase has a compensate")
     return phases
 
 

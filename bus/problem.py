@@ -21,6 +21,7 @@ Code = Literal[
     "retry_asked",  # the handler asked to be called again later
     "undecodable",  # the input does not fit the capability's type
     "bad_output",  # the handler's answer does not fit, or is too large
+    "outcome_unknown",  # nobody knows whether what the handler did outside has happened
     "unresolved",  # a reference of the plan points to nothing in this run
     "timed_out",  # the attempt's deadline passed
     "silent",  # the handler said nothing of itself for too long

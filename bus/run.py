@@ -89,7 +89,8 @@ class Item(msgspec.Struct, frozen=True, kw_only=True):
 
     `attempt` is the current one's number, `ready_at` when it could first be taken, `problem` why it was given up,
     `earlier` how many of the attempts belong to passes before this one. `effects` are what its handlers did outside,
-    each once: with what came of it, or None while nobody knows whether it happened.
+    each once: with what came of it, or None while nobody knows whether it happened. `saved` is how far they got, in
+    their own words.
     """
 
     index: int | None = None
@@ -102,6 +103,12 @@ class Item(msgspec.Struct, frozen=True, kw_only=True):
     problem: Problem | None = None
     earlier: int = 0
     effects: dict[str, Output | None] = msgspec.field(default_factory=dict)
+    saved: Output | None = None
+
+    @property
+    def unknown(self) -> list[str]:
+        """The effects of which nobody knows whether they happened. While it is held, its handler may be about to."""
+        return [effect for effect, outcome in self.effects.items() if outcome is None]
 
     @property
     def holder(self) -> Attempt | None:
@@ -110,25 +117,31 @@ class Item(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Undoing(msgspec.Struct, frozen=True):
-    """What a compensation is about: what the phase was given, and what came of it."""
+    """What a compensation is about: what the phase was given, what came of it, and what it did outside."""
 
     input: Output
     output: Output
+    effects: Output | None = None
 
 
 class Rollback(msgspec.Struct, frozen=True):
-    """A rollback under way: `phases` get a new pass when those in `left` are undone, one after the other."""
+    """A rollback under way: `phases` get a new pass when those in `left` are undone, one after the other.
+
+    With a `problem`, of which the run has failed, it ends then instead.
+    """
 
     by: str
     phases: tuple[str, ...]
     left: tuple[str, ...]
+    problem: Problem | None = None
 
 
 class PhaseState(msgspec.Struct, kw_only=True):
     """One phase of a run. `items` holds one entry for a plain phase, one per element for an `each` phase.
 
     `lets_pass`: it has ended, and what needs it goes on, because it succeeded, or does not have to.
-    `epoch` is the highest number an attempt had before this pass. A gate that waits is known by the pass it was opened
+    `epoch` is the highest number an attempt had before this pass, `begun` the pass in which its work was begun from
+    nothing, the last time. A gate that waits is known by the pass it was opened
     in (`gate`), and answered by one of `asked` (anybody, if that is empty). `child` is the run it waits for.
     `forced`: this pass does it again, whatever is in the cache.
     """
@@ -147,12 +160,21 @@ class PhaseState(msgspec.Struct, kw_only=True):
     output: Output | None = None
     lets_pass: bool = False
     epoch: int = 0
+    begun: int = 1
     gate: int = 0
     asked: tuple[str, ...] = ()
     is_escalated: bool = False
     undoing: Undoing | None = None
     child: str = ""
     forced: bool = False
+
+    @property
+    def results(self) -> Output:
+        """The output of its work: of an `each` phase a list, with null where there is none."""
+        if len(self.items) == 1 and self.items[0].index is None:
+            return self.items[0].output or Output(b"null")
+        outputs = [bytes(item.output.raw) if item.output else b"null" for item in self.items]
+        return Output(b"[" + b",".join(outputs) + b"]")
 
     def item(self, index: int | None) -> Item | None:
         """The item with that index (None for a plain phase), if it has been opened."""
@@ -211,6 +233,13 @@ class RunState(msgspec.Struct, kw_only=True):
     @property
     def is_open(self) -> bool:
         return self.status == "in_progress"
+
+    def unknown(self) -> Iterator[tuple[PhaseState, Item, str]]:
+        """Every effect of which nobody knows whether it happened, unless a handler is at it."""
+        for phase in self.phases.values():
+            for item in phase.items:
+                if item.effects and item.holder is None:
+                    yield from ((phase, item, effect) for effect in item.unknown)
 
     def held(self) -> Iterator[tuple[PhaseState, Item, Attempt]]:
         """Every attempt under way."""

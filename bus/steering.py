@@ -20,9 +20,11 @@ from bus.commands import (
     Rollback,
     Signal,
     Skip,
+    Vouch,
 )
 from bus.errors import MalformedMessage, PlanError, Refused
 from bus.ledger import Ledger
+from bus.notebook import Done, NotDone
 from bus.plan import Plan
 from bus.run import SUCCEEDED, RunState
 from bus.runs import Runs
@@ -75,6 +77,24 @@ class Steering:
     async def signal(self, run: str, signal: str, data: object = None, *, by: str) -> RunState:
         """Tell a run what a phase waits for, or will (`Phase(wait_for=...)`); `data` is that phase's output."""
         return await self._decide(run, Signal(signal, by, as_json(data)))
+
+    async def settle(
+        self,
+        run: str,
+        phase: str,
+        effect: str,
+        found: Done | NotDone,
+        *,
+        by: str,
+        item: int | None = None,
+        reason: str = "",
+    ) -> RunState:
+        """Say what became of an effect that nobody knew of: `Done(outcome)`, or `NotDone()`: it may be done again.
+
+        The next attempt acts on it: redrive the phase if it has failed.
+        """
+        outcome = as_json(found.outcome) if isinstance(found, Done) else msgspec.UNSET
+        return await self._decide(run, Vouch(phase, item, effect, by, outcome, reason))
 
     async def checkpoint(self, run: str, name: str, *, by: str) -> RunState:
         """Name this moment of a run, to go back to it."""

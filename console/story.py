@@ -16,11 +16,13 @@ from bus.events import (
     PhaseCompleted,
     PhaseEffectDone,
     PhaseEffectIntended,
+    PhaseEffectNotDone,
     PhaseEscalated,
     PhaseExpanded,
     PhaseFailed,
     PhaseProgressed,
     PhaseReady,
+    PhaseSaved,
     PhaseSkipped,
     PhaseStarted,
     PhaseUndoing,
@@ -100,6 +102,8 @@ def _said(event: Event) -> str:
         case RunCheckpointed():
             return f"{event.name} by {event.by}"
         case RunRollingBack():
+            if event.problem is not None:
+                return f"by {event.by}: {', '.join(event.undo)}, because {event.problem}"
             return f"by {event.by} to before {', '.join(event.phases)}{_because(event.reason)}"
         case PhaseUndoing():
             return event.phase
@@ -124,7 +128,13 @@ def _said(event: Event) -> str:
         case PhaseEffectIntended():
             return f"{_attempt(event)}: {event.effect}"
         case PhaseEffectDone():
-            return f"{_attempt(event)}: {event.effect} gave {to_json(event.outcome)}"
+            vouched = f", says {event.by}" if event.by else ""
+            return f"{_attempt(event)}: {event.effect} gave {to_json(event.outcome)}{vouched}{_because(event.reason)}"
+        case PhaseEffectNotDone():
+            vouched = f", says {event.by}" if event.by else ""
+            return f"{_attempt(event)}: {event.effect} was not done{vouched}{_because(event.reason)}"
+        case PhaseSaved():
+            return f"{_attempt(event)}: {to_json(event.state)}"
         case PhaseAttemptFailed():
             return f"{_attempt(event)} {event.cause}: {event.problem}"
         case PhaseFailed():
@@ -154,6 +164,8 @@ def _place(
     | PhaseCompleted
     | PhaseEffectIntended
     | PhaseEffectDone
+    | PhaseEffectNotDone
+    | PhaseSaved
     | PhaseAttemptFailed
     | PhaseFailed
     | PhaseCancelled
@@ -169,6 +181,8 @@ def _attempt(
     | PhaseCompleted
     | PhaseEffectIntended
     | PhaseEffectDone
+    | PhaseEffectNotDone
+    | PhaseSaved
     | PhaseAttemptFailed
     | ResultRefused,
 ) -> str:

@@ -18,6 +18,7 @@ RULES = [
     "bus.diff",
     "bus.document",
     "bus.draft",
+    "bus.effects",
     "bus.envelope",
     "bus.events",
     "bus.eventsourcing.names",
@@ -27,6 +28,7 @@ RULES = [
     "bus.gates",
     "bus.happening",
     "bus.hindsight",
+    "bus.holding",
     "bus.inputs",
     "bus.lines",
     "bus.messages",
@@ -45,6 +47,7 @@ RULES = [
     "bus.selection",
     "bus.subjects",
     "bus.timers",
+    "bus.undoing",
     "bus.verify",
 ]
 FOLDS = [

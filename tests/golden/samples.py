@@ -26,11 +26,13 @@ from bus.events import (
     PhaseCompleted,
     PhaseEffectDone,
     PhaseEffectIntended,
+    PhaseEffectNotDone,
     PhaseEscalated,
     PhaseExpanded,
     PhaseFailed,
     PhaseProgressed,
     PhaseReady,
+    PhaseSaved,
     PhaseSkipped,
     PhaseStarted,
     PhaseUndoing,
@@ -124,8 +126,17 @@ EVENTS: dict[str, Sequence[Event]] = {
         [
             RunRollingBack(by="ann", phases=("write",), undo=("write",), deadline_at=LATER, reason="wrong branch"),
             RunRollingBack(by="ann", phases=("write",), undo=(), deadline_at=LATER),
+            RunRollingBack(by="the plan", phases=(), undo=("write",), deadline_at=LATER, problem=BARE),
         ],
-        [PhaseUndoing(phase="write", input=msgspec.Raw(b'{"a":1}'), output=msgspec.Raw(b"2"))],
+        [
+            PhaseUndoing(phase="write", input=msgspec.Raw(b'{"a":1}'), output=msgspec.Raw(b"2")),
+            PhaseUndoing(
+                phase="write",
+                input=msgspec.Raw(b'{"a":1}'),
+                output=msgspec.Raw(b"2"),
+                effects=msgspec.Raw(b'{"charge":{"outcome":7},"mail":{}}'),
+            ),
+        ],
         [RunSignalled(signal="go", by="ann", data=msgspec.Raw(b'{"until":5}'))],
         [RunArchived(by="ann", upto=41, archive="3f2a1b0c9d8e")],
         [RunRedriven(by="ann", phases=("write", "review"), deadline_at=LATER)],
@@ -154,6 +165,17 @@ EVENTS: dict[str, Sequence[Event]] = {
         [
             PhaseEffectDone(phase="-8", item=0, attempt=2, effect="charge", outcome=msgspec.Raw(b'{"id":7}')),
             PhaseEffectDone(phase="collect", attempt=1, effect="charge", outcome=msgspec.Raw(b"null")),
+            PhaseEffectDone(
+                phase="collect", attempt=1, effect="charge", outcome=msgspec.Raw(b"7"), by="ann", reason="I looked"
+            ),
+        ],
+        [
+            PhaseEffectNotDone(phase="-8", item=0, attempt=2, effect="charge", by="ann", reason="not in the books"),
+            PhaseEffectNotDone(phase="collect", attempt=1, effect="charge"),
+        ],
+        [
+            PhaseSaved(phase="-8", item=0, attempt=2, state=msgspec.Raw(b'{"upto":7}')),
+            PhaseSaved(phase="collect", attempt=1, state=msgspec.Raw(b"7")),
         ],
         [
             PhaseCompleted(phase="-8", item=0, attempt=2, output=msgspec.Raw(b'{"lines": 3}')),

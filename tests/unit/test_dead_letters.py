@@ -12,6 +12,7 @@ from bus.envelope import decode as decode_envelope
 from bus.envelope import encode, envelope
 from bus.errors import MalformedMessage
 from bus.events import Event
+from bus.folding import fold
 from bus.plan import Approval, Phase
 from bus.problem import Problem
 from bus.references import ref
@@ -23,7 +24,7 @@ UNCLAIMED = Problem("unclaimed", "nobody took the work", "dependency")
 
 def letters_of(run: Driver) -> list[DeadLetter]:
     """The dead letters of the newest commit."""
-    return dead.letters(run.state, run.commits[-1].events)
+    return dead.letters(fold(run.commits[:-1]), run.commits[-1])
 
 
 def the_letter(run: Driver) -> DeadLetter:
