@@ -7,11 +7,15 @@ from bus.agent import Agent
 from bus.client import Client, Receipt, WorkFailed
 from bus.connecting import connect
 from bus.context import Context
+from bus.decision import Decision
 from bus.diagnosis import Reject
+from bus.election import Candidacy
 from bus.errors import (
     Archived,
     ArchiveDamaged,
     BusError,
+    DecisionError,
+    LeaseLost,
     MalformedMessage,
     Misconfigured,
     NoLiveAgent,
@@ -26,6 +30,7 @@ from bus.errors import (
     Unavailable,
 )
 from bus.happening import Happening
+from bus.leases import Lease
 from bus.messages import message, upcaster
 from bus.plan import Approval, Phase, Plan
 from bus.problem import Problem
@@ -42,9 +47,14 @@ __all__ = [
     "ArchiveDamaged",
     "Archived",
     "BusError",
+    "Candidacy",
     "Client",
     "Context",
+    "Decision",
+    "DecisionError",
     "Happening",
+    "Lease",
+    "LeaseLost",
     "MalformedMessage",
     "Misconfigured",
     "NoLiveAgent",
