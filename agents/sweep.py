@@ -17,7 +17,7 @@ from bus.bucket import Bucket
 from bus.client import Client
 from bus.decision import Decided, Proposed
 from bus.errors import MalformedMessage, NotFound
-from bus.lease import Standing, standing
+from bus.lease import LeaseAcquired, Standing, standing
 from bus.ledger import utc_now
 from bus.record import Record
 
@@ -28,11 +28,19 @@ _KEEP_BYTES = 512 * 1024
 _KEEP_EVERY = 10_000
 
 
+class _Held(msgspec.Struct, frozen=True):
+    """A lease that has not ended by the log."""
+
+    event: LeaseAcquired
+    position: int
+    at: datetime
+
+
 class _Open(msgspec.Struct):
     """What is held and undecided by the log, up to a position: leases by subject, the deadlines of decisions by id."""
 
     position: int = 0
-    leases: dict[str, Standing] = msgspec.field(default_factory=dict)
+    leases: dict[str, _Held] = msgspec.field(default_factory=dict)
     decisions: dict[str, datetime] = msgspec.field(default_factory=dict)
 
 
@@ -72,16 +80,16 @@ class Sweep:
             message = record.envelope()
             if record.subject.startswith(subjects.leases.removesuffix(">")):
                 found.leases.pop(record.subject, None)
-                now = standing(message, record.position)
-                if now.is_held:
-                    found.leases[record.subject] = now
+                event = standing(message, record.position).event
+                if isinstance(event, LeaseAcquired):
+                    found.leases[record.subject] = _Held(event, record.position, message.time)
                 return
-            event, id = decision.read(message), subjects.decision_of(record.subject)
+            said, id = decision.read(message), subjects.decision_of(record.subject)
         except MalformedMessage:
             return  # whoever reads that subject says so
-        if isinstance(event, Proposed):
-            found.decisions.setdefault(id, event.deadline_at)
-        elif isinstance(event, Decided):
+        if isinstance(said, Proposed):
+            found.decisions.setdefault(id, said.deadline_at)
+        elif isinstance(said, Decided):
             found.decisions.pop(id, None)
 
     async def _end_leases(self, found: _Open) -> None:
@@ -91,7 +99,9 @@ class Sweep:
         silent = {each.event.lease for each in found.leases.values()} - alive
         # Twice: a server of the bucket may be late.
         for each in [each for each in found.leases.values() if each.event.lease in silent & self._silent]:
-            if await self._client.leases.end(each, "expired", by=self._client.source):
+            if await self._client.leases.end(
+                Standing(each.event, each.position, each.at), "expired", by=self._client.source
+            ):
                 logger.warning("lease lost", lease=str(each.event.place), holder=each.event.holder)
         self._silent = silent
 

@@ -77,7 +77,7 @@ def arrive(state: Gathering, name: str, party: str, parties: int) -> BarrierArri
         return None
     if state.present and parties != state.parties:
         raise Refused(
-            f"barrier {name!r} is waited at for {state.parties} parties, not {parties}: say the same everywhere"
+            f"others wait at barrier {name!r} for {state.parties} parties, not {parties}: say the same number"
         )
     return BarrierArrived(name=name, generation=state.generation, party=party, parties=parties)
 

@@ -1,7 +1,7 @@
 """Barriers on the bus: parties come and leave by guarded appends, so their number is exact; the last one opens it.
 
-A waiting party shows that it lives by a key in the bucket of leases. Who would open the barrier looks first whether the
-others are still there: a barrier must not open for a process that is gone. Who was taken for gone by mistake comes again.
+A waiting party shows that it lives by a key in the bucket of leases. Who would open the barrier looks first whether
+the others are still there: it must not open for a process that is gone. Who was taken for gone by mistake comes again.
 """
 
 from __future__ import annotations
@@ -79,12 +79,12 @@ class Barrier:
 
     async def _opens(self, generation: int) -> bool:
         """Wait until it is open; False: this party was taken for gone."""
-        if self._state.is_open:
+        if self._has_opened():
             return True
         async with aclosing(self._log.follow(self._subject, after=self._position)) as records:
             async for record in records:
                 self._note(record)
-                if self._state.is_open and self._party in self._state.present:
+                if self._has_opened():
                     return True
                 if self._state.generation != generation or self._party not in self._state.present:
                     return False
@@ -96,10 +96,14 @@ class Barrier:
             async with asyncio.timeout(self._bucket.timeout_s):
                 await self._load()
                 while self._party in self._state.present:
-                    if self._state.is_open:
+                    if self._has_opened():
                         return True
                     await self._say(self._left(self._party, "withdrew"))
         return False
+
+    def _has_opened(self) -> bool:
+        """With this party among the others."""
+        return self._state.is_open and self._party in self._state.present
 
     async def _gone(self) -> list[str]:
         """Parties that are present by the log, and show no life."""

@@ -1,7 +1,7 @@
 """Coordination: locks, semaphores, elections and barriers among the processes of a bus; a part of the client.
 
-Each has the same two halves: a key in a bucket that ends by itself when its process dies, and a subject in the log, with
-who got, gave back or lost it. The position of the one that counts is the token that fences what is done under it.
+Each has the same two halves: a key in a bucket that ends by itself when its process dies, and a subject in the log,
+with who got, gave back or lost it. The position of the one that counts is the token that fences what is done under it.
 """
 
 from __future__ import annotations

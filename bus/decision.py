@@ -1,7 +1,7 @@
 """A decision among agents: somebody proposes, voters vote, and the outcome follows from the votes and the time. Pure.
 
-`decide` and `evolve` as for runs. The outcome is a function of what is in the log and of now, so whoever looks finds the
-same one; that it has been reached is appended by the first who notices, and is final from then on.
+`decide` and `evolve` as for runs. The outcome is a function of what is in the log and of now, so whoever looks finds
+the same one; that it has been reached is appended by the first who notices, and is final from then on.
 """
 
 from __future__ import annotations
@@ -229,7 +229,7 @@ def _proposed(command: Propose, now: datetime) -> Proposed:
         raise DecisionError("a voter's weight is a whole number from 1 on, a million at most")
     if not 0 < command.quorum <= 1:
         raise DecisionError(
-            f"quorum is the share of all weight that has to vote, above 0 and 1 at most; not {command.quorum!r}"
+            f"quorum is the share of all weight that has to vote, above 0 up to 1, not {command.quorum!r}"
         )
     if command.tie not in (REJECT, FIRST, *options):
         raise DecisionError(f"tie is {REJECT!r}, {FIRST!r} or one of the options, not {command.tie!r}")

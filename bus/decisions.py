@@ -1,4 +1,4 @@
-"""Decisions on the bus: each has a subject of its own, and grows by guarded appends, so no vote is lost or counted twice.
+"""Decisions on the bus: each has a subject of its own and grows by guarded appends: no vote is lost or counted twice.
 
 Its deadline needs nobody in particular: who waits for it, who votes or looks when it is over, and the supervisor all
 append the same outcome, and the log takes the first one.
@@ -17,7 +17,7 @@ from bus import decision as rules
 from bus.connection import Connection
 from bus.decision import Command, Decision, Propose, Settle, Vote
 from bus.envelope import envelope
-from bus.errors import DecisionError, MalformedMessage, NotFound, TimedOut
+from bus.errors import DecisionError, MalformedMessage, NotFound, Refused, TimedOut
 from bus.ledger import utc_now
 from bus.log import Log, VersionConflict
 from bus.record import Record
@@ -53,6 +53,8 @@ class Decisions:
         for step in (command, Settle()):
             while True:
                 now = utc_now()
+                if state is None and position:
+                    raise Refused(f"decision {id} was archived, or its subject is taken: give another id")
                 event = rules.decide(state, step, id=id, now=now)
                 if event is None:
                     break

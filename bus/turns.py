@@ -50,6 +50,8 @@ class Wanted:
         """
         if not await self._tickets() and (lease := await self._take(holder, ttl_s)) is not None:
             return lease
+        if timeout_s is not None and timeout_s <= 0:
+            raise await self._timed_out(0)
         lease = None
         try:
             async with asyncio.timeout(timeout_s) as bound, self._in_line(ttl_s) as turns:
@@ -59,8 +61,7 @@ class Wanted:
                         bound.reschedule(None)
                         break
         except TimeoutError:
-            who = await self._holders()
-            raise TimedOut(f"{self._kind} {self._name!r} was not free within {timeout_s:g} s: {who}") from None
+            raise await self._timed_out(timeout_s or 0) from None
         except BaseException:
             if lease is not None:
                 await self._leases.let_go(lease)
@@ -106,9 +107,9 @@ class Wanted:
         copies = self._connection.subscribe(self._told, hear)
         unregister = self._connection.on_reconnect(woken.set)
         try:
-            async with present(self._leases.bucket, f"{self._line}.{uuid4().hex}", ttl_s) as own:
-                async with aclosing(turns(own)) as coming:
-                    yield coming
+            key = f"{self._line}.{uuid4().hex}"
+            async with present(self._leases.bucket, key, ttl_s), aclosing(turns(key)) as coming:
+                yield coming
         finally:
             unregister()
             copies.unsubscribe()
@@ -121,24 +122,28 @@ class Wanted:
     async def _tickets(self) -> dict[str, int]:
         return {entry.key: _number(entry) for entry in await self._leases.bucket.entries(f"{self._line}.*")}
 
-    async def _holders(self) -> str:
-        """For the message: who has what was wanted."""
+    async def _timed_out(self, timeout_s: float) -> TimedOut:
+        """With who has what was wanted."""
+        what = f"{self._kind} {self._name!r} was not free" + (f" within {timeout_s:g} s" if timeout_s else "")
         try:
             async with asyncio.timeout(self._leases.bucket.timeout_s):
                 found = {await self._leases.holder_of(place) for place in self._places} - {None}
         except (BusError, TimeoutError):
-            return "who has it can't be seen"
-        return f"held by {', '.join(sorted(map(str, found)))}" if found else "it has just become free"
+            return TimedOut(f"{what}; who has it can't be seen")
+        return TimedOut(f"{what}: {', '.join(sorted(map(str, found))) or 'others who wait for it'} came first")
 
 
 @asynccontextmanager
-async def present(bucket: Bucket, key: str, ttl_s: int) -> AsyncIterator[str]:
+async def present(bucket: Bucket, key: str, ttl_s: int) -> AsyncIterator[None]:
     """A key that is there while the block runs, and for `ttl_s` if its process dies. Its value is its first revision,
     or nothing."""
-    first = await _put(bucket, key, b"", ttl_s)
-    keeping = asyncio.create_task(_keep(bucket, key, first, ttl_s))
+    there = asyncio.Event()
+    keeping = asyncio.create_task(_keep(bucket, key, ttl_s, there))
     try:
-        yield key
+        await there.wait()
+        if keeping.done():
+            keeping.result()  # it says why not
+        yield
     finally:
         keeping.cancel()
         await asyncio.wait({keeping})
@@ -149,7 +154,11 @@ async def present(bucket: Bucket, key: str, ttl_s: int) -> AsyncIterator[str]:
                     await bucket.drop(entry.revision)
 
 
-async def _keep(bucket: Bucket, key: str, first: int, ttl_s: int) -> None:
+async def _keep(bucket: Bucket, key: str, ttl_s: int, there: asyncio.Event) -> None:
+    try:
+        first = await _put(bucket, key, b"", ttl_s)
+    finally:
+        there.set()
     while True:
         await asyncio.sleep(ttl_s / _RENEWALS)
         await _put(bucket, key, str(first).encode(), ttl_s)

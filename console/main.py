@@ -27,6 +27,8 @@ _COMMANDS = {
         "Tell a run again from the log, or do its work again in a fork.",
     ),
     "dead": ("console.commands.dead:dead", "Work that was given up: look at it, send it again."),
+    "lock": ("console.commands.lock:lock", "Locks, permits and leads: who has them, and taking them away."),
+    "decision": ("console.commands.decision:decision", "Let agents and people vote, and see what they decided."),
     "archive": ("console.commands.archive:archive", "Move what is old enough from the log to files."),
     "payload": ("console.commands.payload:payload", "Payloads too large for a message: list them, remove garbage."),
     "attention": ("console.commands.attention:attention", "List what needs a look, each with the command to type."),
