@@ -228,14 +228,15 @@ class Leases:
 
         Who forgets to check would go on in somebody else's time.
         """
+        bound = asyncio.timeout(lease.remaining_s)
         try:
-            async with asyncio.timeout(lease.remaining_s) as bound:
+            async with bound:
                 keeping = asyncio.create_task(self.keep(lease, lambda: _reschedule(bound, lease)))
                 try:
                     yield lease
                 finally:
+                    # Nothing is awaited here: a block that has ended can't be cancelled any more.
                     keeping.cancel()
-                    await asyncio.wait({keeping})
         except TimeoutError:
             if not bound.expired():
                 await self.let_go(lease)
@@ -267,7 +268,7 @@ class Leases:
     async def _reserve(self, lease: Lease) -> bool:
         """The key, for `ttl_s` from now on."""
         key, expected = lease.place.path, 0
-        for _ in range(_TRIES):
+        for tries_left in reversed(range(_TRIES)):
             sent_at = _now()
             try:
                 lease.revision = await self.bucket.put(key, _value(lease), expected=expected, ttl_s=lease.ttl_s)
@@ -276,6 +277,12 @@ class Leases:
                 expected = await self._free_at(lease, entry)
                 if expected < 0:
                     return False
+                continue
+            except Unavailable:
+                if not tries_left:
+                    raise
+                # It may have been written: then it is found to be our own.
+                await asyncio.sleep(_PAUSE_S)
                 continue
             _extend(lease, sent_at)
             return True

@@ -46,11 +46,16 @@ class Wanted:
     async def lease(self, holder: str, ttl_s: int, timeout_s: float | None) -> Lease:
         """Wait for one of them, `timeout_s` at most; 0: only if one is free now, None: for ever.
 
-        Raises TimedOut, and Unavailable if not even the first try can be made.
+        Raises TimedOut; a server that is away is waited for, too, and Unavailable raised only with `timeout_s` 0.
         """
-        if not await self._tickets() and (lease := await self._take(holder, ttl_s)) is not None:
-            return lease
-        if timeout_s is not None and timeout_s <= 0:
+        waits = timeout_s is None or timeout_s > 0
+        try:
+            if not await self._tickets() and (lease := await self._take(holder, ttl_s)) is not None:
+                return lease
+        except (Unavailable, NoResponders):
+            if not waits:
+                raise
+        if not waits:
             raise await self._timed_out(0)
         lease = None
         try:
