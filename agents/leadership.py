@@ -9,8 +9,8 @@ from __future__ import annotations
 from bus.bucket import Bucket
 from bus.client import Client
 from bus.errors import LeaseLost
+from bus.held import Lease
 from bus.lease import Place
-from bus.leases import Lease
 
 PLACE = Place("leader", "supervisor")
 

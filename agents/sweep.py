@@ -109,7 +109,7 @@ class Sweep:
         now = utc_now()
         for id in [id for id, deadline_at in found.decisions.items() if deadline_at <= now]:
             with suppress(NotFound):
-                state = await self._client.decision(id)
+                state = await self._client.decided(id, timeout_s=self._client.settings.request_timeout_s)
                 logger.info("decided", decision=id, option=state.option)
             del found.decisions[id]
 

@@ -30,7 +30,7 @@ from bus.errors import (
     Unavailable,
 )
 from bus.happening import Happening
-from bus.leases import Lease
+from bus.held import Lease
 from bus.messages import message, upcaster
 from bus.plan import Approval, Phase, Plan
 from bus.problem import Problem

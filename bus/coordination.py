@@ -19,8 +19,10 @@ from bus.barriers import Barrier
 from bus.connection import Connection
 from bus.election import Candidacy
 from bus.errors import NotFound, SettingsError
+from bus.held import Lease
+from bus.keeping import held
 from bus.lease import MOST_PERMITS, Kind, Place
-from bus.leases import Lease, Leases
+from bus.leases import Leases
 from bus.log import Log
 from bus.subjects import name as checked
 from bus.turns import Wanted
@@ -144,5 +146,5 @@ class Coordination:
     ) -> AsyncIterator[Lease]:
         wanted = Wanted(self.leases, self.connection, self.log.subjects, places)
         lease = await wanted.lease(by or self.leases.holder, self.leases.ttl_s(ttl_s), timeout_s)
-        async with self.leases.held(lease):
+        async with held(self.leases, lease):
             yield lease

@@ -41,6 +41,12 @@ class Decisions:
             raise NotFound(f"there is no decision {id!r} in this log")
         return state[0]
 
+    async def settled(self, id: str) -> Decision:
+        """As the log has it, after its outcome was appended if it is due. Raises NotFound, Unavailable."""
+        state = await self.load(id)
+        due = state.is_open and rules.outcome(state, utc_now()) is not None
+        return await self.submit(id, Settle()) if due else state
+
     async def submit(self, id: str, command: Command) -> Decision:
         """Carry out a command, and settle the decision if that is possible by then.
 
@@ -138,19 +144,15 @@ class Deciding:
         return await self._decisions.submit(decision, Vote(by, option, comment))
 
     async def decision(self, decision: str) -> Decision:
-        """A decision as it stands, settled if its time is over. Raises NotFound, Unavailable."""
-        state = await self._decisions.load(decision)
-        due = state.is_open and rules.outcome(state, utc_now()) is not None
-        return await self._decisions.submit(decision, Settle()) if due else state
+        """A decision as the log has it. Raises NotFound, Unavailable."""
+        return await self._decisions.load(decision)
 
     async def decided(self, decision: str, *, timeout_s: float) -> Decision:
-        """The decision once it has an outcome. Raises TimedOut, NotFound."""
-        state = await self.decision(decision)
+        """The decision once it has an outcome: by its deadline at the latest. Raises TimedOut, NotFound."""
         try:
             async with asyncio.timeout(timeout_s):
-                while state.is_open:
+                while (state := await self._decisions.settled(decision)).is_open:
                     await self._until_changed(state)
-                    state = await self.decision(decision)
         except TimeoutError:
             raise TimedOut(f"decision {decision} is open still after {timeout_s:g} s") from None
         return state
@@ -179,7 +181,7 @@ class Deciding:
                 first = fold(None, id, record)
                 if first is None or voter not in first.proposal.voters:
                     continue
-                state = await self.decision(id)
+                state = await self._decisions.settled(id)
                 if state.is_open and voter in state.missing:
                     yield state
 

@@ -14,8 +14,10 @@ import msgspec
 import structlog
 
 from bus.errors import BusError, MalformedMessage, TimedOut
+from bus.held import Lease
+from bus.keeping import keep
 from bus.lease import Place, standing
-from bus.leases import Lease, Leases
+from bus.leases import Leases
 from bus.log import Log
 from bus.turns import Wanted
 
@@ -87,7 +89,7 @@ class Candidacy:
                 continue
             self._note(lease.holder, lease)
             try:
-                await self._leases.keep(lease, _nothing)
+                await keep(self._leases, lease, _nothing)
             finally:
                 self._note(None if self._leader == lease.holder else self._leader, None)
                 await self._leases.let_go(lease)

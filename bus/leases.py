@@ -11,18 +11,18 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
+from time import monotonic
 from uuid import uuid4
 
-import msgspec
 import structlog
 
 from bus.bucket import Bucket, Entry
-from bus.connection import Connection
+from bus.connection import Connection, Subscription
 from bus.envelope import envelope
 from bus.errors import BusError, InvalidName, LeaseLost, MalformedMessage, SettingsError, Unavailable
+from bus.held import Hold, Lease, hold_in
 from bus.lease import (
     LONGEST_TTL_S,
     Event,
@@ -38,7 +38,6 @@ from bus.lease import (
 from bus.lease import (
     LeaseLost as Lost,
 )
-from bus.ledger import utc_now
 from bus.log import Log, VersionConflict
 from bus.settings import Settings
 from bus.streams import Moved
@@ -46,68 +45,8 @@ from bus.subjects import live_copy
 
 logger = structlog.get_logger(__name__)
 
-# The holder stops before the server ends its lease: what it has begun then has the rest of the time to end.
-_SAFE_SHARE = 2 / 3
-_RENEWALS = 3
 _PAUSE_S = 0.1
 _TRIES = 3
-
-
-class Hold(msgspec.Struct, frozen=True):
-    """What a place's key holds: whose lease it is."""
-
-    lease: str
-    holder: str
-
-
-class Lease:
-    """A place that this process has, until it gives it back or loses it. `token` fences what is done under it.
-
-    An outside store that is to be safe from a holder that was frozen keeps the highest token it has seen, and refuses
-    a lower one. The bus does it by itself: `log.append(..., fence=lease)`.
-    """
-
-    def __init__(self, place: Place, id: str, holder: str, ttl_s: int, subject: str) -> None:
-        self.place = place
-        self.id = id
-        self.holder = holder
-        self.ttl_s = ttl_s
-        self.subject = subject
-        self.token = 0
-        self.revision = 0
-        self.deadline = 0.0
-        self._lost = ""
-
-    @property
-    def what(self) -> str:
-        return str(self.place)
-
-    @property
-    def slot(self) -> int | None:
-        """Which of a semaphore's permits this is, from 0."""
-        return self.place.slot
-
-    @property
-    def remaining_s(self) -> float:
-        """How long it is safe to act without another renewal, by this process's own clock; 0 if it is lost."""
-        # The clock of the event loop; a thread may ask as well.
-        return 0.0 if self._lost else max(0.0, self.deadline - _now())
-
-    @property
-    def is_held(self) -> bool:
-        return self.remaining_s > 0
-
-    def check(self) -> None:
-        """Before doing what can't be taken back. Raises LeaseLost if the lease was lost, or may be by now."""
-        if not self.is_held:
-            raise self.lost()
-
-    def lose(self, reason: str) -> None:
-        """From now on it is not held."""
-        self._lost = self._lost or reason
-
-    def lost(self) -> LeaseLost:
-        return LeaseLost(self.what, self.token, self._lost or f"it was not renewed within {self.ttl_s} s")
 
 
 class Leases:
@@ -155,10 +94,10 @@ class Leases:
     async def renew(self, lease: Lease) -> None:
         """Have it for another `ttl_s`. Raises LeaseLost; Unavailable: try again, as long as it is held."""
         for _ in range(_TRIES):
-            sent_at = _now()
+            sent_at = monotonic()
             try:
                 lease.revision = await self.bucket.put(
-                    lease.place.path, _value(lease), expected=lease.revision, ttl_s=lease.ttl_s
+                    lease.place.path, lease.value, expected=lease.revision, ttl_s=lease.ttl_s
                 )
             except Moved:
                 # It may be our own last try, whose answer was lost.
@@ -170,7 +109,7 @@ class Leases:
                     raise lease.lost() from None
                 lease.revision = entry.revision
                 continue
-            _extend(lease, sent_at)
+            lease.extend(sent_at)
             return
         raise Unavailable(f"{lease.what} is written by somebody else all the time")
 
@@ -206,7 +145,7 @@ class Leases:
 
     async def holder_of(self, place: Place) -> str | None:
         """Who keeps a place now, if anybody does. Raises Unavailable."""
-        held = _hold(await self.bucket.get(place.path))
+        held = hold_in(await self.bucket.get(place.path))
         return held.holder if held is not None else None
 
     async def places(self) -> list[Place]:
@@ -219,49 +158,12 @@ class Leases:
 
     async def alive(self) -> set[str]:
         """The ids of all leases that are being renewed. Raises Unavailable."""
-        held = map(_hold, await self.bucket.entries(">"))
+        held = map(hold_in, await self.bucket.entries(">"))
         return {each.lease for each in held if each is not None}
 
-    @asynccontextmanager
-    async def held(self, lease: Lease) -> AsyncIterator[Lease]:
-        """Keep it while the block runs, and give it back. The block is cancelled when it is lost; LeaseLost is raised.
-
-        Who forgets to check would go on in somebody else's time.
-        """
-        bound = asyncio.timeout(lease.remaining_s)
-        try:
-            async with bound:
-                keeping = asyncio.create_task(self.keep(lease, lambda: _reschedule(bound, lease)))
-                try:
-                    yield lease
-                finally:
-                    # Nothing is awaited here: a block that has ended can't be cancelled any more.
-                    keeping.cancel()
-        except TimeoutError:
-            if not bound.expired():
-                await self.let_go(lease)
-                raise
-            await self.give_up(lease)
-            raise lease.lost() from None
-        except BaseException:
-            await self.let_go(lease)
-            raise
-        await self.let_go(lease, is_checked=True)
-
-    async def keep(self, lease: Lease, changed: Callable[[], None]) -> None:
-        """Renew it until it is lost, which is seen at once if the log says so. `changed` is called after each step."""
-        told = asyncio.Event()
-        copies = self._connection.subscribe(live_copy(lease.subject), lambda _: told.set())
-        try:
-            while lease.is_held:
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(min(lease.ttl_s / _RENEWALS, lease.remaining_s)):
-                        await told.wait()
-                await self._renew_or_lose(lease, told)
-                changed()
-        finally:
-            copies.unsubscribe()
-            changed()
+    def watch(self, lease: Lease, told: Callable[[], None]) -> Subscription:
+        """Call `told` when something is told of its place."""
+        return self._connection.subscribe(live_copy(lease.subject), lambda _: told())
 
     # Inside
 
@@ -269,9 +171,9 @@ class Leases:
         """The key, for `ttl_s` from now on."""
         key, expected = lease.place.path, 0
         for tries_left in reversed(range(_TRIES)):
-            sent_at = _now()
+            sent_at = monotonic()
             try:
-                lease.revision = await self.bucket.put(key, _value(lease), expected=expected, ttl_s=lease.ttl_s)
+                lease.revision = await self.bucket.put(key, lease.value, expected=expected, ttl_s=lease.ttl_s)
             except Moved:
                 entry = await self.bucket.get(key)
                 expected = await self._free_at(lease, entry)
@@ -284,13 +186,13 @@ class Leases:
                 # It may have been written: then it is found to be our own.
                 await asyncio.sleep(_PAUSE_S)
                 continue
-            _extend(lease, sent_at)
+            lease.extend(sent_at)
             return True
         return False
 
     async def _free_at(self, lease: Lease, entry: Entry | None) -> int:
         """The revision at which the key may be taken; -1: somebody has it."""
-        held = _hold(entry)
+        held = hold_in(entry)
         if entry is None:
             return 0
         if held is None:
@@ -324,24 +226,7 @@ class Leases:
             logger.warning("record set aside", subject=subject, position=record.position, error=str(error))
             return None, record.position
 
-    async def _renew_or_lose(self, lease: Lease, told: asyncio.Event) -> None:
-        """Try until it is renewed, or lost."""
-        while lease.is_held:
-            try:
-                if told.is_set():
-                    told.clear()
-                    await self._check_with_log(lease)
-                await self.renew(lease)
-            except LeaseLost:
-                return
-            except BusError as error:
-                logger.warning("lease not renewed yet", lease=lease.what, error=str(error))
-                told.set()  # what the log says is still to be looked at
-                await asyncio.sleep(_PAUSE_S)
-            else:
-                return
-
-    async def _check_with_log(self, lease: Lease) -> None:
+    async def check_with_log(self, lease: Lease) -> None:
         """Raises LeaseLost if something newer stands there."""
         found, position = await self._newest(lease.subject)
         if position > lease.token:
@@ -380,37 +265,8 @@ class Leases:
 
     async def _held_at(self, place: Place) -> tuple[Entry | None, Hold | None]:
         entry = await self.bucket.get(place.path)
-        return entry, _hold(entry)
+        return entry, hold_in(entry)
 
     async def _say(self, event: Event, *, expected: int) -> int:
         message = envelope(type_of(event), event, id=uuid4().hex, source=self._source, time=utc_now())
         return await self._log.append(self._log.subjects.lease(event.place.path), message, expected=expected)
-
-
-_holds = msgspec.json.Decoder(Hold)
-
-
-def _hold(entry: Entry | None) -> Hold | None:
-    """Whose lease a key holds; None: nobody's."""
-    try:
-        return _holds.decode(entry.value) if entry is not None else None
-    except (msgspec.MsgspecError, UnicodeDecodeError):
-        return None
-
-
-def _value(lease: Lease) -> bytes:
-    return msgspec.json.encode(Hold(lease.id, lease.holder))
-
-
-def _extend(lease: Lease, sent_at: float) -> None:
-    # From before it was sent: the server counts from when it came.
-    lease.deadline = sent_at + lease.ttl_s * _SAFE_SHARE
-
-
-def _reschedule(bound: asyncio.Timeout, lease: Lease) -> None:
-    if not bound.expired():
-        bound.reschedule(asyncio.get_running_loop().time() + lease.remaining_s)
-
-
-def _now() -> float:
-    return time.monotonic()

@@ -18,8 +18,9 @@ from bus.bucket import Bucket, Entry
 from bus.connection import Connection, Message
 from bus.envelope import decode
 from bus.errors import BusError, MalformedMessage, NoResponders, TimedOut, Unavailable
+from bus.held import Lease
 from bus.lease import ACQUIRED, Kind, Place
-from bus.leases import Lease, Leases
+from bus.leases import Leases
 from bus.subjects import Subjects, live_copy
 
 logger = structlog.get_logger(__name__)
@@ -41,6 +42,8 @@ class Wanted:
         self._name = places[0].name
         path = f"{self._kind}.{self._name}"
         self._line = f"line.{path}"
+        self._changed: set[str] = set()
+        self._before_path = live_copy(subjects.leases.removesuffix(">"))
         self._told = live_copy(subjects.lease(path)) + (".*" if self._kind == "permit" else "")
 
     async def lease(self, holder: str, ttl_s: int, timeout_s: float | None) -> Lease:
@@ -75,11 +78,19 @@ class Wanted:
         return lease
 
     async def _take(self, holder: str, ttl_s: int) -> Lease | None:
-        for place in self._places:
+        for place in await self._open():
             lease = await self._leases.take(place, holder, ttl_s)
             if lease is not None:
                 return lease
         return None
+
+    async def _open(self) -> Sequence[Place]:
+        """Those worth a try: of many permits, those that have no key, and those told of since the last look."""
+        if len(self._places) == 1:
+            return self._places
+        told, self._changed = self._changed, set()
+        taken = {entry.key for entry in await self._leases.bucket.entries(f"{self._kind}.{self._name}.*")}
+        return [place for place in self._places if place.path not in taken or place.path in told]
 
     @asynccontextmanager
     async def _in_line(self, ttl_s: int) -> AsyncIterator[AsyncIterator[None]]:
@@ -87,6 +98,7 @@ class Wanted:
         taken, woken = [0], asyncio.Event()
 
         def hear(message: Message) -> None:
+            self._changed.add(message.subject.removeprefix(self._before_path))
             with suppress(MalformedMessage):
                 taken[0] += decode(message.data).type == ACQUIRED
             woken.set()

@@ -14,9 +14,9 @@ import pytest
 from bus import Client, LeaseLost, NotFound, Refused, SettingsError, TimedOut, connect
 from bus.decision import PROPOSED, Decided, Proposed
 from bus.envelope import Envelope, envelope
+from bus.held import Hold
 from bus.lease import LeaseAcquired, LeaseReleased, Place, standing
 from bus.lease import LeaseLost as Lost
-from bus.leases import Hold
 from bus.ledger import utc_now
 from bus.log import Part
 from bus.server import Server
