@@ -38,6 +38,7 @@ from bus.lease import (
 from bus.lease import (
     LeaseLost as Lost,
 )
+from bus.ledger import utc_now
 from bus.log import Log, VersionConflict
 from bus.settings import Settings
 from bus.streams import Moved
