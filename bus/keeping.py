@@ -61,7 +61,6 @@ async def keep(leases: Leases, lease: Lease, changed: Callable[[], None]) -> Non
             changed()
     finally:
         copies.unsubscribe()
-        changed()
 
 
 async def _renew_or_lose(leases: Leases, lease: Lease, told: asyncio.Event) -> None:

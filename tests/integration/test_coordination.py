@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from collections.abc import AsyncIterator
 from itertools import pairwise
@@ -155,6 +156,23 @@ async def test_an_error_of_the_block_is_its_own_and_gives_the_lock_back(client: 
         with pytest.raises(type(error), match="mine"):
             async with client.lock("deploy", timeout_s=0):
                 raise error
+
+
+async def test_nothing_goes_wrong_behind_a_block_that_has_ended(client: Client, other: Client) -> None:
+    unseen: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, told: unseen.append(told))
+    for on in (client, other):
+        async with on.lock("deploy", ttl_s=1):
+            await asyncio.sleep(0.5)
+        async with on.semaphore("gpu", limit=2), on.election("indexer") as candidacy:
+            await candidacy.elected(timeout_s=BOUND_S)
+    with pytest.raises(LeaseLost):
+        async with client.lock("deploy"):
+            await other.break_lease("lock", "deploy", by="ann")
+            await asyncio.sleep(BOUND_S)
+    await asyncio.sleep(0.1)
+    gc.collect()
+    assert unseen == []
 
 
 async def test_a_blocked_loop_that_nobody_overtook_still_had_its_lock(client: Client) -> None:
