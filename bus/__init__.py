@@ -8,11 +8,15 @@ from bus.cache import Cache
 from bus.client import Client, Receipt
 from bus.connecting import connect
 from bus.context import Context
+from bus.decision import Decision
 from bus.diagnosis import Reject
+from bus.election import Candidacy
 from bus.errors import (
     Archived,
     ArchiveDamaged,
     BusError,
+    DecisionError,
+    LeaseLost,
     MalformedMessage,
     Misconfigured,
     NoLiveAgent,
@@ -29,6 +33,7 @@ from bus.errors import (
     WorkFailed,
 )
 from bus.happening import Happening
+from bus.held import Lease
 from bus.messages import message, upcaster
 from bus.notebook import Done, NotDone
 from bus.plan import Approval, Phase, Plan
@@ -47,10 +52,15 @@ __all__ = [
     "Archived",
     "BusError",
     "Cache",
+    "Candidacy",
     "Client",
     "Context",
+    "Decision",
+    "DecisionError",
     "Done",
     "Happening",
+    "Lease",
+    "LeaseLost",
     "MalformedMessage",
     "Misconfigured",
     "NoLiveAgent",

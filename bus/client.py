@@ -15,6 +15,8 @@ import structlog
 from bus import dead, feed
 from bus.commands import Begin
 from bus.connection import Connection
+from bus.coordination import Coordination
+from bus.decisions import Deciding, Decisions
 from bus.durability import Durability
 from bus.envelope import Envelope, envelope
 from bus.errors import (
@@ -29,6 +31,7 @@ from bus.errors import (
 )
 from bus.events import Commit, archived, is_ending
 from bus.happening import Happening
+from bus.leases import Leases
 from bus.ledger import Ledger, utc_now
 from bus.log import Log
 from bus.messages import MESSAGES
@@ -61,7 +64,7 @@ class Receipt(msgspec.Struct, frozen=True):
     unserved: Sequence[str] = ()
 
 
-class Client(Steering, Scheduling):
+class Client(Steering, Scheduling, Coordination, Deciding):
     """One process's door to a bus. Made by `connect`, closed with it."""
 
     def __init__(
@@ -83,6 +86,8 @@ class Client(Steering, Scheduling):
         self.log = log
         self.ledger = ledger
         self.runs = runs
+        self.leases = Leases(connection, log, settings, source=source)
+        self._decisions = Decisions(log, source=source)
         self.source = source
         self.system_url = system_url
         self.operator_url = operator_url

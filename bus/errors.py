@@ -77,6 +77,10 @@ class ScheduleError(BusError, ValueError):
     """A schedule that can't work, refused when it is made. Names the schedule and what is wrong with it."""
 
 
+class DecisionError(BusError, ValueError):
+    """A proposal that can't be voted on, refused when it is made. Names the field and what it accepts."""
+
+
 class SettingsError(BusError, ValueError):
     """A setting with a wrong value. Names the setting and says what it accepts."""
 
@@ -131,6 +135,19 @@ class ArchiveDamaged(BusError):
 
 class TimedOut(BusError, TimeoutError):
     """A bound the caller gave has passed. The work itself goes on or ends by its own deadline."""
+
+
+class LeaseLost(BusError):
+    """A lock, a permit or the lead is not yours any more. Stop what it was for; whoever has it now goes on.
+
+    `token` is the one you had: whatever is guarded by it refuses you from now on.
+    """
+
+    def __init__(self, what: str, token: int, reason: str) -> None:
+        super().__init__(f"{what} (token {token}) is lost: {reason}")
+        self.what = what
+        self.token = token
+        self.reason = reason
 
 
 class Misconfigured(BusError):

@@ -134,7 +134,12 @@ class Steering:
 
 def new_run(plan: Plan) -> str:
     """An id for a run of a plan."""
-    return f"{plan.name[:50]}-{''.join(secrets.choice(_ALPHABET) for _ in range(10))}"
+    return new_id(plan.name[:50])
+
+
+def new_id(name: str) -> str:
+    """An id nobody else makes, that begins with a name."""
+    return f"{name}-{''.join(secrets.choice(_ALPHABET) for _ in range(10))}"
 
 
 def as_json(value: object) -> msgspec.Raw:

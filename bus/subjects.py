@@ -17,6 +17,9 @@ _PHASE = re.compile(r"-?[a-z0-9][a-z0-9_-]{0,62}")
 _WILD = {"*": r"[^.]+", ">": ".+"}
 _CAPABILITY_CHARACTERS = 128
 
+KINDS = ("run", "mail", "topic", "agent", "dead", "ops", "lease", "barrier", "decision")
+"""What there is in the log: the second token of its subjects."""
+
 
 def name(value: str, what: str) -> str:
     """`value` itself if it is a name: 1-63 of `a-z 0-9 _ -`, the first a letter or digit. Raises InvalidName."""
@@ -77,6 +80,8 @@ class Subjects:
         self.cache_stream = f"{self.stream}_CACHE"
         self.runs = f"{namespace}.run.*"
         self.dead_letters = f"{namespace}.dead.*"
+        self.leases = f"{namespace}.lease.>"
+        self.decisions = f"{namespace}.decision.*"
         self.all_work = f"{namespace}.work.>"
         self.all_timers = f"{namespace}.timer.>"
         self.all_rung = f"{namespace}.timer.rung.>"
@@ -89,7 +94,7 @@ class Subjects:
 
     def logged(self) -> list[str]:
         """What the log's stream stores. Pings and beats are not facts, so they are not among it."""
-        return [f"{self.namespace}.{kind}.>" for kind in ("run", "mail", "topic", "agent", "dead", "ops")]
+        return [f"{self.namespace}.{kind}.>" for kind in KINDS]
 
     def ours(self, subject: str) -> str:
         """The subject in this namespace that is called `subject` in its own."""
@@ -115,6 +120,22 @@ class Subjects:
     def skipped(self, schedule: str) -> str:
         """The occurrences of a schedule that were not started."""
         return f"{self.namespace}.ops.skipped.{name(schedule, 'schedule')}"
+
+    def lease(self, path: str) -> str:
+        """Who got, gave back and lost what `path` names: `lock.deploy`, `leader.indexer`, `permit.gpu.2`."""
+        for part in path.split("."):
+            name(part, "lease")
+        return f"{self.namespace}.lease.{path}"
+
+    def barrier(self, barrier: str) -> str:
+        return f"{self.namespace}.barrier.{name(barrier, 'barrier')}"
+
+    def decision(self, decision: str) -> str:
+        return f"{self.namespace}.decision.{name(decision, 'decision')}"
+
+    def decision_of(self, subject: str) -> str:
+        """The decision whose events are on `subject`."""
+        return subject.rpartition(".")[2]
 
     def work(self, work: Work) -> str:
         name(work.run, "run")

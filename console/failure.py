@@ -109,7 +109,14 @@ def _of_bus(error: BaseException) -> Failure | None:
             "is it running? start a bus with `phasebus up`, or set NATS_URL",
         ),
         (
-            (errors.PlanError, errors.ScheduleError, errors.SettingsError, errors.InvalidName, errors.TooLarge),
+            (
+                errors.PlanError,
+                errors.ScheduleError,
+                errors.DecisionError,
+                errors.SettingsError,
+                errors.InvalidName,
+                errors.TooLarge,
+            ),
             USAGE,
             "",
         ),

@@ -28,6 +28,8 @@ _COMMANDS = {
     ),
     "dead": ("console.commands.dead:dead", "Work that was given up: look at it, send it again."),
     "projection": ("console.commands.projection:projection", "What is true now, kept in a database."),
+    "lock": ("console.commands.lock:lock", "Locks, permits and leads: who has them, and taking them away."),
+    "decision": ("console.commands.decision:decision", "Let agents and people vote, and see what they decided."),
     "archive": ("console.commands.archive:archive", "Move what is old enough from the log to files."),
     "cache": ("console.commands.cache:cache", "Outputs that are used again while all they depend on is the same."),
     "payload": ("console.commands.payload:payload", "Payloads too large for a message: list them, remove garbage."),

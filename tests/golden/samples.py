@@ -12,9 +12,11 @@ from pathlib import Path
 import msgspec
 
 from bus import document, vocabulary
+from bus.barrier import ARRIVED, LEFT, BarrierArrived, BarrierLeft
 from bus.cache import CACHED, FORGOTTEN, CacheForgotten
 from bus.cache import Entry as CacheEntry
 from bus.dead import LETTER, LETTER_REDRIVEN, UNREADABLE, DeadLetter, LetterRedriven, Try, Unreadable
+from bus.decision import DECIDED, PROPOSED, VOTED, Decided, Proposed, Voted
 from bus.envelope import encode, envelope
 from bus.events import (
     COMMIT,
@@ -55,6 +57,7 @@ from bus.events import (
 )
 from bus.garbage import COLLECTED, PayloadsCollected
 from bus.halts import Halt
+from bus.lease import ACQUIRED, LOST, RELEASED, LeaseAcquired, LeaseLost, LeaseReleased
 from bus.ledger import WORK
 from bus.notices import REMOVED as ARCHIVE_REMOVED
 from bus.notices import SEALED, STARTED, ArchiveRemoved, ArchiveSealed, ArchiveStarted, SealedSegment
@@ -284,6 +287,25 @@ CACHE = {
     ),
     FORGOTTEN: CacheForgotten("ann", "code.analyse", KEY),
 }
+LEASE = {"kind": "permit", "name": "gpu", "slot": 2, "lease": "0a1b2c", "holder": "coder@vault:4711"}
+COORDINATION: dict[str, object] = {
+    ACQUIRED: LeaseAcquired(**LEASE, ttl_s=3),
+    RELEASED: LeaseReleased(**LEASE),
+    LOST: LeaseLost(**LEASE, reason="broken", by="ann"),
+    ARRIVED: BarrierArrived(name="ready", generation=2, party="coder-1", parties=3),
+    LEFT: BarrierLeft(name="ready", generation=2, party="coder-1", reason="gone"),
+    PROPOSED: Proposed(
+        by="ann",
+        question="ship it? ✓",
+        options=("yes", "no"),
+        voters={"ann": 2, "bob": 1},
+        quorum=0.5,
+        tie="reject",
+        deadline_at=LATER,
+    ),
+    VOTED: Voted(by="bob", option="no", comment="tests are red"),
+    DECIDED: Decided(why="votes", tally={"yes": 2, "no": 1}, option="yes"),
+}
 BEAT = Beat(
     agent="coder",
     version="1.2.0",
@@ -344,6 +366,7 @@ MESSAGES: dict[str, bytes] = {
     **{kind: about_agent(kind, notice) for kind, notice in NOTICES.items()},
     **{kind: about_agent(kind, said) for kind, said in SCHEDULES.items()},
     **{kind: about_agent(kind, said) for kind, said in CACHE.items()},
+    **{kind: about_agent(kind, said) for kind, said in COORDINATION.items()},
     AGENT_REGISTERED: about_agent(AGENT_REGISTERED, BEAT),
     AGENT_DEREGISTERED: about_agent(AGENT_DEREGISTERED, BEAT),
     "beat": msgspec.json.encode(BEAT),
