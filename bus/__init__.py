@@ -4,6 +4,7 @@ An author needs `Agent`, `Context` and `Reject`; a caller needs `connect`; a pla
 """
 
 from bus.agent import Agent
+from bus.breaker import Breaker
 from bus.client import Client, Receipt, WorkFailed
 from bus.connecting import connect
 from bus.context import Context
@@ -11,7 +12,10 @@ from bus.diagnosis import Reject
 from bus.errors import (
     Archived,
     ArchiveDamaged,
+    BudgetSpent,
     BusError,
+    CircuitOpen,
+    LimitReached,
     MalformedMessage,
     Misconfigured,
     NoLiveAgent,
@@ -25,10 +29,12 @@ from bus.errors import (
     TooLarge,
     Unavailable,
 )
+from bus.fallback import Fallback, NoProvider, Provider
 from bus.happening import Happening
 from bus.messages import message, upcaster
 from bus.plan import Approval, Phase, Plan
 from bus.problem import Problem
+from bus.quota import Quota
 from bus.references import Ref, ref
 from bus.retry import Retry, RetryLater, RetryPolicy
 from bus.run import RunState
@@ -41,19 +47,27 @@ __all__ = [
     "Approval",
     "ArchiveDamaged",
     "Archived",
+    "Breaker",
+    "BudgetSpent",
     "BusError",
+    "CircuitOpen",
     "Client",
     "Context",
+    "Fallback",
     "Happening",
+    "LimitReached",
     "MalformedMessage",
     "Misconfigured",
     "NoLiveAgent",
+    "NoProvider",
     "NotFound",
     "PayloadLost",
     "Phase",
     "Plan",
     "PlanError",
     "Problem",
+    "Provider",
+    "Quota",
     "Receipt",
     "Ref",
     "Refused",

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from bus import subjects
+from bus.breaker import Breaker
 from bus.context import Context
 from bus.diagnosis import Classify
 from bus.errors import SettingsError
@@ -41,6 +42,7 @@ class Capability(msgspec.Struct, frozen=True, kw_only=True):
     isolation: Literal["process"] | None = None
     memory_mb: int | None = None
     classify: Classify | None = None
+    breaker: Breaker | None = None
 
     def call(self, value: object, context: Context) -> Any:
         """The handler's answer, or for an `async def` what has to be awaited for it."""
@@ -74,6 +76,7 @@ class Agent:
         isolation: Literal["process"] | None = None,
         memory_mb: int | None = None,
         classify: Classify | None = None,
+        breaker: Breaker | None = None,
     ) -> Callable[[H], H]:
         """Register the decorated function as the handler of `name`; what the keywords mean is said at `Capability`.
 
@@ -110,6 +113,7 @@ class Agent:
                 isolation=isolation,
                 memory_mb=memory_mb,
                 classify=classify or self._classify,
+                breaker=breaker,
             )
             return handler
 

@@ -19,6 +19,7 @@ from bus.durability import Durability
 from bus.envelope import Envelope, envelope
 from bus.errors import Archived, BusError, MalformedMessage, NoLiveAgent, NotFound, PlanError, Refused, TimedOut
 from bus.events import Commit, archived, is_ending
+from bus.guarding import Guarding, Guards
 from bus.happening import Happening
 from bus.ledger import Ledger, utc_now
 from bus.log import Log
@@ -61,7 +62,7 @@ class WorkFailed(BusError):
         self.problem = problem
 
 
-class Client(Steering, Scheduling):
+class Client(Steering, Scheduling, Guarding):
     """One process's door to a bus. Made by `connect`, closed with it."""
 
     def __init__(
@@ -71,6 +72,7 @@ class Client(Steering, Scheduling):
         log: Log,
         ledger: Ledger,
         runs: Runs,
+        guards: Guards,
         *,
         source: str,
         system_url: str | None,
@@ -83,6 +85,7 @@ class Client(Steering, Scheduling):
         self.log = log
         self.ledger = ledger
         self.runs = runs
+        self.guards = guards
         self.source = source
         self.system_url = system_url
         self.operator_url = operator_url

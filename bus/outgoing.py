@@ -71,7 +71,8 @@ async def select(log: Log, policy: Policy, now: datetime) -> Outgoing:
         if name == "run":
             await _Runs(log, chosen, tally, letters).select(before, upto)
         else:
-            why = {"dead": _Dead(log, letters).why, "ops": _Ops(log, letters).why}.get(name, _old_enough)
+            reasons = {"dead": _Dead(log, letters).why, "ops": _Ops(log, letters).why, "breaker": _Breakers(log).why}
+            why = reasons.get(name, _old_enough)
             await _select_beginnings(log, f"{log.subjects.namespace}.{name}.>", chosen, tally, why, upto)
     return chosen
 
@@ -187,6 +188,20 @@ class _Ops:
         if record.subject in self._stays:
             return self._stays[record.subject]
         return "its dead letter is there" if _letter_sent_again(record) in self._letters else None
+
+
+class _Breakers:
+    """The newest transition of a breaker is its state."""
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self._newest: dict[str, int] = {}
+
+    async def why(self, record: Record) -> str | None:
+        if record.subject not in self._newest:
+            newest = await self._log.last(record.subject)
+            self._newest[record.subject] = newest.position if newest is not None else 0
+        return "says how a breaker stands" if self._newest[record.subject] <= record.position else None
 
 
 async def _old_enough(record: Record) -> None:

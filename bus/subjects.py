@@ -16,6 +16,7 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 _PHASE = re.compile(r"-?[a-z0-9][a-z0-9_-]{0,62}")
 _WILD = {"*": r"[^.]+", ">": ".+"}
 _CAPABILITY_CHARACTERS = 128
+_LOGGED = ("run", "mail", "topic", "agent", "dead", "ops", "breaker", "limit")
 
 
 def name(value: str, what: str) -> str:
@@ -74,8 +75,10 @@ class Subjects:
         self.payloads_bucket = f"{self.stream}_PAYLOADS"
         self.timers_stream = f"{self.stream}_TIMERS"
         self.leases_bucket = f"{self.stream}_LEASES"
+        self.limits_bucket = f"{self.stream}_LIMITS"
         self.runs = f"{namespace}.run.*"
         self.dead_letters = f"{namespace}.dead.*"
+        self.breakers = f"{namespace}.breaker.*"
         self.all_work = f"{namespace}.work.>"
         self.all_timers = f"{namespace}.timer.>"
         self.all_rung = f"{namespace}.timer.rung.>"
@@ -86,7 +89,7 @@ class Subjects:
 
     def logged(self) -> list[str]:
         """What the log's stream stores. Pings and beats are not facts, so they are not among it."""
-        return [f"{self.namespace}.{kind}.>" for kind in ("run", "mail", "topic", "agent", "dead", "ops")]
+        return [f"{self.namespace}.{kind}.>" for kind in _LOGGED]
 
     def ours(self, subject: str) -> str:
         """The subject in this namespace that is called `subject` in its own."""
@@ -112,6 +115,22 @@ class Subjects:
     def skipped(self, schedule: str) -> str:
         """The occurrences of a schedule that were not started."""
         return f"{self.namespace}.ops.skipped.{name(schedule, 'schedule')}"
+
+    def breaker(self, breaker: str) -> str:
+        """The transitions of a breaker."""
+        return f"{self.namespace}.breaker.{capability_token(breaker)}"
+
+    def tally(self, breaker: str) -> str:
+        """What processes tell each other of calls while some of them fail. Not stored."""
+        return f"{self.namespace}.tally.{capability_token(breaker)}"
+
+    def limit(self, limit: str) -> str:
+        """What happened to a limit."""
+        return f"{self.namespace}.limit.{capability_token(limit)}"
+
+    def named(self, subject: str) -> str:
+        """The breaker or limit whose subject it is."""
+        return subject.rpartition(".")[2].replace(":", ".")
 
     def work(self, work: Work) -> str:
         name(work.run, "run")
