@@ -28,6 +28,7 @@ class Capability(msgspec.Struct, frozen=True, kw_only=True):
     `timeout_s` bounds an attempt, and `silence_s` how long its handler may say nothing, where the plan does not;
     `concurrency` is how many attempts one instance holds. `isolation="process"`: each attempt has a process of its own,
     which may take `memory_mb` more than it begins with. `classify` is the author's judgement of an exception.
+    With `breaker`, no work is taken while too many attempts fail, in whatever instance; it has the capability's name.
     """
 
     name: str

@@ -229,8 +229,8 @@ def probe(
 
 
 def succeeded(state: BreakerState, *, by: str, probe: str) -> BreakerClosed | None:
-    """The probe has gone well. None: it is not the one that is awaited."""
-    return BreakerClosed(breaker=state.breaker, by=by) if _is_awaited(state, probe) else None
+    """A probe has gone well, if late: that is what was to be known. None: it is not asked any more."""
+    return BreakerClosed(breaker=state.breaker, by=by) if state.status == "half_open" and probe else None
 
 
 def failed(

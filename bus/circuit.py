@@ -11,8 +11,8 @@ import asyncio
 import functools
 import random
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import aclosing
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 from uuid import uuid4
@@ -37,6 +37,7 @@ R = TypeVar("R")
 
 _PAUSE_S = 0.5
 _LOOK_S = 1.0
+_NEVER = -1
 
 
 class Passage:
@@ -84,14 +85,14 @@ class Circuit:
         # What applies here: ahead of the log until that has been told.
         self.state = self._switch.state
         self._since = 0
+        self._latest: Problem | None = None
         self._tallies = Tallies(connection, log.subjects.tally(name), uuid4().hex, policy.window_s, self._check)
         self._bound_s = bound_s
         self._known = asyncio.Event()
         self._changed = asyncio.Event()
-        self._writing = asyncio.Lock()
         self._following = asyncio.create_task(self._follow())
         self._storing: set[asyncio.Task[None]] = set()
-        self._inside: dict[asyncio.Task[Any] | None, list[AbstractAsyncContextManager[Passage]]] = {}
+        self._inside: dict[asyncio.Task[Any] | None, list[tuple[Passage, asyncio.Timeout | None]]] = {}
 
     async def enter(self) -> Passage:
         """Ask to be let through; whoever is has to end the passage. Raises CircuitOpen."""
@@ -138,10 +139,11 @@ class Circuit:
 
     def count(self, failure: Problem | None, since: int, probe: str) -> None:
         """A passage has ended: well, or with a failure."""
-        by, policy, chance = self._source, self.policy, self._chance.random()
+        by, policy = self._source, self.policy
         if probe and failure is None:
             self._turn(lambda state, _: breaker.succeeded(state, by=by, probe=probe))
         elif probe and failure is not None:
+            chance = self._chance.random()
             self._turn(
                 lambda state, now: breaker.failed(
                     state, policy, by=by, now=now, chance=chance, probe=probe, problem=failure
@@ -151,7 +153,8 @@ class Circuit:
             # A call that began before the last transition says nothing about what came after it.
             self._tallies.add(failed=failure is not None)
             if failure is not None:
-                self._check(failure)
+                self._latest = failure
+                self._check()
 
     def give_up(self, probe: str, retry_after_s: float) -> None:
         """The probe has ended without a result."""
@@ -168,54 +171,49 @@ class Circuit:
             logger.warning("breaker's transition not stored", breaker=self.name)
 
     async def __aenter__(self) -> Passage:
-        entry = self._guarded()
-        passage = await entry.__aenter__()
-        self._inside.setdefault(asyncio.current_task(), []).append(entry)
+        task = asyncio.current_task()
+        # A block within one of the same breaker is part of the same call: it goes through, and counts for nothing.
+        passage = Passage(self, _NEVER, "", None) if task in self._inside else await self.enter()
+        bound = None
+        if passage.bound_s is not None:
+            bound = asyncio.timeout(passage.bound_s)
+            await bound.__aenter__()
+        # Of one task, blocks end in the opposite order of their beginning.
+        self._inside.setdefault(task, []).append((passage, bound))
         return passage
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool | None:
+    ) -> None:
         task = asyncio.current_task()
         entries = self._inside[task]
-        entry = entries.pop()
+        passage, bound = entries.pop()
         if not entries:
             del self._inside[task]
-        return await entry.__aexit__(kind, error, trace)
+        if bound is not None:
+            try:
+                await bound.__aexit__(kind, error, trace)
+            except TimeoutError as expired:
+                late = TimedOut(f"breaker {self.name!r}: no end within {passage.bound_s:g} s")
+                passage.end(problem_of(late, utc_now()))
+                raise late from expired
+        if error is None:
+            passage.end(None)
+        elif isinstance(error, LimitReached | CircuitOpen):
+            # Of this service's limit, or of another service: nobody has called it.
+            passage.abandon(error.retry_after_s if isinstance(error, LimitReached) else 0.0)
+        elif isinstance(error, Exception):
+            passage.end(problem_of(error, utc_now()))
+        else:
+            passage.abandon()
 
     def __call__(self, call: Callable[P, Awaitable[R]]) -> Callable[P, Coroutine[Any, Any, R]]:
         @functools.wraps(call)
         async def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
-            async with self._guarded():
+            async with self:
                 return await call(*args, **kwargs)
 
         return guarded
-
-    @asynccontextmanager
-    async def _guarded(self) -> AsyncGenerator[Passage, None]:
-        passage = await self.enter()
-        bound = asyncio.timeout(passage.bound_s)
-        try:
-            async with bound:
-                yield passage
-        except TimeoutError as error:
-            if bound.expired():
-                late = TimedOut(f"breaker {self.name!r}: no end within {passage.bound_s or 0:g} s")
-                passage.end(problem_of(late, utc_now()))
-                raise late from error
-            passage.end(problem_of(error, utc_now()))
-            raise
-        except (CircuitOpen, LimitReached) as error:
-            # Of another service, or of this one's limit: nobody has called it.
-            passage.abandon(error.retry_after_s if isinstance(error, LimitReached) else 0.0)
-            raise
-        except Exception as error:
-            passage.end(problem_of(error, utc_now()))
-            raise
-        except BaseException:
-            passage.abandon()
-            raise
-        passage.end(None)
 
     async def _probe(self) -> Passage:
         """Be the one that is let through. Raises CircuitOpen if somebody else is."""
@@ -241,17 +239,18 @@ class Circuit:
         left_s = policy.probe_s - (time.monotonic() - began_s)
         return Passage(self, self._since, id, min(left_s, policy.timeout_s or left_s))
 
-    def _check(self, failure: Problem | None = None) -> None:
+    def _check(self) -> None:
         """Open, if enough calls have failed, here and elsewhere."""
-        by, policy, chance = self._source, self.policy, self._chance.random()
         if self.state.status != "closed":
             return
+        policy, latest = self.policy, self._latest
         calls, failures = self._tallies.totals()
         if calls < policy.calls or failures < policy.failures * calls:
             return
+        by, chance = self._source, self._chance.random()
         self._turn(
             lambda state, now: breaker.trip(
-                state, policy, by=by, now=now, chance=chance, failures=failures, calls=calls, problem=failure
+                state, policy, by=by, now=now, chance=chance, failures=failures, calls=calls, problem=latest
             )
         )
 
@@ -292,6 +291,7 @@ class Circuit:
         if self.state != state:
             self.state = state
             self._since += 1
+            self._latest = None
             self._tallies.begin(state.position)
             self._changed.set()
             self._changed = asyncio.Event()

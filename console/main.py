@@ -27,6 +27,11 @@ _COMMANDS = {
         "Tell a run again from the log, or do its work again in a fork.",
     ),
     "dead": ("console.commands.dead:dead", "Work that was given up: look at it, send it again."),
+    "breaker": (
+        "console.commands.breaker:breaker",
+        "Breakers of services and capabilities: look at them, open and close them.",
+    ),
+    "limit": ("console.commands.limit:limit", "Limits and budgets that all agents share."),
     "archive": ("console.commands.archive:archive", "Move what is old enough from the log to files."),
     "payload": ("console.commands.payload:payload", "Payloads too large for a message: list them, remove garbage."),
     "attention": ("console.commands.attention:attention", "List what needs a look, each with the command to type."),

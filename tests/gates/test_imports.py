@@ -8,6 +8,7 @@ import pytest
 RULES = [
     "bus.alternative",
     "bus.asyncapi",
+    "bus.breaker",
     "bus.commands",
     "bus.conditions",
     "bus.comparison",
@@ -31,6 +32,8 @@ RULES = [
     "bus.plan",
     "bus.plancheck",
     "bus.problem",
+    "bus.purse",
+    "bus.quota",
     "bus.references",
     "bus.retention",
     "bus.retry",
@@ -42,6 +45,7 @@ RULES = [
     "bus.subjects",
     "bus.timers",
     "bus.verify",
+    "bus.window",
 ]
 FOLDS = [
     "projections.attention",

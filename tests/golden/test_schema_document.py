@@ -57,7 +57,8 @@ def test_whatever_the_sources_name_as_a_type_is_in_the_vocabulary(now: Document)
 
 
 def test_every_type_has_golden_bytes_and_all_golden_bytes_have_a_type(now: Document) -> None:
-    named = {"commit": "run.commit.v1", "beat": "beat.v1", "halt": "halt.v1"}
+    named = {"commit": "run.commit.v1", "beat": "beat.v1", "halt": "halt.v1", "tally": "tally.v1"}
+    named["standing"] = vocabulary.STANDING
     envelopes = {vocabulary.ENVELOPE, vocabulary.COMPRESSED, vocabulary.REFERRING}
     assert {named.get(name, name) for name in MESSAGES} | envelopes == set(now.types)
 
@@ -153,7 +154,7 @@ def test_an_operation_s_messages_are_those_of_its_channel(described: dict[str, A
 def test_the_channels_are_the_subjects_of_the_namespace(described: dict[str, Any]) -> None:
     subjects = Subjects("lab")
     values = {"run": "r-1", "capability": "git:collect", "phase": "-8:2", "attempt": "3", "agent": "git"}
-    values |= {"instance": "git-1", "area": "dead"}
+    values |= {"instance": "git-1", "area": "dead", "breaker": "git:collect", "limit": "openai"}
     found = {
         name: channel["address"].format_map(values)
         for name, channel in described["channels"].items()
@@ -164,11 +165,14 @@ def test_the_channels_are_the_subjects_of_the_namespace(described: dict[str, Any
         "agents": subjects.agent("git", "git-1"),
         "dead": subjects.dead("git.collect"),
         "operations": subjects.ops("dead"),
+        "breakers": subjects.breaker("git.collect"),
+        "limits": subjects.limit("openai"),
     }
     assert found == {
         **stored,
         **{f"live_{name}": live_copy(subject) for name, subject in stored.items()},
         "work": subjects.work(Work("git.collect", "r-1", "-8", 2, 3)),
+        "tallies": subjects.tally("git.collect"),
         "beats": subjects.beat("git-1"),
         "halts": subjects.halt("git-1"),
         "everyone": subjects.everyone,

@@ -31,15 +31,17 @@ HEAVY = ("bus", "nats", "pydantic", "msgspec", "structlog", "asyncio")
 def groups() -> list[LazyGroup]:
     from console.commands.agent import agent
     from console.commands.archive import archive
+    from console.commands.breaker import breaker
     from console.commands.dead import dead
     from console.commands.events import events
+    from console.commands.limit import limit
     from console.commands.payload import payload
     from console.commands.plan import plan
     from console.commands.run import run
     from console.commands.schedule import schedule
     from console.commands.schema import schema
 
-    found = [cli, agent, archive, dead, events, payload, plan, run, schedule, schema]
+    found = [cli, agent, archive, breaker, dead, events, limit, payload, plan, run, schedule, schema]
     return [group for group in found if isinstance(group, LazyGroup)]
 
 
@@ -68,7 +70,7 @@ sys.exit(code)
 
 
 def test_what_a_list_of_commands_says_is_what_the_command_says_itself() -> None:
-    assert len(groups()) == 10
+    assert len(groups()) == 12
     for group in groups():
         context = click.Context(group)
         for name, (place, says) in group._commands_at.items():
