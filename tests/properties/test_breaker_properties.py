@@ -41,7 +41,7 @@ class Processes(RuleBasedStateMachine):
     def sees_what_is_there(self, process: int) -> None:
         self.known[process] = self.log[-1]
 
-    @rule(seconds=st.floats(0.1, 15))
+    @rule(seconds=st.sampled_from([0.5, 1.0, 5.0, 8.0, 9.5, 12.0, 45.0]))
     def time_passes(self, seconds: float) -> None:
         self.clock += timedelta(seconds=seconds)
         self.under_way = {id: call for id, call in self.under_way.items() if call[1] > self.clock}
@@ -54,7 +54,7 @@ class Processes(RuleBasedStateMachine):
             trip(known, POLICY, by=f"{process}", now=self.clock, chance=chance, failures=9, calls=9, problem=SICK),
         )
 
-    @rule(process=st.sampled_from(PROCESSES), skew_s=st.floats(-0.9, 0.9))
+    @rule(process=st.sampled_from(PROCESSES), skew_s=st.sampled_from([-0.9, 0.0, 0.9]))
     def asks_to_be_let_through(self, process: int, skew_s: float) -> None:
         self.count += 1
         id, known = f"p{self.count}", self.known[process]
@@ -91,5 +91,5 @@ class Processes(RuleBasedStateMachine):
         assert self.log[-1].admits(self.clock + timedelta(seconds=60))
 
 
-Processes.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+Processes.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
 TestProcesses = Processes.TestCase

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import accumulate
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from bus.quota import LEND_S, Amounts, Denied, Granted, Quota, Standing, Want, draw, hold
@@ -12,10 +12,11 @@ from bus.quota import LEND_S, Amounts, Denied, Granted, Quota, Standing, Want, d
 START = 20_000 * 86_400.0 - 30
 steps = st.lists(
     st.tuples(
-        st.sampled_from(["take", "take", "take", "lend", "hold"]),
-        st.floats(0, 5).map(lambda pause: round(pause, 3)),
-        st.integers(0, 8),
-        st.sampled_from([0, 1, 30, 400, 2_000]),
+        st.sampled_from(["take", "take", "take", "lend", "lend", "hold"]),
+        # Mostly at the same moment, or just before and after the end of a loan.
+        st.sampled_from([0.0, 0.0, 0.0, 0.001, LEND_S - 0.001, LEND_S, 0.5, 3.0]),
+        st.sampled_from([0, 1, 1, 8, 25, 60]),
+        st.sampled_from([0, 1, 30, 400, 2_001]),
         st.floats(0, 20),
     ),
     max_size=60,
@@ -51,12 +52,19 @@ def charged(quota: Quota, moves: list[tuple[str, float, int, int, float]]) -> li
                 assert answer.wait_s <= patience
                 found.append((now + answer.wait_s, amounts))
         if drawn.loan:
-            # Whoever was lent something may use it as late as the loan lasts.
-            found.append((now + (LEND_S if calls % 2 else 0), drawn.loan))
+            # Whoever was lent something may use it as late as the loan lasts, short of its end.
+            found.append((now + (LEND_S - 1e-6 if tokens % 4 else 0), drawn.loan))
     return sorted(found, key=lambda each: each[0])
 
 
+# A loan used at its last moment, when what was lent has refilled; and loan upon loan.
+LATE = [("lend", 0.0, 25, 1, 0.0), ("take", LEND_S - 1e-6, 60, 0, 0.0), *[("take", 0.0, 8, 0, 0.0)] * 5]
+PILED = [*[("lend", 0.05, 25, 1, 0.0)] * 4, ("take", LEND_S - 1e-6, 8, 0, 0.0), *[("take", 0.0, 8, 0, 0.0)] * 5]
+
+
 @given(quotas, steps)
+@example(Quota(calls_per_s=100), LATE)
+@example(Quota(calls_per_s=100), PILED)
 def test_in_no_stretch_of_time_more_is_used_than_the_burst_and_what_the_rate_gives(
     quota: Quota, moves: list[tuple[str, float, int, int, float]]
 ) -> None:
