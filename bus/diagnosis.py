@@ -20,6 +20,7 @@ import structlog
 
 from bus.errors import (
     BudgetSpent,
+    BusError,
     CircuitOpen,
     LimitReached,
     MalformedMessage,
@@ -185,11 +186,11 @@ def _response(error: BaseException) -> tuple[int, Any] | None:
 
 
 def _asked_s(chain: list[tuple[BaseException, bool]]) -> float | None:
-    """The delay that a breaker or a limit of ours asked for."""
-    return next(
-        (link.retry_after_s for link, is_cause in chain if is_cause and isinstance(link, CircuitOpen | LimitReached)),
-        None,
+    """The delay that an error of ours asks for: of a breaker, a limit, or of all providers."""
+    asked = (
+        getattr(link, "retry_after_s", None) for link, is_cause in chain if is_cause and isinstance(link, BusError)
     )
+    return next((each for each in asked if each is not None), None)
 
 
 def _retry_after_s(headers: Any, now: datetime) -> float | None:

@@ -17,13 +17,14 @@ from bus.diagnosis import Reject, problem_of
 from bus.errors import BusError, SettingsError
 from bus.ledger import utc_now
 from bus.limit import Limit
-from bus.problem import Problem
+from bus.problem import ErrorClass, Problem
 
 logger = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
 _TOO_MANY_REQUESTS = 429
+_HOPE: Sequence[ErrorClass] = ("transient", "dependency", "unknown", "configuration", "permanent")
 
 
 class Provider(msgspec.Struct, Generic[T], frozen=True):
@@ -69,6 +70,8 @@ class NoProvider(BusError):
             "no provider has answered: " + "; ".join(f"{each.provider}: {each.problem}" for each in misses)
         )
         self.misses = tuple(misses)
+        # As a failure it is like the one that another try may help most.
+        self.problem = min((each.problem for each in misses), key=lambda problem: _HOPE.index(problem.error_class))
         waits = [each.problem.retry_after_s for each in misses if each.problem.retry_after_s is not None]
         self.retry_after_s = min(waits, default=None)
 

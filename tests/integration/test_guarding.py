@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from typing import Any
 
 import msgspec
@@ -30,8 +31,12 @@ from bus import (
     connect,
 )
 from bus.circuit import Circuit
+from bus.diagnosis import problem_of
 from bus.envelope import decode_data
+from bus.ledger import utc_now
 from bus.limit import LimitHeld, LimitSpent
+from bus.outgoing import select
+from bus.retention import Policy
 from bus.server import Server
 from tests.harness import serving, supervised, until
 
@@ -195,6 +200,15 @@ async def _status(client: Client, status: str) -> bool:
     return [state.status for state in await client.breakers()] == [status]
 
 
+async def test_how_a_breaker_stands_is_not_archived(two: tuple[Client, Client]) -> None:
+    client = two[0]
+    await client.open_breaker("openai", by="ann")
+    await client.close_breaker("openai", by="ann")
+    chosen = await select(client.log, Policy.of(["breaker=0s"]), utc_now() + timedelta(days=1))
+    assert chosen.upto == {client.subjects.breaker("openai"): 1}
+    assert dict(chosen.tallies["breaker"].stays) == {"says how a breaker stands": 1}
+
+
 async def test_a_limit_holds_for_two_processes_together(two: tuple[Client, Client]) -> None:
     limits = [client.limit("openai", calls_per_s=50) for client in two]
     began = time.monotonic()
@@ -333,5 +347,12 @@ async def test_if_nobody_answers_all_reasons_are_told_and_a_refusal_is_nobody_el
 
     with pytest.raises(NoProvider, match=r"a: .*no route; b: .*no route"):
         await client.fallback([Provider("a", broken), Provider("b", broken)])
+    await client.open_breaker("e", by="ann")
+    await client.open_breaker("f", by="ann")
+    with pytest.raises(NoProvider) as missed:
+        await client.fallback([Provider("e", broken), Provider("f", broken)])
+    problem = problem_of(missed.value, utc_now())
+    assert problem.error_class == "dependency"
+    assert problem.retry_after_s == missed.value.retry_after_s is not None
     with pytest.raises(Reject):
         await client.fallback([Provider("c", strict), Provider("d", broken)])
