@@ -38,6 +38,7 @@ HELD, SPENT = "limit.held.v1", "limit.spent.v1"
 
 _TOGETHER = 200
 _SETTLE_S = 0.1
+_LATE_S = 1.0
 # Of those who all heard of the same hold, one writes it.
 _SAME_HOLD_S = 1.0
 
@@ -81,11 +82,12 @@ class Allowance:
 
 
 class _Waiting(msgspec.Struct):
-    """A take that waits for its answer."""
+    """A take that waits for its answer; `drawn_s` is when that was decided."""
 
     amounts: Amounts
     until_s: float
     done: asyncio.Future[Granted | Denied]
+    drawn_s: float = 0.0
 
 
 class Limit:
@@ -127,10 +129,10 @@ class Limit:
             self._purse.note(amounts, now_s)
             if not self._waiting and self._purse.pay(amounts, now_s):
                 return Allowance(self, amounts, time.time())
-            await self._turn(amounts, until_s)
-            if holds == self._holds:
+            turn_s = await self._turn(amounts, until_s)
+            if holds == self._holds and time.monotonic() < turn_s + _LATE_S:
                 return Allowance(self, amounts, time.time())
-            # The service has asked all to hold meanwhile. What is taken anew comes in turn after that.
+            # All were asked to hold meanwhile, or this process was frozen and its turn is over: it takes another.
             self.owe({unit: -amount for unit, amount in amounts.items()}, time.time(), budgets_only=True)
 
     async def hold(self, retry_after_s: float, *, reason: str = "") -> None:
@@ -174,7 +176,8 @@ class Limit:
             for task in late:
                 task.cancel()
 
-    async def _turn(self, amounts: Amounts, until_s: float) -> None:
+    async def _turn(self, amounts: Amounts, until_s: float) -> float:
+        """Wait for one's turn; returns when it was (monotonic)."""
         waiting = _Waiting(amounts, until_s, asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
         self._draw_soon()
@@ -185,12 +188,13 @@ class Limit:
             raise
         if isinstance(answer, Denied):
             raise self._refusal(answer)
+        turn_s = waiting.drawn_s + answer.wait_s
         try:
-            if answer.wait_s:
-                await asyncio.sleep(answer.wait_s)
+            await asyncio.sleep(max(turn_s - time.monotonic(), 0.0))
         except asyncio.CancelledError:
             self._give_back(waiting)
             raise
+        return turn_s
 
     def _give_back(self, waiting: _Waiting) -> None:
         """Nobody waits for it any more. Its turn in a rate is gone; of a budget nothing is."""
@@ -241,6 +245,7 @@ class Limit:
                 raise
             for waiting, answer in zip(batch, drawn.answers, strict=True):
                 if not waiting.done.done():
+                    waiting.drawn_s = began_s
                     waiting.done.set_result(answer)
                 elif isinstance(answer, Granted):
                     self.owe({unit: -n for unit, n in waiting.amounts.items()}, time.time(), budgets_only=True)

@@ -271,6 +271,17 @@ async def test_who_waits_when_all_are_asked_to_hold_waits_on(two: tuple[Client, 
     assert time.time() >= ends
 
 
+async def test_turns_that_passed_while_a_process_was_frozen_do_not_come_on_top(two: tuple[Client, Client]) -> None:
+    limit = two[0].limit("openai", calls_per_min=60, burst=0.05)
+    await asyncio.gather(*(limit.take() for _ in range(3)))
+    waiting = [asyncio.create_task(limit.take()) for _ in range(3)]
+    await asyncio.sleep(0.2)
+    time.sleep(4.5)  # noqa: ASYNC251 - as if it were frozen
+    await asyncio.gather(*waiting)
+    with pytest.raises(LimitReached):
+        await limit.take(timeout_s=0)
+
+
 async def test_a_spent_budget_is_told_once_and_what_was_not_used_is_there_again(two: tuple[Client, Client]) -> None:
     limits = [client.limit("dear", cost_per_day=10, tokens_per_day=1_000) for client in two]
     allowance = await limits[0].take(cost=9, tokens=900)
