@@ -5,7 +5,7 @@ An author needs `Agent`, `Context` and `Reject`; a caller needs `connect`; a pla
 
 from bus.agent import Agent
 from bus.breaker import Breaker
-from bus.client import Client, Receipt, WorkFailed
+from bus.client import Client, Receipt
 from bus.connecting import connect
 from bus.context import Context
 from bus.diagnosis import Reject
@@ -28,6 +28,7 @@ from bus.errors import (
     TimedOut,
     TooLarge,
     Unavailable,
+    WorkFailed,
 )
 from bus.fallback import Fallback, NoProvider, Provider
 from bus.happening import Happening

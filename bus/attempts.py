@@ -29,7 +29,7 @@ from bus.inputs import Order
 from bus.inputs import order as order_of
 from bus.ledger import utc_now
 from bus.presence import Held
-from bus.problem import Problem
+from bus.problem import Problem, told
 from bus.progress import Reporter
 from bus.pull import Delivery
 from bus.runs import Decided
@@ -196,7 +196,7 @@ class Attempts:
             decided = await self._conclude(order, result, causation, offer if offers and not self.draining else None)
             duration_ms = round((time.monotonic() - began) * 1000, 1)
             if isinstance(result, Problem):
-                logger.warning("failed", problem=result.code, error=str(result), duration_ms=duration_ms)
+                logger.warning("failed", problem=told(result), error=str(result), duration_ms=duration_ms)
             else:
                 logger.info("completed", duration_ms=duration_ms)
         except asyncio.CancelledError:

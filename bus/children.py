@@ -50,7 +50,8 @@ def report(child: RunState) -> Step:
         outcome: msgspec.Raw | Problem = msgspec.Raw(msgspec.json.encode(outputs))
     else:
         why = str(child.problem) if child.problem is not None else child.status
-        outcome = Problem("child_failed", f"run {child.run} is {child.status}", "permanent", why)
+        cause = child.problem.as_cause() if child.problem is not None else None
+        outcome = Problem("child_failed", f"run {child.run} is {child.status}", "permanent", why, cause=cause)
     return child.parent.run, Report(child.parent.phase, child.run, outcome)
 
 

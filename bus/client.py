@@ -17,7 +17,16 @@ from bus.commands import Begin
 from bus.connection import Connection
 from bus.durability import Durability
 from bus.envelope import Envelope, envelope
-from bus.errors import Archived, BusError, MalformedMessage, NoLiveAgent, NotFound, PlanError, Refused, TimedOut
+from bus.errors import (
+    Archived,
+    MalformedMessage,
+    NoLiveAgent,
+    NotFound,
+    PlanError,
+    Refused,
+    TimedOut,
+    WorkFailed,
+)
 from bus.events import Commit, archived, is_ending
 from bus.guarding import Guarding, Guards
 from bus.happening import Happening
@@ -51,15 +60,6 @@ class Receipt(msgspec.Struct, frozen=True):
     position: int
     durability: Durability
     unserved: Sequence[str] = ()
-
-
-class WorkFailed(BusError):
-    """The work was given up for good. `problem` says why; the whole story is in the log under `run`."""
-
-    def __init__(self, run: str, problem: Problem) -> None:
-        super().__init__(f"{problem} (run {run})")
-        self.run = run
-        self.problem = problem
 
 
 class Client(Steering, Scheduling, Guarding):

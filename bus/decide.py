@@ -45,7 +45,6 @@ from bus.events import (
     PhaseCompleted,
     PhaseEffectDone,
     PhaseEffectIntended,
-    PhaseEscalated,
     PhaseFailed,
     PhaseProgressed,
     PhaseReady,
@@ -53,16 +52,14 @@ from bus.events import (
     PhaseStarted,
     ResultRefused,
     RunCancelled,
-    RunCheckpointed,
     RunFailed,
     RunPaused,
-    RunRedriven,
     RunResumed,
-    RunRollingBack,
-    RunSignalled,
     RunStarted,
 )
 from bus.folding import evolve
+from bus.gates import answer, report, signal
+from bus.passes import checkpoint, redrive, roll_back, skip
 from bus.problem import Problem
 from bus.run import TERMINAL, Item, Late, PhaseState, RunState
 
@@ -95,33 +92,33 @@ def decide(state: RunState | None, command: Command, *, run: str, now: datetime)
         case Settle():
             _settle(draft, command)
         case Answer():
-            _answer(draft, command)
+            answer(draft, command)
         case Redrive():
-            _redrive(draft, command)
+            redrive(draft, command)
         case Pause():
-            _must_be_open(state)
+            draft.must_be_open()
             if state.paused_at is not None:
                 raise Refused(f"run {run} is paused already, by {state.paused_by}")
             draft.emit(RunPaused(by=command.by, reason=command.reason))
         case Resume():
             _resume(draft, command)
         case Skip():
-            _skip(draft, command)
+            skip(draft, command)
         case Signal():
-            _signal(draft, command)
+            signal(draft, command)
         case Checkpoint():
-            _checkpoint(draft, command)
+            checkpoint(draft, command)
         case Rollback():
-            _roll_back(draft, command)
+            roll_back(draft, command)
         case Report():
-            _report(draft, command)
+            report(draft, command)
         case GiveUp():
             _give_up(draft, command)
         case Cancel():
-            _must_be_open(state)
+            draft.must_be_open()
             _stop(draft, RunCancelled(by=command.by, reason=command.reason), command.reason or f"by {command.by}")
         case Expire():
-            _must_be_open(state)
+            draft.must_be_open()
             if now < state.deadline_at:
                 raise Refused(f"run {run} has until {state.deadline_at:%Y-%m-%d %H:%M:%S}")
             late = Problem("expired", f"the run passed its deadline {state.deadline_at:%Y-%m-%d %H:%M:%S}", "permanent")
@@ -223,13 +220,15 @@ def _fail(draft: Draft, command: Fail) -> None:
             raise Refused(f"{_label(phase, item)} does not wait to be taken")
     elif _held(draft, command, "failed") is None:
         return
+    agent = item.holder.agent if item.holder is not None else ""
+    problem = command.problem.at(agent, draft.state.run, phase.key, item.index, command.attempt)
     draft.emit(
         PhaseAttemptFailed(
             phase=phase.key,
             item=item.index,
             attempt=command.attempt,
             instance=command.instance or None,
-            problem=command.problem,
+            problem=problem,
             cause=command.cause,
             evidence=command.evidence,
         )
@@ -237,9 +236,9 @@ def _fail(draft: Draft, command: Fail) -> None:
     seed = f"{draft.state.run}/{phase.key}/{item.index}"
     earlier = [attempt.problem for attempt in item.attempts[item.earlier :] if attempt.problem is not None]
     policy = draft.state.plan.graph[phase.key].phase.policy
-    wait_s = None if command.cause == "unclaimed" else retry.delay_s(policy, command.problem, earlier, seed=seed)
+    wait_s = None if command.cause == "unclaimed" else retry.delay_s(policy, problem, earlier, seed=seed)
     if wait_s is None:
-        draft.emit(PhaseFailed(phase=phase.key, item=item.index, problem=command.problem))
+        draft.emit(PhaseFailed(phase=phase.key, item=item.index, problem=problem))
         draft.item_ended(phase.key, item)
     else:
         due_at = draft.now + timedelta(seconds=wait_s) if wait_s else None
@@ -295,156 +294,9 @@ def _is_holder(item: Item, command: Complete | Fail | Progress | Intend | Settle
     return holder is not None and (holder.number, holder.instance) == (command.attempt, command.instance)
 
 
-def _answer(draft: Draft, command: Answer) -> None:
-    phase = draft.state.phases.get(command.phase)
-    if phase is None:
-        raise Refused(f"run {draft.state.run} has no phase {command.phase!r}")
-    if phase.status != "waiting":
-        raise Refused(f"phase {phase.key} does not wait for an answer: it is {phase.status}")
-    if command.expired and phase.expires_at is not None and draft.now < phase.expires_at:
-        raise Refused(f"phase {phase.key} waits until {phase.expires_at:%Y-%m-%d %H:%M:%S}")
-    signal = draft.state.plan.graph[phase.key].phase.signal
-    if signal is not None and not command.expired:
-        raise Refused(f"phase {phase.key} waits for signal {signal.signal!r}, not for an answer")
-    if phase.child and not command.expired:
-        raise Refused(f"phase {phase.key} waits for run {phase.child}, not for an answer")
-    if command.gate is not None and command.gate != phase.gate:
-        raise Refused(f"phase {phase.key} was opened again since, in pass {phase.gate}: look at it anew")
-    if phase.asked and not command.expired and command.by not in phase.asked:
-        raise Refused(f"phase {phase.key} is for {', '.join(phase.asked)} to answer, not for {command.by}")
-    approval = draft.state.plan.graph[phase.key].phase.approval
-    if command.expired and approval is not None and approval.on_expiry == "escalate" and not phase.is_escalated:
-        expires_at = draft.now + timedelta(seconds=approval.expires_s)
-        draft.emit(PhaseEscalated(phase=phase.key, to=tuple(approval.escalate_to), expires_at=expires_at))
-        return
-    if command.approve:
-        draft.emit(PhaseApproved(phase=phase.key, by=command.by, comment=command.comment))
-    elif command.expired:
-        missing = f"signal {signal.signal!r} did not come" if signal is not None else "nobody answered"
-        if phase.child:
-            missing = f"run {phase.child} did not end"
-        problem = Problem("expired", f"{missing} in time", "permanent")
-        draft.emit(PhaseFailed(phase=phase.key, problem=problem))
-    else:
-        problem = Problem("rejected", f"rejected by {command.by}", "permanent", detail=command.comment)
-        draft.emit(PhaseFailed(phase=phase.key, problem=problem))
-    draft.phase_ended(phase.key)
-
-
-def _redrive(draft: Draft, command: Redrive) -> None:
-    state = draft.state
-    _must_not_roll_back(state)
-    if command.afresh:
-        _must_have_ended(state)
-        left = [key for key, phase in state.phases.items() if phase.status in TERMINAL]
-    else:
-        left = [key for key, phase in state.phases.items() if phase.status in TERMINAL and not phase.lets_pass]
-        left = left or state.failures
-    if not left:
-        raise Refused(f"run {state.run} has nothing to redrive: nothing in it has failed")
-    for key in command.phases:
-        if key not in state.phases:
-            raise Refused(f"run {state.run} has no phase {key!r}")
-        if key not in left and state.phases[key].status != "failed":
-            raise Refused(f"phase {key} is {state.phases[key].status}: only what failed can be redriven")
-    _reopen(draft, command.phases or left, command.by, afresh=command.afresh)
-
-
-def _reopen(draft: Draft, phases: Sequence[str], by: str, *, afresh: bool = False) -> None:
-    """A new pass, with what can begin in it begun."""
-    graph = draft.state.plan.graph
-    chosen = _begin_pass(draft, phases, by, afresh=afresh)
-    draft.open([key for key in chosen if not any(need in chosen for need in graph[key].needs)])
-
-
-def _begin_pass(draft: Draft, phases: Sequence[str], by: str, *, afresh: bool = False) -> dict[str, None]:
-    """A new pass over `phases`, and over all that was skipped only because of them, or afresh: all that needs them."""
-    chosen = dict.fromkeys(phases)
-    for key in chosen.copy():
-        _add_downstream(draft.state, key, chosen, afresh=afresh)
-    draft.emit(RunRedriven(by=by, phases=tuple(chosen), deadline_at=_extended(draft), afresh=afresh))
-    return chosen
-
-
-def _extended(draft: Draft) -> datetime:
-    """The deadline of a run that does something again: as if it began now, and not before the one it had."""
-    return max(draft.state.deadline_at, draft.now + timedelta(seconds=draft.state.plan.timeout_s))
-
-
-def _add_downstream(state: RunState, key: str, chosen: dict[str, None], *, afresh: bool) -> None:
-    frontier = [key]
-    while frontier:
-        for later in state.plan.graph[frontier.pop()].feeds:
-            phase = state.phases[later]
-            if later not in chosen and phase.status in TERMINAL and (afresh or not phase.lets_pass):
-                chosen[later] = None
-                frontier.append(later)
-
-
-def _checkpoint(draft: Draft, command: Checkpoint) -> None:
-    state = draft.state
-    _must_be_open(state)
-    _must_not_roll_back(state)
-    if command.name in state.checkpoints:
-        raise Refused(f"run {state.run} has a checkpoint {command.name!r} already")
-    done = tuple(key for key, phase in state.phases.items() if phase.lets_pass)
-    draft.emit(RunCheckpointed(name=command.name, by=command.by, done=done))
-
-
-def _roll_back(draft: Draft, command: Rollback) -> None:
-    state = draft.state
-    if state.is_open:
-        _must_not_roll_back(state)
-    chosen = [key for key in _since(state, command) if state.phases[key].status != "pending"]
-    if not chosen:
-        raise Refused(f"run {state.run} has done nothing since then that could be rolled back")
-    reason = command.reason or f"rolled back by {command.by}"
-    still_open = [key for key in chosen if state.phases[key].status not in TERMINAL]
-    draft.emit(*(PhaseCancelled(phase=key, reason=reason) for key in still_open))
-    undo = [key for key in chosen if state.plan.graph[key].phase.compensate and _is_to_be_undone(state.phases[key])]
-    undo.sort(key=lambda key: state.phases[key].ended_at or draft.now, reverse=True)
-    draft.emit(
-        RunRollingBack(
-            by=command.by,
-            phases=tuple(chosen),
-            undo=tuple(undo),
-            deadline_at=_extended(draft),
-            reason=command.reason,
-        )
-    )
-    draft.roll_back()
-
-
-def _since(state: RunState, command: Rollback) -> list[str]:
-    """The phases that a rollback is about, in the plan's order."""
-    if (command.before is None) == (command.checkpoint is None):
-        raise Refused("say either the phase before which to go back, or the checkpoint to go back to")
-    if command.checkpoint is not None:
-        if command.checkpoint not in state.checkpoints:
-            known = ", ".join(state.checkpoints) or "none"
-            raise Refused(f"run {state.run} has no checkpoint {command.checkpoint!r}; there are: {known}")
-        done = state.checkpoints[command.checkpoint]
-        return [key for key in state.phases if key not in done]
-    assert command.before is not None, "one of the two is there"
-    if command.before not in state.phases:
-        raise Refused(f"run {state.run} has no phase {command.before!r}")
-    behind = {command.before}
-    frontier = [command.before]
-    while frontier:
-        later = [key for key in state.plan.graph[frontier.pop()].feeds if key not in behind]
-        behind.update(later)
-        frontier += later
-    return [key for key in state.phases if key in behind]
-
-
-def _is_to_be_undone(phase: PhaseState) -> bool:
-    """It did something; or a compensation of it has failed before."""
-    return phase.status == "completed" or (phase.undoing is not None and phase.status != "rolled_back")
-
-
 def _resume(draft: Draft, command: Resume) -> None:
     state = draft.state
-    _must_be_open(state)
+    draft.must_be_open()
     if state.paused_at is None:
         raise Refused(f"run {state.run} is not paused")
     waiting = [(phase.key, item) for phase in state.phases.values() for item in phase.items if item.status == "ready"]
@@ -452,58 +304,6 @@ def _resume(draft: Draft, command: Resume) -> None:
     for key, item in waiting:
         due_at = item.ready_at if item.ready_at is not None and item.ready_at > draft.now else None
         draft.emit(PhaseReady(phase=key, item=item.index, attempt=item.attempt, due_at=due_at))
-
-
-def _skip(draft: Draft, command: Skip) -> None:
-    phase = draft.state.phases.get(command.phase)
-    if phase is None:
-        raise Refused(f"run {draft.state.run} has no phase {command.phase!r}")
-    skipped = PhaseSkipped(
-        phase=phase.key,
-        reason=command.reason or f"by {command.by}",
-        by=command.by,
-        lets_pass=True,
-        output=command.output,
-    )
-    if phase.status not in TERMINAL:
-        draft.emit(skipped)
-        draft.phase_ended(phase.key)
-        return
-    _must_not_roll_back(draft.state)
-    if phase.lets_pass:
-        raise Refused(f"phase {phase.key} is {phase.status}: nothing waits for it")
-    # A terminal status never changes: it is skipped in a new pass.
-    _begin_pass(draft, [phase.key], command.by)
-    draft.emit(skipped)
-    draft.phase_ended(phase.key)
-
-
-def _signal(draft: Draft, command: Signal) -> None:
-    _must_be_open(draft.state)
-    waiting = [
-        key
-        for key, phase in draft.state.phases.items()
-        if phase.status == "waiting"
-        and (awaited := draft.state.plan.graph[key].phase.signal) is not None
-        and awaited.signal == command.signal
-    ]
-    if not waiting:
-        draft.emit(RunSignalled(signal=command.signal, by=command.by, data=command.data))
-    for key in waiting:
-        draft.emit(PhaseCompleted(phase=key, output=command.data, by=command.by))
-    for key in waiting:
-        draft.phase_ended(key)
-
-
-def _report(draft: Draft, command: Report) -> None:
-    phase = draft.state.phases.get(command.phase)
-    if phase is None or phase.status != "waiting" or phase.child != command.child:
-        raise Refused(f"phase {command.phase!r} does not wait for run {command.child}")
-    if isinstance(command.outcome, Problem):
-        draft.emit(PhaseFailed(phase=phase.key, problem=command.outcome))
-    else:
-        draft.emit(PhaseCompleted(phase=phase.key, output=command.outcome, by=command.child))
-    draft.phase_ended(phase.key)
 
 
 def _give_up(draft: Draft, command: GiveUp) -> None:
@@ -562,21 +362,6 @@ def _find(state: RunState, key: str, index: int | None) -> tuple[PhaseState, Ite
     if phase is None or item is None:
         raise Refused(f"run {state.run} has no open phase {key if index is None else f'{key}:{index}'!r}")
     return phase, item
-
-
-def _must_not_roll_back(state: RunState) -> None:
-    if state.rollback is not None and state.rollback.left:
-        raise Refused(f"run {state.run} is being rolled back: {', '.join(state.rollback.left)} have to be undone first")
-
-
-def _must_have_ended(state: RunState) -> None:
-    if state.is_open:
-        raise Refused(f"run {state.run} is still in progress: what completed can be done again when it has ended")
-
-
-def _must_be_open(state: RunState) -> None:
-    if not state.is_open:
-        raise Refused(f"run {state.run} has ended: it is {state.status}")
 
 
 def _label(phase: PhaseState, item: Item) -> str:

@@ -98,6 +98,7 @@ def problem_of(error: BaseException, now: datetime, classify: Classify | None = 
         trace=printable(trace[-_TRACE_CHARACTERS:]),
         retry_after_s=_asked_s(chain) if headers is None else _retry_after_s(headers, now),
         status=status,
+        cause=next((inner.as_cause() for link, _ in chain if (inner := _inner(link)) is not None), None),
     )
 
 
@@ -152,10 +153,17 @@ def _class_of(chain: list[tuple[BaseException, bool]], status: int | None) -> Er
     return "unknown"
 
 
+def _inner(error: BaseException) -> Problem | None:
+    """The problem of other work, which has been judged where it failed: of `bus.WorkFailed`, by its shape."""
+    try:
+        inner = getattr(error, "problem", None)
+    except Exception:  # noqa: BLE001 - an attribute of somebody else's class may be a property that raises
+        return None
+    return inner if isinstance(inner, Problem) else None
+
+
 def _known(error: BaseException) -> ErrorClass | None:
-    # `bus.WorkFailed`, by its shape: the work that was waited for has been judged where it failed.
-    inner = getattr(error, "problem", None)
-    if isinstance(inner, Problem):
+    if (inner := _inner(error)) is not None:
         return inner.error_class
     if isinstance(error, gaierror) and error.errno == EAI_AGAIN:
         return "transient"

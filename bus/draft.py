@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 
 import msgspec
 
+from bus.errors import Refused
 from bus.events import (
     Event,
     PhaseCancelled,
@@ -50,6 +51,11 @@ class Draft:
     def state(self) -> RunState:
         assert self._folding.state is not None, "a draft begins with a state"
         return self._folding.state
+
+    def must_be_open(self) -> None:
+        """Raises Refused if the run has ended."""
+        if not self.state.is_open:
+            raise Refused(f"run {self.state.run} has ended: it is {self.state.status}")
 
     def emit(self, *events: Event) -> None:
         self.events.extend(events)
@@ -103,7 +109,8 @@ class Draft:
     def _stop_rolling_back(self, phase: PhaseState) -> None:
         """What can't be undone needs a person: the run ends as it is."""
         title = f"{phase.key} could not be undone, so the rollback stopped"
-        problem = Problem("rollback_failed", title, "permanent", str(phase.problem))
+        cause = phase.problem.as_cause() if phase.problem is not None else None
+        problem = Problem("rollback_failed", title, "permanent", str(phase.problem), cause=cause)
         still_open = [other.key for other in self.state.phases.values() if other.status not in TERMINAL]
         self.emit(*(PhaseCancelled(phase=key, reason=title) for key in still_open), RunFailed(problem=problem))
 
@@ -216,7 +223,8 @@ class Draft:
             return
         detail = f"the first, item {failed[0].index}: {failed[0].problem}"
         title = f"{len(failed)} of {len(phase.items)} items failed"
-        self.emit(PhaseFailed(phase=phase.key, problem=Problem("items_failed", title, "permanent", detail)))
+        problem = Problem("items_failed", title, "permanent", detail, cause=_first_cause(failed))
+        self.emit(PhaseFailed(phase=phase.key, problem=problem))
 
     def _end_run(self) -> None:
         state = self.state
@@ -233,4 +241,9 @@ class Draft:
         title = (
             f"{len(failed) or len(stopped)} of {len(state.phases)} phases {'failed' if failed else 'were cancelled'}"
         )
-        self.emit(RunFailed(problem=Problem("phases_failed", title, "permanent", detail)))
+        self.emit(RunFailed(problem=Problem("phases_failed", title, "permanent", detail, cause=_first_cause(failed))))
+
+
+def _first_cause(failed: Sequence[Item] | Sequence[PhaseState]) -> Problem | None:
+    """The problem of the first of them that has one."""
+    return next((each.problem.as_cause() for each in failed if each.problem is not None), None)

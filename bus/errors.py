@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from bus.problem import Problem
+
 
 class BusError(Exception):
     """The root: `except BusError` catches whatever this library raises on purpose."""
@@ -143,3 +145,12 @@ class BudgetSpent(LimitReached):
 
 class Misconfigured(BusError):
     """The server or a stream is not what this library promises. Names the setting and its value."""
+
+
+class WorkFailed(BusError):
+    """The work was given up for good. `problem` says why; the whole story is in the log under `run`."""
+
+    def __init__(self, run: str, problem: Problem) -> None:
+        super().__init__(f"{problem} (run {run})")
+        self.run = run
+        self.problem = problem

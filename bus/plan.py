@@ -93,13 +93,13 @@ class Phase(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fiel
     def __post_init__(self) -> None:
         # In builtins from here on: what is compared, stored and resolved is the JSON form.
         try:
-            given = msgspec.json.decode(msgspec.json.encode(self.input))
+            if self.input is not None:
+                msgspec.structs.force_setattr(self, "input", msgspec.json.decode(msgspec.json.encode(self.input)))
             # Text is a sequence too, of letters; it is left as it is, and refused for its type.
-            after = self.after if isinstance(self.after, str) else tuple(self.after)
+            if not isinstance(self.after, (str, tuple)):
+                msgspec.structs.force_setattr(self, "after", tuple(self.after))
         except (TypeError, ValueError, RecursionError, OverflowError) as error:
             raise PlanError(f"phase {self.key!r}: input or after can't be written as JSON: {error}") from None
-        msgspec.structs.force_setattr(self, "input", given)
-        msgspec.structs.force_setattr(self, "after", after)
         if isinstance(self.wait_for, str):
             msgspec.structs.force_setattr(self, "wait_for", WaitFor(self.wait_for))
         if isinstance(self.retry, str):
@@ -139,8 +139,7 @@ class Plan(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_field
     def __post_init__(self) -> None:
         try:
             msgspec.structs.force_setattr(self, "phases", tuple(self.phases))
-            assert self.graph is not None
-            _check_types(self)
+            self.__dict__["graph"] = _checked(self)
         except (TypeError, AttributeError) as error:
             raise PlanError(f"plan {self.name!r}: a value has the wrong type: {error}") from None
         except RecursionError as error:
@@ -148,7 +147,8 @@ class Plan(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_field
 
     @cached_property
     def graph(self) -> Graph:
-        return _graph(self)
+        """Every phase by key, with what it needs and feeds. It was made when the plan was checked."""
+        return _checked(self)
 
     @property
     def capabilities(self) -> list[str]:
@@ -170,6 +170,26 @@ class Node(msgspec.Struct, frozen=True):
 
 Graph = dict[str, Node]
 """Every phase by key, in the author's order."""
+
+
+_GRAPHS: dict[bytes, Graph] = {}
+_KNOWN_GRAPHS = 256
+
+
+def _checked(plan: Plan) -> Graph:
+    """The plan's graph. Each run's first event holds its plan, and most are of a few: the same is checked once."""
+    try:
+        known = msgspec.json.encode([plan.name, plan.version, plan.timeout_s, plan.phases])
+    except (TypeError, ValueError, RecursionError, OverflowError):
+        known = b""  # it can't be written: the checks say why
+    graph = _GRAPHS.get(known)
+    if graph is None:
+        graph = _graph(plan)
+        _check_types(plan)
+        if len(_GRAPHS) >= _KNOWN_GRAPHS:
+            _GRAPHS.clear()
+        _GRAPHS[known] = graph
+    return graph
 
 
 def _graph(plan: Plan) -> Graph:

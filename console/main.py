@@ -32,6 +32,7 @@ _COMMANDS = {
         "Breakers of services and capabilities: look at them, open and close them.",
     ),
     "limit": ("console.commands.limit:limit", "Limits and budgets that all agents share."),
+    "projection": ("console.commands.projection:projection", "What is true now, kept in a database."),
     "archive": ("console.commands.archive:archive", "Move what is old enough from the log to files."),
     "payload": ("console.commands.payload:payload", "Payloads too large for a message: list them, remove garbage."),
     "attention": ("console.commands.attention:attention", "List what needs a look, each with the command to type."),

@@ -30,14 +30,13 @@ _INPUT_CHARACTERS = 200
 async def ls(client: Client, printer: Printer, status: str | None, plan: str | None, tasks: bool, limit: int) -> None:
     """List the runs, newest first."""
     from bus.ledger import utc_now
-    from console.lookup import say_if_archived
-    from projections.catchup import build
-    from projections.runs import RUNS, rows
+    from console.lookup import glances, say_if_archived
+    from projections.runs import listed
 
     now = utc_now()
     found = [
         row
-        for row in rows((await build(client, RUNS)).by_id, now, tasks=tasks)
+        for row in listed(await glances(client), now, tasks=tasks)
         if status in (None, row.status) and plan in (None, row.plan)
     ]
     if printer.as_json:

@@ -37,11 +37,12 @@ def groups() -> list[LazyGroup]:
     from console.commands.limit import limit
     from console.commands.payload import payload
     from console.commands.plan import plan
+    from console.commands.projection import projection
     from console.commands.run import run
     from console.commands.schedule import schedule
     from console.commands.schema import schema
 
-    found = [cli, agent, archive, breaker, dead, events, limit, payload, plan, run, schedule, schema]
+    found = [cli, agent, archive, breaker, dead, events, limit, payload, plan, projection, run, schedule, schema]
     return [group for group in found if isinstance(group, LazyGroup)]
 
 
@@ -70,7 +71,7 @@ sys.exit(code)
 
 
 def test_what_a_list_of_commands_says_is_what_the_command_says_itself() -> None:
-    assert len(groups()) == 12
+    assert len(groups()) == 13
     for group in groups():
         context = click.Context(group)
         for name, (place, says) in group._commands_at.items():

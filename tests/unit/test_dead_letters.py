@@ -48,10 +48,11 @@ def test_work_that_is_given_up_leaves_a_letter_with_all_there_is_to_know() -> No
         None,
     )
     assert json.loads(bytes(letter.payload)) == {"sku": "A-7"}
-    assert letter.problem == PERMANENT
+    lost, rejected = LOST.at("agent", "run-1", "a", None, 1), PERMANENT.at("agent", "run-1", "a", None, 2)
+    assert letter.problem == rejected
     assert [(each.number, each.instance, each.cause, each.problem) for each in letter.attempts] == [
-        (1, "one", "crashed", LOST),
-        (2, "two", "error", PERMANENT),
+        (1, "one", "crashed", lost),
+        (2, "two", "error", rejected),
     ]
 
 
