@@ -4,6 +4,7 @@ An author needs `Agent`, `Context` and `Reject`; a caller needs `connect`; a pla
 """
 
 from bus.agent import Agent
+from bus.breaker import Breaker
 from bus.cache import Cache
 from bus.client import Client, Receipt
 from bus.connecting import connect
@@ -14,9 +15,12 @@ from bus.election import Candidacy
 from bus.errors import (
     Archived,
     ArchiveDamaged,
+    BudgetSpent,
     BusError,
+    CircuitOpen,
     DecisionError,
     LeaseLost,
+    LimitReached,
     MalformedMessage,
     Misconfigured,
     NoLiveAgent,
@@ -32,12 +36,14 @@ from bus.errors import (
     Unavailable,
     WorkFailed,
 )
+from bus.fallback import Fallback, NoProvider, Provider
 from bus.happening import Happening
 from bus.held import Lease
 from bus.messages import message, upcaster
 from bus.notebook import Done, NotDone
 from bus.plan import Approval, Phase, Plan
 from bus.problem import Problem
+from bus.quota import Quota
 from bus.references import Ref, ref
 from bus.retry import Retry, RetryLater, RetryPolicy
 from bus.run import RunState
@@ -50,20 +56,26 @@ __all__ = [
     "Approval",
     "ArchiveDamaged",
     "Archived",
+    "Breaker",
+    "BudgetSpent",
     "BusError",
     "Cache",
     "Candidacy",
+    "CircuitOpen",
     "Client",
     "Context",
     "Decision",
     "DecisionError",
     "Done",
+    "Fallback",
     "Happening",
     "Lease",
     "LeaseLost",
+    "LimitReached",
     "MalformedMessage",
     "Misconfigured",
     "NoLiveAgent",
+    "NoProvider",
     "NotDone",
     "NotFound",
     "OutcomeUnknown",
@@ -72,6 +84,8 @@ __all__ = [
     "Plan",
     "PlanError",
     "Problem",
+    "Provider",
+    "Quota",
     "Receipt",
     "Ref",
     "Refused",

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from bus import subjects
+from bus.breaker import Breaker
 from bus.cache import Cache
 from bus.context import Context
 from bus.diagnosis import Classify
@@ -30,6 +31,7 @@ class Capability(msgspec.Struct, frozen=True, kw_only=True):
     `concurrency` is how many attempts one instance holds. `isolation="process"`: each attempt has a process of its own,
     which may take `memory_mb` more than it begins with. `classify` is the author's judgement of an exception. With
     `cache` its answer depends on its input alone, so the same input need not be worked on again (`bus.cache`).
+    With `breaker`, no work is taken while too many attempts fail, in whatever instance; it has the capability's name.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Capability(msgspec.Struct, frozen=True, kw_only=True):
     memory_mb: int | None = None
     classify: Classify | None = None
     cache: Cache | None = None
+    breaker: Breaker | None = None
 
     def call(self, value: object, context: Context) -> Any:
         """The handler's answer, or for an `async def` what has to be awaited for it."""
@@ -79,6 +82,7 @@ class Agent:
         memory_mb: int | None = None,
         classify: Classify | None = None,
         cache: Cache | bool = False,
+        breaker: Breaker | None = None,
     ) -> Callable[[H], H]:
         """Register the decorated function as the handler of `name`; what the keywords mean is said at `Capability`.
 
@@ -123,6 +127,7 @@ class Agent:
                 memory_mb=memory_mb,
                 classify=classify or self._classify,
                 cache=kept,
+                breaker=breaker,
             )
             return handler
 

@@ -18,6 +18,7 @@ from bus.subjects import capability_token
 Action = Literal["send", "receive"]
 _BEAT = "beat.v1"
 _HALT = "halt.v1"
+_TALLY = "tally.v1"
 _QUESTION = "question"
 
 _PARAMETERS = {
@@ -31,6 +32,8 @@ _PARAMETERS = {
     "lease": "Which one, in two or three tokens: `lock.deploy`, `leader.indexer`, `permit.gpu.2`.",
     "barrier": "A barrier's name.",
     "decision": "A decision's id.",
+    "breaker": "A breaker's name; its dots are written as colons.",
+    "limit": "A limit's name; its dots are written as colons.",
 }
 _HEADERS = {
     "Nats-Msg-Id": "The id in the body: whatever is sent again with it is stored once.",
@@ -104,6 +107,26 @@ _CHANNELS = (
         "A question, the votes, and the outcome.",
         ("decision.proposed.v1", "decision.voted.v1", "decision.decided.v1"),
         True,
+    ),
+    Channel(
+        "breakers",
+        "breaker.{breaker}",
+        "A breaker has opened, lets a probe through, or has closed. The newest message is its state.",
+        ("breaker.opened.v1", "breaker.probing.v1", "breaker.closed.v1"),
+        True,
+    ),
+    Channel(
+        "limits",
+        "limit.{limit}",
+        "A service has asked all to hold, or a budget is spent.",
+        ("limit.held.v1", "limit.spent.v1"),
+        True,
+    ),
+    Channel(
+        "tallies",
+        "tally.{breaker}",
+        "How many calls of a process went well and failed, while some do. Not stored.",
+        (_TALLY,),
     ),
     Channel("beats", "beat.{instance}", "An instance lives. Not stored.", (_BEAT,)),
     Channel("halts", "halt.{instance}", "An instance need not go on with some attempts. Not stored.", (_HALT,)),
@@ -212,7 +235,7 @@ def _messages(document: Document) -> Iterator[tuple[str, dict[str, Any]]]:
                     **({"headers": {"type": "object", "properties": headers}} if wire in logged else {}),
                 },
             )
-    for wire in (_BEAT, _HALT):
+    for wire in (_BEAT, _HALT, _TALLY):
         payload = _draft_07(document.types[wire].schema)
         yield wire, {"name": wire, "contentType": "application/json", "payload": payload}
     yield _QUESTION, {"name": _QUESTION, "summary": "An empty message; whoever is meant answers with a beat."}

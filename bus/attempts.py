@@ -16,11 +16,12 @@ import structlog
 
 from bus import dead
 from bus.agent import Agent, Capability
+from bus.circuit import Circuit, Passage
 from bus.client import Client
 from bus.commands import Complete, Fail, Offer, Take
 from bus.context import Context, Pulse
 from bus.envelope import decode, envelope
-from bus.errors import BusError, MalformedMessage, Refused, TooLarge
+from bus.errors import BusError, CircuitOpen, MalformedMessage, Refused, TooLarge
 from bus.events import Cause, PhaseStarted, ResultRefused
 from bus.halts import Halt, is_held
 from bus.handling import Answer, Halted, answer, perform
@@ -39,6 +40,7 @@ from bus.subjects import Work
 logger = structlog.get_logger(__name__)
 
 _NOT_NOW_S = 1.0
+_LET_OTHERS_S = 0.1
 # Of what can't be decoded and is too large to be stored whole.
 _KEPT_BYTES = 64 * 1024
 _CAUSES: dict[str, Cause] = {
@@ -69,13 +71,22 @@ class Attempts:
     def held(self) -> Sequence[Held]:
         return list(self._held)
 
-    async def serve(self, capability: Capability, delivery: Delivery) -> None:
-        """One delivery, from the message to its result in the log. What goes wrong is recorded, not raised."""
+    async def serve(self, capability: Capability, delivery: Delivery, circuit: Circuit | None = None) -> None:
+        """One delivery, from the message to its result in the log. What goes wrong is recorded, not raised.
+
+        What an open `circuit` does not let through goes back to the queue: it costs the work no attempt.
+        """
         try:
             message = decode(delivery.message.data)
             work = self._client.subjects.parse_work(delivery.message.subject)
         except MalformedMessage as error:
             await self._bury(capability, delivery, str(error))
+            return
+        try:
+            passage = await circuit.enter() if circuit is not None else None
+        except CircuitOpen as error:
+            logger.debug("not let through", reason=str(error))
+            delivery.nak(_LET_OTHERS_S)
             return
         with structlog.contextvars.bound_contextvars(
             agent=self._agent.name,
@@ -88,6 +99,9 @@ class Attempts:
             decided = await self._take(capability, work, delivery, message.id, recalled)
             if decided is not None and recalled.reuse is not None:
                 logger.info("cached", phase=work.phase, item=work.item, source=recalled.reuse.source.run)
+            if (decided is None or recalled.reuse is not None) and passage is not None:
+                passage.abandon()
+            if recalled.reuse is not None:
                 return
             # Nobody else waits for this capability: what the result makes ready may stay with us. What may be cached
             # is looked up first.
@@ -97,10 +111,12 @@ class Attempts:
                 with structlog.contextvars.bound_contextvars(phase=part, attempt=started.attempt):
                     order = order_of(decided.state, started.phase, started.item)
                     decided = await self._attempt(
-                        capability, order, started, message.id, offers=offers, key=recalled.key
+                        capability, order, started, message.id, passage, offers=offers, key=recalled.key
                     )
                     if decided is not None:
                         await self._recall.keep(capability, recalled, decided)
+                    passage = circuit.passing() if circuit is not None else None
+                    offers = offers and (circuit is None or circuit.state.status == "closed")
 
     async def heed(self, halt: Halt) -> None:
         """Stop what the log no longer gives to this instance. A halt can be forged: the log is asked."""
@@ -154,6 +170,7 @@ class Attempts:
         order: Order,
         started: PhaseStarted,
         causation: str,
+        passage: Passage | None,
         *,
         offers: bool,
         key: str,
@@ -190,6 +207,8 @@ class Attempts:
                 silence_s=order.silence_timeout_s or capability.silence_s,
                 answer=answer if capability.isolation is None else self._apart,
             )
+            if passage is not None and not isinstance(result, Halted):
+                passage.end(result if isinstance(result, Problem) else None)
             duration_ms = round((time.monotonic() - began) * 1000, 1)
             if isinstance(result, Halted):
                 logger.info("halted", reason=result.reason, duration_ms=duration_ms)
@@ -208,6 +227,9 @@ class Attempts:
                 await self._conclude(order, problem, causation)
             raise
         finally:
+            if passage is not None:
+                # Of what has not ended here, nobody knows how it would have.
+                passage.abandon()
             del self._held[held]
         return decided
 

@@ -30,6 +30,7 @@ from bus.errors import (
     WorkFailed,
 )
 from bus.events import Commit, archived, is_ending
+from bus.guarding import Guarding, Guards
 from bus.happening import Happening
 from bus.leases import Leases
 from bus.ledger import Ledger, utc_now
@@ -64,7 +65,7 @@ class Receipt(msgspec.Struct, frozen=True):
     unserved: Sequence[str] = ()
 
 
-class Client(Steering, Scheduling, Coordination, Deciding):
+class Client(Steering, Scheduling, Coordination, Deciding, Guarding):
     """One process's door to a bus. Made by `connect`, closed with it."""
 
     def __init__(
@@ -74,6 +75,7 @@ class Client(Steering, Scheduling, Coordination, Deciding):
         log: Log,
         ledger: Ledger,
         runs: Runs,
+        guards: Guards,
         *,
         source: str,
         system_url: str | None,
@@ -88,6 +90,7 @@ class Client(Steering, Scheduling, Coordination, Deciding):
         self.runs = runs
         self.leases = Leases(connection, log, settings, source=source)
         self._decisions = Decisions(log, source=source)
+        self.guards = guards
         self.source = source
         self.system_url = system_url
         self.operator_url = operator_url

@@ -15,6 +15,7 @@ from bus.client import Client
 from bus.connection import Connection
 from bus.durability import Durability, prove
 from bus.errors import Unavailable
+from bus.guarding import Guards
 from bus.ledger import Ledger
 from bus.log import Log
 from bus.logs import configure_if_not
@@ -67,12 +68,15 @@ async def connect(
         tasks = await stack.enter_async_context(_tasks())
         source = f"/{name}"
         ledger = Ledger(log, connection, source=source)
+        guards = Guards(log, connection, settings, source=source)
+        stack.push_async_callback(guards.close)
         yield Client(
             settings,
             connection,
             log,
             ledger,
             Runs(ledger, tasks),
+            guards,
             source=source,
             system_url=login.system_url,
             operator_url=login.operator_url,

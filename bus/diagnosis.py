@@ -19,6 +19,10 @@ from typing import Any, get_args
 import structlog
 
 from bus.errors import (
+    BudgetSpent,
+    BusError,
+    CircuitOpen,
+    LimitReached,
     MalformedMessage,
     Misconfigured,
     NoLiveAgent,
@@ -46,11 +50,14 @@ _LONGEST_DELAY_S = 7 * 86_400.0
 # runs at the other end, and a name that is not found that the network or its configuration has changed: a dependency,
 # which takes minutes, not seconds.
 _TYPES: tuple[tuple[tuple[type[BaseException], ...], ErrorClass], ...] = (
-    ((ConnectionRefusedError, gaierror, NoLiveAgent), "dependency"),
+    ((ConnectionRefusedError, gaierror, NoLiveAgent, CircuitOpen, BudgetSpent), "dependency"),
     ((ssl.SSLCertVerificationError, ImportError, PermissionError), "configuration"),
     ((SettingsError, Misconfigured), "configuration"),
     ((PlanError, MalformedMessage, OutcomeUnknown, Refused, TooLarge), "permanent"),
-    ((TimeoutError, ConnectionError, InterruptedError, subprocess.TimeoutExpired, Unavailable), "transient"),
+    (
+        (TimeoutError, ConnectionError, InterruptedError, subprocess.TimeoutExpired, Unavailable, LimitReached),
+        "transient",
+    ),
 )
 _ERRNOS: dict[int, ErrorClass] = {
     **dict.fromkeys((errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EBUSY), "transient"),
@@ -92,7 +99,7 @@ def problem_of(error: BaseException, now: datetime, classify: Classify | None = 
         detail=text_of(error)[:_DETAIL_CHARACTERS],
         causes=tuple(f"{type(link).__name__}: {text_of(link)[:_DETAIL_CHARACTERS]}" for link, _ in chain),
         trace=printable(trace[-_TRACE_CHARACTERS:]),
-        retry_after_s=_retry_after_s(headers, now),
+        retry_after_s=_asked_s(chain) if headers is None else _retry_after_s(headers, now),
         status=status,
         cause=next((inner.as_cause() for link, _ in chain if (inner := _inner(link)) is not None), None),
     )
@@ -187,6 +194,14 @@ def _response(error: BaseException) -> tuple[int, Any] | None:
     except Exception:  # noqa: BLE001 - an attribute of somebody else's class may be a property that raises
         return None
     return None
+
+
+def _asked_s(chain: list[tuple[BaseException, bool]]) -> float | None:
+    """The delay that an error of ours asks for: of a breaker, a limit, or of all providers."""
+    asked = (
+        getattr(link, "retry_after_s", None) for link, is_cause in chain if is_cause and isinstance(link, BusError)
+    )
+    return next((each for each in asked if each is not None), None)
 
 
 def _retry_after_s(headers: Any, now: datetime) -> float | None:

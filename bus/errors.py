@@ -150,6 +150,30 @@ class LeaseLost(BusError):
         self.reason = reason
 
 
+class CircuitOpen(BusError):
+    """The breaker of a service or capability lets nobody through. Try again after `retry_after_s`, or ask elsewhere."""
+
+    def __init__(self, breaker: str, retry_after_s: float, reason: str = "") -> None:
+        super().__init__(
+            f"breaker {breaker!r} is open, again in {retry_after_s:.1f} s" + (f" ({reason})" if reason else "")
+        )
+        self.breaker = breaker
+        self.retry_after_s = retry_after_s
+
+
+class LimitReached(BusError):
+    """A limit that all agents share lets this through only after `retry_after_s`, longer than it was to be waited."""
+
+    def __init__(self, limit: str, retry_after_s: float, reason: str) -> None:
+        super().__init__(f"limit {limit!r} is reached, again in {retry_after_s:.1f} s: {reason}")
+        self.limit = limit
+        self.retry_after_s = retry_after_s
+
+
+class BudgetSpent(LimitReached):
+    """A budget does not cover this. It begins anew after `retry_after_s`; raising it helps at once."""
+
+
 class Misconfigured(BusError):
     """The server or a stream is not what this library promises. Names the setting and its value."""
 

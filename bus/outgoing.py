@@ -78,6 +78,7 @@ async def select(log: Log, policy: Policy, now: datetime) -> Outgoing:
                 "lease": _Newest(log).why,
                 "barrier": _Barriers(log).why,
                 "decision": _Decisions(log).why,
+                "breaker": _Newest(log).why,
             }.get(name, _old_enough)
             await _select_beginnings(log, f"{log.subjects.namespace}.{name}.>", chosen, tally, why, upto)
     return chosen

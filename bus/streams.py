@@ -173,6 +173,21 @@ def leases_config(subjects: Subjects, replicas: int) -> dict[str, Any]:
     }
 
 
+def limits_config(subjects: Subjects, replicas: int) -> dict[str, Any]:
+    """A KV bucket: one small value for each limit, written over at the version that was seen."""
+    bucket = subjects.limits_bucket
+    return {
+        "name": f"KV_{bucket}",
+        "subjects": [f"$KV.{bucket}.>"],
+        "max_msgs_per_subject": 1,
+        "storage": "file",
+        "num_replicas": replicas,
+        "discard": "new",
+        "allow_direct": True,
+        "allow_rollup_hdrs": True,
+    }
+
+
 async def set_up(connection: Connection, subjects: Subjects, settings: Settings, *, create: bool) -> None:
     """Check what is there, and create what is not. Raises Misconfigured; without `create`, NotFound."""
     for config in (log_config(subjects, settings.replicas), work_config(subjects, settings.replicas)):
@@ -190,6 +205,12 @@ async def set_up_work(connection: Connection, subjects: Subjects, settings: Sett
 async def set_up_payloads(connection: Connection, subjects: Subjects, settings: Settings) -> None:
     """The bucket for large payloads: made when the first one is met, since many namespaces never need it."""
     config = payloads_config(subjects, settings.replicas)
+    await ensure_stream(connection, config, settings.request_timeout_s, create=True)
+
+
+async def set_up_limits(connection: Connection, subjects: Subjects, settings: Settings) -> None:
+    """The bucket for limits: made when the first one is used, since many namespaces never need it."""
+    config = limits_config(subjects, settings.replicas)
     await ensure_stream(connection, config, settings.request_timeout_s, create=True)
 
 

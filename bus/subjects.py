@@ -17,7 +17,7 @@ _PHASE = re.compile(r"-?[a-z0-9][a-z0-9_-]{0,62}")
 _WILD = {"*": r"[^.]+", ">": ".+"}
 _CAPABILITY_CHARACTERS = 128
 
-KINDS = ("run", "mail", "topic", "agent", "dead", "ops", "lease", "barrier", "decision")
+KINDS = ("run", "mail", "topic", "agent", "dead", "ops", "lease", "barrier", "decision", "breaker", "limit")
 """What there is in the log: the second token of its subjects."""
 
 
@@ -82,6 +82,8 @@ class Subjects:
         self.dead_letters = f"{namespace}.dead.*"
         self.leases = f"{namespace}.lease.>"
         self.decisions = f"{namespace}.decision.*"
+        self.limits_bucket = f"{self.stream}_LIMITS"
+        self.breakers = f"{namespace}.breaker.*"
         self.all_work = f"{namespace}.work.>"
         self.all_timers = f"{namespace}.timer.>"
         self.all_rung = f"{namespace}.timer.rung.>"
@@ -136,6 +138,22 @@ class Subjects:
     def decision_of(self, subject: str) -> str:
         """The decision whose events are on `subject`."""
         return subject.rpartition(".")[2]
+
+    def breaker(self, breaker: str) -> str:
+        """The transitions of a breaker."""
+        return f"{self.namespace}.breaker.{capability_token(breaker)}"
+
+    def tally(self, breaker: str) -> str:
+        """What processes tell each other of calls while some of them fail. Not stored."""
+        return f"{self.namespace}.tally.{capability_token(breaker)}"
+
+    def limit(self, limit: str) -> str:
+        """What happened to a limit."""
+        return f"{self.namespace}.limit.{capability_token(limit)}"
+
+    def named(self, subject: str) -> str:
+        """The breaker or limit whose subject it is."""
+        return subject.rpartition(".")[2].replace(":", ".")
 
     def work(self, work: Work) -> str:
         name(work.run, "run")

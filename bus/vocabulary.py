@@ -11,6 +11,7 @@ from typing import Any, Literal
 import msgspec
 
 from bus.barrier import EVENTS as BARRIERS
+from bus.breaker import TYPES as BREAKER_TYPES
 from bus.cache import CACHED, FORGOTTEN, CacheForgotten
 from bus.cache import Entry as CacheEntry
 from bus.dead import LETTER_REDRIVEN, LETTERS, LetterRedriven
@@ -23,15 +24,20 @@ from bus.garbage import COLLECTED, PayloadsCollected
 from bus.halts import Halt
 from bus.lease import EVENTS as LEASES
 from bus.ledger import WORK
+from bus.limit import HELD, SPENT, LimitHeld, LimitSpent
 from bus.messages import MESSAGES
 from bus.notices import REMOVED, SEALED, STARTED, ArchiveRemoved, ArchiveSealed, ArchiveStarted
 from bus.presence import Beat
+from bus.quota import Standing
 from bus.schedule import SCHEDULED, SKIPPED, UNSCHEDULED, OccurrenceSkipped, Scheduled, Unscheduled
+from bus.tally import Tally
 from bus.worker import AGENT_DEREGISTERED, AGENT_REGISTERED
 
 # What is a whole message has a name here only: it is not in the bytes.
 BEAT = "beat.v1"
 HALT = "halt.v1"
+TALLY = "tally.v1"
+STANDING = "limit.standing.v1"
 ENVELOPE, COMPRESSED, REFERRING = "envelope.v1", "envelope.compressed.v1", "envelope.referring.v1"
 
 
@@ -89,6 +95,11 @@ def vocabulary() -> dict[str, Entry]:
         SKIPPED: Entry("data", OccurrenceSkipped),
         CACHED: Entry("data", CacheEntry),
         FORGOTTEN: Entry("data", CacheForgotten),
+        **{wire: Entry("data", type) for wire, type in BREAKER_TYPES.items()},
+        HELD: Entry("data", LimitHeld),
+        SPENT: Entry("data", LimitSpent),
+        STANDING: Entry("body", Standing),
+        TALLY: Entry("body", Tally),
         BEAT: Entry("body", Beat),
         HALT: Entry("body", Halt),
     }

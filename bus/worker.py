@@ -14,6 +14,7 @@ import structlog
 
 from bus.agent import Agent, Capability
 from bus.attempts import Attempts
+from bus.circuit import Circuit
 from bus.client import Client
 from bus.connecting import connect
 from bus.connection import Message
@@ -47,6 +48,7 @@ class Worker:
         self._attempts = Attempts(client, agent, instance, self._apart)
         self._intakes: list[Intake] = []
         self._serving: set[asyncio.Task[None]] = set()
+        self._resting: set[asyncio.Task[None]] = set()
         self.instance = instance
         self.ready = asyncio.Event()
 
@@ -89,7 +91,7 @@ class Worker:
             logger.info("draining", held=len(self._serving))
             if self._serving:
                 await asyncio.wait(self._serving, timeout=settings.grace_s)
-            for task in (*pulling, *self._serving):
+            for task in (*pulling, *self._serving, *self._resting):
                 task.cancel()
             if self._serving:
                 await asyncio.wait(self._serving, timeout=settings.request_timeout_s)
@@ -128,23 +130,35 @@ class Worker:
             await set_up_work(client.connection, client.subjects, client.settings)
             await ensure_consumer(client.connection, client.subjects, capability.name, client.settings)
 
+        circuit = client.breaker(capability.name, capability.breaker) if capability.breaker is not None else None
+
         def deliver(delivery: Delivery) -> None:
-            task = tasks.create_task(self._serve(capability, delivery))
+            task = tasks.create_task(self._serve(capability, delivery, circuit))
             self._serving.add(task)
             task.add_done_callback(self._serving.discard)
-            task.add_done_callback(lambda _: intake.grant(1))
+            task.add_done_callback(lambda _: grant(1))
+
+        def grant(count: int) -> None:
+            if circuit is None or circuit.state.status == "closed":
+                intake.grant(count)
+            elif not self._attempts.draining:
+                resting = tasks.create_task(_rest(circuit, intake, count))
+                self._resting.add(resting)
+                resting.add_done_callback(self._resting.discard)
 
         if capability.cache is not None:
             await set_up_cache(client.connection, client.subjects, client.settings)
         consumer = await ensure_consumer(client.connection, client.subjects, capability.name, client.settings)
         stream = client.subjects.work_stream
         intake = Intake(client.connection, stream, consumer, deliver=deliver, missing=restore)
-        intake.grant(capability.concurrency)
+        if circuit is not None:
+            await circuit.known()
+        grant(capability.concurrency)
         return intake
 
-    async def _serve(self, capability: Capability, delivery: Delivery) -> None:
+    async def _serve(self, capability: Capability, delivery: Delivery, circuit: Circuit | None) -> None:
         try:
-            await self._attempts.serve(capability, delivery)
+            await self._attempts.serve(capability, delivery, circuit)
         except Exception:
             # One delivery that meets a bug of ours must not end the others; the supervisor sees to its attempt.
             logger.exception("bug", subject=delivery.message.subject)
@@ -165,6 +179,12 @@ class Worker:
             held=self._attempts.held,
             lag_s=round(lag_s, 3),
         )
+
+
+async def _rest(circuit: Circuit, intake: Intake, count: int) -> None:
+    """Ask for no work while it would not be let through."""
+    await circuit.until_admitting()
+    intake.grant(count)
 
 
 def new_instance(agent: str) -> str:

@@ -27,6 +27,11 @@ _COMMANDS = {
         "Tell a run again from the log, or do its work again in a fork.",
     ),
     "dead": ("console.commands.dead:dead", "Work that was given up: look at it, send it again."),
+    "breaker": (
+        "console.commands.breaker:breaker",
+        "Breakers of services and capabilities: look at them, open and close them.",
+    ),
+    "limit": ("console.commands.limit:limit", "Limits and budgets that all agents share."),
     "projection": ("console.commands.projection:projection", "What is true now, kept in a database."),
     "lock": ("console.commands.lock:lock", "Locks, permits and leads: who has them, and taking them away."),
     "decision": ("console.commands.decision:decision", "Let agents and people vote, and see what they decided."),

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 _UNITS_S = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 
 
-def _length(_context: click.Context, _option: click.Parameter, value: str | None) -> int | None:
+def length(_context: click.Context, _option: click.Parameter, value: str | None) -> int | None:
+    """An option's length of time, in seconds."""
     found = re.fullmatch(r"([0-9]{1,9})([smhdw])", value) if value is not None else None
     if value is not None and found is None:
         raise click.BadParameter(f"{value!r} is not a length of time: a whole number and s, m, h, d or w")
@@ -48,7 +49,7 @@ def _time(_context: click.Context, _option: click.Parameter, value: str | None) 
     "--input", "value", callback=read_input, default="{}", metavar="JSON | @FILE | -", help="What each run is about."
 )
 @click.option("--at", callback=_time, metavar="TIME", help="Once: 2026-01-31T12:00, UTC unless it says otherwise.")
-@click.option("--every", "every_s", callback=_length, metavar="LENGTH", help="Again and again: 30s, 15m, 1h, 1d.")
+@click.option("--every", "every_s", callback=length, metavar="LENGTH", help="Again and again: 30s, 15m, 1h, 1d.")
 @click.option("--cron", metavar="FIELDS", help="'30 2 * * MON-FRI', with six fields the first is the second.")
 @click.option("--zone", metavar="ZONE", help="The time zone of --cron, Europe/Berlin; UTC unless told.")
 @click.option(
@@ -61,7 +62,7 @@ def _time(_context: click.Context, _option: click.Parameter, value: str | None) 
 @click.option(
     "--catch-up",
     "catch_up_s",
-    callback=_length,
+    callback=length,
     default="1d",
     show_default=True,
     metavar="LENGTH",

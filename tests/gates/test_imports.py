@@ -10,6 +10,7 @@ RULES = [
     "bus.asyncapi",
     "bus.cache",
     "bus.barrier",
+    "bus.breaker",
     "bus.commands",
     "bus.conditions",
     "bus.comparison",
@@ -40,6 +41,8 @@ RULES = [
     "bus.plan",
     "bus.plancheck",
     "bus.problem",
+    "bus.purse",
+    "bus.quota",
     "bus.references",
     "bus.retention",
     "bus.retry",
@@ -52,6 +55,7 @@ RULES = [
     "bus.timers",
     "bus.undoing",
     "bus.verify",
+    "bus.window",
 ]
 FOLDS = [
     "projections.attention",

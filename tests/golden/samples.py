@@ -13,6 +13,7 @@ import msgspec
 
 from bus import document, vocabulary
 from bus.barrier import ARRIVED, LEFT, BarrierArrived, BarrierLeft
+from bus.breaker import CLOSED, OPENED, PROBING, BreakerClosed, BreakerOpened, BreakerProbing
 from bus.cache import CACHED, FORGOTTEN, CacheForgotten
 from bus.cache import Entry as CacheEntry
 from bus.dead import LETTER, LETTER_REDRIVEN, UNREADABLE, DeadLetter, LetterRedriven, Try, Unreadable
@@ -59,15 +60,18 @@ from bus.garbage import COLLECTED, PayloadsCollected
 from bus.halts import Halt
 from bus.lease import ACQUIRED, LOST, RELEASED, LeaseAcquired, LeaseLost, LeaseReleased
 from bus.ledger import WORK
+from bus.limit import HELD, SPENT, LimitHeld, LimitSpent
 from bus.notices import REMOVED as ARCHIVE_REMOVED
 from bus.notices import SEALED, STARTED, ArchiveRemoved, ArchiveSealed, ArchiveStarted, SealedSegment
 from bus.payload import Limits, Packed, pack
 from bus.plan import Approval, Phase, Plan
 from bus.presence import Beat, Held
 from bus.problem import Problem
+from bus.quota import Account, Quota, Standing
 from bus.references import ref
 from bus.retry import RetryPolicy
 from bus.schedule import SCHEDULED, SKIPPED, UNSCHEDULED, OccurrenceSkipped, Schedule, Scheduled, Unscheduled
+from bus.tally import Tally
 from bus.worker import AGENT_DEREGISTERED, AGENT_REGISTERED
 
 FOLDER = Path(__file__).parent
@@ -306,6 +310,33 @@ COORDINATION: dict[str, object] = {
     VOTED: Voted(by="bob", option="no", comment="tests are red"),
     DECIDED: Decided(why="votes", tally={"yes": 2, "no": 1}, option="yes"),
 }
+BREAKERS = {
+    OPENED: BreakerOpened(
+        breaker="openai",
+        by="/agent/coder/coder-1",
+        retry_at=LATER,
+        trips=2,
+        failures=6,
+        calls=10,
+        reason="ConnectionError: no",
+    ),
+    PROBING: BreakerProbing(breaker="openai", by="/agent/coder/coder-1", probe="5d6f", until=LATER, trips=2),
+    CLOSED: BreakerClosed(breaker="openai", by="ann", reason="it is back"),
+}
+LIMITS = {
+    HELD: LimitHeld(limit="openai", by="/agent/coder/coder-1", until=LATER, reason="429"),
+    SPENT: LimitSpent(limit="openai", by="/agent/coder/coder-1", budget="cost_per_day", amount=20.0, until=LATER),
+}
+TALLY = Tally("5d6f", 41, 3, 7)
+STANDING = Standing(
+    quota=Quota(calls_per_s=100, cost_per_day=20, burst=0.5),
+    at=1767323045.5,
+    accounts={
+        "calls_per_s": Account(37.5, loans=((1767323045.75, 4.0),)),
+        "cost_per_day": Account(19.5, window=1767312000.0, told=1767225600.0),
+    },
+    held_until=1767323045.5,
+)
 BEAT = Beat(
     agent="coder",
     version="1.2.0",
@@ -367,10 +398,13 @@ MESSAGES: dict[str, bytes] = {
     **{kind: about_agent(kind, said) for kind, said in SCHEDULES.items()},
     **{kind: about_agent(kind, said) for kind, said in CACHE.items()},
     **{kind: about_agent(kind, said) for kind, said in COORDINATION.items()},
+    **{kind: about_agent(kind, said) for kind, said in {**BREAKERS, **LIMITS}.items()},
     AGENT_REGISTERED: about_agent(AGENT_REGISTERED, BEAT),
     AGENT_DEREGISTERED: about_agent(AGENT_DEREGISTERED, BEAT),
     "beat": msgspec.json.encode(BEAT),
     "halt": msgspec.json.encode(HALT),
+    "tally": msgspec.json.encode(TALLY),
+    "standing": msgspec.json.encode(STANDING),
 }
 
 

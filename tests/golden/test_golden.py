@@ -21,12 +21,14 @@ from bus.worker import AGENT_DEREGISTERED, AGENT_REGISTERED
 from tests.golden.samples import (
     AT,
     BEAT,
+    BREAKERS,
     COORDINATION,
     DIED,
     EVENTS,
     FOLDER,
     HALT,
     LARGE,
+    LIMITS,
     MESSAGES,
     NOTICES,
     PAYLOADS,
@@ -35,6 +37,8 @@ from tests.golden.samples import (
     ROOMY,
     RUN,
     SCHEDULES,
+    STANDING,
+    TALLY,
     UNDECODED,
     golden,
 )
@@ -83,7 +87,15 @@ def test_a_golden_dead_letter_is_read_back_equal(name: str, expected: object) ->
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [(LETTER_REDRIVEN, REDRIVEN), (COLLECTED, REMOVED), *NOTICES.items(), *SCHEDULES.items(), *COORDINATION.items()],
+    [
+        (LETTER_REDRIVEN, REDRIVEN),
+        (COLLECTED, REMOVED),
+        *NOTICES.items(),
+        *SCHEDULES.items(),
+        *COORDINATION.items(),
+        *BREAKERS.items(),
+        *LIMITS.items(),
+    ],
 )
 def test_what_operators_did_is_read_back_equal(name: str, expected: object) -> None:
     message = decode(golden(name).read_bytes())
@@ -99,11 +111,16 @@ def test_a_golden_beat_is_read_back_equal() -> None:
     assert msgspec.json.decode(golden("beat").read_bytes(), type=Beat) == BEAT
 
 
+@pytest.mark.parametrize(("name", "expected"), [("tally", TALLY), ("standing", STANDING)])
+def test_what_is_shared_of_breakers_and_limits_is_read_back_equal(name: str, expected: object) -> None:
+    assert msgspec.json.decode(golden(name).read_bytes(), type=type(expected)) == expected
+
+
 def test_the_golden_halt_is_read_back_equal() -> None:
     assert read_halt(golden("halt").read_bytes()) == HALT
 
 
-@pytest.mark.parametrize("name", [name for name in MESSAGES if name not in {"beat", "halt"}])
+@pytest.mark.parametrize("name", [name for name in MESSAGES if name not in {"beat", "halt", "tally", "standing"}])
 def test_every_golden_message_is_a_cloudevent_and_compact_json(name: str) -> None:
     written = golden(name).read_bytes()
     document = json.loads(written)

@@ -57,7 +57,8 @@ def test_whatever_the_sources_name_as_a_type_is_in_the_vocabulary(now: Document)
 
 
 def test_every_type_has_golden_bytes_and_all_golden_bytes_have_a_type(now: Document) -> None:
-    named = {"commit": "run.commit.v1", "beat": "beat.v1", "halt": "halt.v1"}
+    named = {"commit": "run.commit.v1", "beat": "beat.v1", "halt": "halt.v1", "tally": "tally.v1"}
+    named["standing"] = vocabulary.STANDING
     envelopes = {vocabulary.ENVELOPE, vocabulary.COMPRESSED, vocabulary.REFERRING}
     assert {named.get(name, name) for name in MESSAGES} | envelopes == set(now.types)
 
@@ -154,6 +155,7 @@ def test_the_channels_are_the_subjects_of_the_namespace(described: dict[str, Any
     subjects = Subjects("lab")
     values = {"run": "r-1", "capability": "git:collect", "phase": "-8:2", "attempt": "3", "agent": "git"}
     values |= {"instance": "git-1", "area": "dead", "lease": "permit.gpu.2", "barrier": "ready", "decision": "d-1"}
+    values |= {"breaker": "git:collect", "limit": "openai"}
     found = {
         name: channel["address"].format_map(values)
         for name, channel in described["channels"].items()
@@ -167,11 +169,14 @@ def test_the_channels_are_the_subjects_of_the_namespace(described: dict[str, Any
         "leases": subjects.lease("permit.gpu.2"),
         "barriers": subjects.barrier("ready"),
         "decisions": subjects.decision("d-1"),
+        "breakers": subjects.breaker("git.collect"),
+        "limits": subjects.limit("openai"),
     }
     assert found == {
         **stored,
         **{f"live_{name}": live_copy(subject) for name, subject in stored.items()},
         "work": subjects.work(Work("git.collect", "r-1", "-8", 2, 3)),
+        "tallies": subjects.tally("git.collect"),
         "beats": subjects.beat("git-1"),
         "halts": subjects.halt("git-1"),
         "everyone": subjects.everyone,
