@@ -14,6 +14,7 @@ from bus.errors import BusError, Misconfigured, NoResponders
 
 _LEADER = "supervisor"
 _FLOOR = "floor"
+_AGENTS_FLOOR = "floor-agents"
 
 
 class _Ack(msgspec.Struct, frozen=True):
@@ -79,17 +80,22 @@ class Leadership:
             self.revision = 0
             await self._ask(f"$JS.API.STREAM.MSG.DELETE.KV_{self._bucket}", body)
 
-    async def floor(self) -> int:
-        """A position before which every run had ended, so that a new leader need not read what is older."""
-        request = msgspec.json.encode({"last_by_subj": f"$KV.{self._bucket}.{_FLOOR}"})
+    async def floors(self) -> tuple[int, int]:
+        """Positions up to which every run, and every instance of an agent, had ended: a new leader need not read what
+        is older."""
+        return await self._floor(_FLOOR), await self._floor(_AGENTS_FLOOR)
+
+    async def raise_floors(self, runs: int, agents: int) -> None:
+        for key, position in ((_FLOOR, runs), (_AGENTS_FLOOR, agents)):
+            await self._put(key, str(position).encode(), expected=None, ttl_s=None)
+
+    async def _floor(self, key: str) -> int:
+        request = msgspec.json.encode({"last_by_subj": f"$KV.{self._bucket}.{key}"})
         answer = await self._ask(f"$JS.API.DIRECT.GET.KV_{self._bucket}", request)
         try:
             return int(answer.data) if not answer.status else 0
         except ValueError:
             return 0
-
-    async def raise_floor(self, position: int) -> None:
-        await self._put(_FLOOR, str(position).encode(), expected=None, ttl_s=None)
 
     async def _put(self, key: str, value: bytes, *, expected: int | None, ttl_s: int | None) -> _Ack:
         headers: dict[str, str] = {}

@@ -19,6 +19,7 @@ from agents.census import Census
 from agents.clockwork import Clockwork
 from agents.docket import Docket, Key
 from agents.leadership import Leadership
+from agents.registrar import Registrar
 from bus import children
 from bus.client import Client
 from bus.commands import Cancel, Command, Fail
@@ -55,6 +56,7 @@ class Supervisor:
         self._suspects: asyncio.Queue[str] = asyncio.Queue()
         self._census = Census(client, self._suspects.put_nowait)
         self._docket = Docket()
+        self._registrar = Registrar(client)
         self._missing: dict[Key, float] = {}
         self._foreign: dict[str, set[Held]] = {}
         self._position = 0
@@ -89,9 +91,12 @@ class Supervisor:
             return
         logger.info("leading", lease=self._leadership.revision)
         self._docket, self._missing, self._foreign = Docket(), {}, {}
+        self._registrar = Registrar(self._client)
         newest = await self._client.log.last(self._client.subjects.runs)
         upto = newest.position if newest is not None else 0
-        floor = await self._leadership.floor()
+        newest = await self._client.log.last(self._client.subjects.agents)
+        agents_upto = newest.position if newest is not None else 0
+        floor, agents_floor = await self._leadership.floors()
         # A floor above the log is not one of this log: everything is read.
         self._position = floor if floor <= upto else 0
         async with self._census.watching(), asyncio.TaskGroup() as tasks:
@@ -106,6 +111,7 @@ class Supervisor:
             tasks.create_task(self._every(_LOST_WORK_EVERY_S, self._restore_work))
             tasks.create_task(self._every(_LOST_WORK_EVERY_S, self._mind_children))
             tasks.create_task(self._every(_FLOOR_EVERY_S, self._raise_floor))
+            tasks.create_task(self._registrar.follow(agents_floor if agents_floor <= agents_upto else 0))
             tasks.create_task(self._heed_suspects())
             clockwork = Clockwork(self._client, self._open_run_of)
             tasks.create_task(self._every(_SCHEDULES_EVERY_S, clockwork.look))
@@ -192,16 +198,16 @@ class Supervisor:
         async with asyncio.TaskGroup() as tasks:
             while True:
                 instance = await self._suspects.get()
-                if self._docket.held_by(instance):
-                    tasks.create_task(self._examine(instance, "its connection closed"))
+                tasks.create_task(self._examine(instance, "its connection closed"))
 
     async def _check_holders(self) -> None:
         holders = self._docket.holders
-        silent = [instance for instance in holders if self._census.silent_s(instance) > self._lease_s]
+        known = {*holders, *self._registrar}
+        silent = [instance for instance in known if self._census.silent_s(instance) > self._lease_s]
         await asyncio.gather(*(self._examine(each, "its beats stopped") for each in silent))
         await asyncio.gather(*(self._check_forgotten(each) for each in holders))
         self._tell_again()
-        self._census.forget(holders)
+        self._census.forget(known)
 
     async def _examine(self, instance: str, evidence: str) -> None:
         """Confirm a suspicion, and take back what the instance holds if it is true."""
@@ -211,7 +217,9 @@ class Supervisor:
                 # It has a lease to answer in.
                 return
             if fate != "alive":
-                await self._recover(instance, self._docket.held_by(instance), fate, evidence)
+                held = self._docket.held_by(instance)
+                await self._recover(instance, held, fate, evidence)
+                await self._registrar.lose(instance, fate, evidence, len(held))
         except BusError as error:
             # It stays silent, so it is examined again.
             logger.warning("not examined", instance=instance, error=str(error))
@@ -304,7 +312,7 @@ class Supervisor:
             return ()
 
     async def _raise_floor(self) -> None:
-        await self._leadership.raise_floor(self._docket.floor(self._position))
+        await self._leadership.raise_floors(self._docket.floor(self._position), self._registrar.floor)
 
 
 _WORDS = {

@@ -24,6 +24,7 @@ from bus.errors import (
     TimedOut,
     TooLarge,
     Unavailable,
+    WarmUpFailed,
 )
 from bus.happening import Happening
 from bus.messages import message, upcaster
@@ -69,6 +70,7 @@ __all__ = [
     "TimedOut",
     "TooLarge",
     "Unavailable",
+    "WarmUpFailed",
     "WorkFailed",
     "connect",
     "message",

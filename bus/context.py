@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Generator
 from datetime import datetime
+from typing import Any
 
 import msgspec
 import structlog
@@ -85,10 +86,14 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Context(Facts, frozen=True, kw_only=True):
-    """One attempt, as its handler sees it. `Context()` will do in a unit test."""
+    """One attempt, as its handler sees it. `Context()` will do in a unit test.
+
+    `state` is what the agent's lifespan has yielded; a handler in a process of its own has none.
+    """
 
     report: Report = lambda _fraction, _note: SAID
     pulse: Pulse = msgspec.field(default_factory=Pulse)
+    state: Any = None
 
     @property
     def logger(self) -> structlog.stdlib.BoundLogger:

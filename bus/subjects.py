@@ -75,6 +75,7 @@ class Subjects:
         self.timers_stream = f"{self.stream}_TIMERS"
         self.leases_bucket = f"{self.stream}_LEASES"
         self.runs = f"{namespace}.run.*"
+        self.agents = f"{namespace}.agent.*.*"
         self.dead_letters = f"{namespace}.dead.*"
         self.all_work = f"{namespace}.work.>"
         self.all_timers = f"{namespace}.timer.>"

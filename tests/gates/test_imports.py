@@ -27,6 +27,7 @@ RULES = [
     "bus.inputs",
     "bus.lines",
     "bus.messages",
+    "bus.orders",
     "bus.payload",
     "bus.plan",
     "bus.plancheck",
@@ -42,6 +43,7 @@ RULES = [
     "bus.subjects",
     "bus.timers",
     "bus.verify",
+    "bus.versions",
 ]
 FOLDS = [
     "projections.attention",
