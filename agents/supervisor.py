@@ -19,6 +19,7 @@ from agents.census import Census
 from agents.clockwork import Clockwork
 from agents.docket import Docket, Key
 from agents.leadership import Leadership
+from agents.registrar import Registrar
 from agents.sweep import Sweep
 from bus import children
 from bus.client import Client
@@ -45,7 +46,6 @@ _FLOOR_EVERY_S = 5.0
 _SCHEDULES_EVERY_S = 1.0
 _SWEEP_EVERY_S = 1.0
 _AGAIN_S = 1.0
-_FLOOR = "floor"
 
 
 class Supervisor:
@@ -58,6 +58,7 @@ class Supervisor:
         self._suspects: asyncio.Queue[str] = asyncio.Queue()
         self._census = Census(client, self._suspects.put_nowait)
         self._docket = Docket()
+        self._registrar = Registrar(client)
         self._missing: dict[Key, float] = {}
         self._foreign: dict[str, set[Held]] = {}
         self._position = 0
@@ -91,9 +92,12 @@ class Supervisor:
             return
         logger.info("leading", lease=self._leadership.token)
         self._docket, self._missing, self._foreign = Docket(), {}, {}
+        self._registrar = Registrar(self._client)
         newest = await self._client.log.last(self._client.subjects.runs)
         upto = newest.position if newest is not None else 0
-        floor = await self._floor()
+        newest = await self._client.log.last(self._client.subjects.agents)
+        agents_upto = newest.position if newest is not None else 0
+        floor, agents_floor = await self._leadership.floors()
         # A floor above the log is not one of this log: everything is read.
         self._position = floor if floor <= upto else 0
         async with self._census.watching(), asyncio.TaskGroup() as tasks:
@@ -108,6 +112,7 @@ class Supervisor:
             tasks.create_task(self._every(_LOST_WORK_EVERY_S, self._restore_work))
             tasks.create_task(self._every(_LOST_WORK_EVERY_S, self._mind_children))
             tasks.create_task(self._every(_FLOOR_EVERY_S, self._raise_floor))
+            tasks.create_task(self._registrar.follow(agents_floor if agents_floor <= agents_upto else 0))
             tasks.create_task(self._heed_suspects())
             tasks.create_task(self._every(_SWEEP_EVERY_S, Sweep(self._client, self._leadership.bucket).sweep))
             clockwork = Clockwork(self._client, self._open_run_of)
@@ -195,16 +200,16 @@ class Supervisor:
         async with asyncio.TaskGroup() as tasks:
             while True:
                 instance = await self._suspects.get()
-                if self._docket.held_by(instance):
-                    tasks.create_task(self._examine(instance, "its connection closed"))
+                tasks.create_task(self._examine(instance, "its connection closed"))
 
     async def _check_holders(self) -> None:
         holders = self._docket.holders
-        silent = [instance for instance in holders if self._census.silent_s(instance) > self._lease_s]
+        known = {*holders, *self._registrar}
+        silent = [instance for instance in known if self._census.silent_s(instance) > self._lease_s]
         await asyncio.gather(*(self._examine(each, "its beats stopped") for each in silent))
         await asyncio.gather(*(self._check_forgotten(each) for each in holders))
         self._tell_again()
-        self._census.forget(holders)
+        self._census.forget(known)
 
     async def _examine(self, instance: str, evidence: str) -> None:
         """Confirm a suspicion, and take back what the instance holds if it is true."""
@@ -214,7 +219,9 @@ class Supervisor:
                 # It has a lease to answer in.
                 return
             if fate != "alive":
-                await self._recover(instance, self._docket.held_by(instance), fate, evidence)
+                held = self._docket.held_by(instance)
+                await self._recover(instance, held, fate, evidence)
+                await self._registrar.lose(instance, fate, evidence, len(held))
         except BusError as error:
             # It stays silent, so it is examined again.
             logger.warning("not examined", instance=instance, error=str(error))
@@ -306,13 +313,8 @@ class Supervisor:
             # A worker makes it again; nothing waits in it.
             return ()
 
-    async def _floor(self) -> int:
-        """A position before which every run had ended, so that a new leader need not read what is older."""
-        entry = await self._leadership.bucket.get(_FLOOR)
-        return int(entry.value) if entry is not None and entry.value.isdigit() else 0
-
     async def _raise_floor(self) -> None:
-        await self._leadership.bucket.put(_FLOOR, str(self._docket.floor(self._position)).encode())
+        await self._leadership.raise_floors(self._docket.floor(self._position), self._registrar.floor)
 
 
 _WORDS = {

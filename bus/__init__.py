@@ -34,6 +34,7 @@ from bus.errors import (
     TimedOut,
     TooLarge,
     Unavailable,
+    WarmUpFailed,
     WorkFailed,
 )
 from bus.fallback import Fallback, NoProvider, Provider
@@ -101,6 +102,7 @@ __all__ = [
     "TimedOut",
     "TooLarge",
     "Unavailable",
+    "WarmUpFailed",
     "WorkFailed",
     "connect",
     "message",

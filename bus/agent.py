@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, Literal, TypeVar
 
@@ -17,10 +17,12 @@ from bus.context import Context
 from bus.diagnosis import Classify
 from bus.errors import SettingsError
 from bus.fingerprint import has_fingerprint
+from bus.lifespan import Lifespan, Opening, lifespan
 from bus.schemas import anything
 
 Handler = Callable[..., Any]
 H = TypeVar("H", bound=Handler)
+L = TypeVar("L", bound=Opening)
 _LONGEST_S = 10 * 365 * 86_400.0
 
 
@@ -32,6 +34,7 @@ class Capability(msgspec.Struct, frozen=True, kw_only=True):
     which may take `memory_mb` more than it begins with. `classify` is the author's judgement of an exception. With
     `cache` its answer depends on its input alone, so the same input need not be worked on again (`bus.cache`).
     With `breaker`, no work is taken while too many attempts fail, in whatever instance; it has the capability's name.
+    By `tags` it can be found (`Client.agents`).
     """
 
     name: str
@@ -48,6 +51,7 @@ class Capability(msgspec.Struct, frozen=True, kw_only=True):
     classify: Classify | None = None
     cache: Cache | None = None
     breaker: Breaker | None = None
+    tags: tuple[str, ...] = ()
 
     def call(self, value: object, context: Context) -> Any:
         """The handler's answer, or for an `async def` what has to be awaited for it."""
@@ -61,9 +65,13 @@ class Agent:
     (`bus.diagnosis`); a capability's own goes before it.
     """
 
-    def __init__(self, name: str, *, version: str = "1", classify: Classify | None = None) -> None:
+    def __init__(
+        self, name: str, *, version: str = "1", tags: Iterable[str] = (), classify: Classify | None = None
+    ) -> None:
         self.name = subjects.name(name, "agent")
         self.version = version
+        self.tags = _tags(tags)
+        self.life: Lifespan | None = None
         self._classify = classify
         self._capabilities: dict[str, Capability] = {}
 
@@ -83,6 +91,7 @@ class Agent:
         classify: Classify | None = None,
         cache: Cache | bool = False,
         breaker: Breaker | None = None,
+        tags: Iterable[str] = (),
     ) -> Callable[[H], H]:
         """Register the decorated function as the handler of `name`; what the keywords mean is said at `Capability`.
 
@@ -105,6 +114,7 @@ class Agent:
             raise SettingsError(f"capability {name!r}: memory_mb must be 1 or more, and needs isolation='process'")
 
         kept = Cache() if cache is True else cache or None
+        labels = _tags(tags)
 
         def register(handler: H) -> H:
             takes, gives, wants_context = _signature(name, handler)
@@ -128,8 +138,25 @@ class Agent:
                 classify=classify or self._classify,
                 cache=kept,
                 breaker=breaker,
+                tags=labels,
             )
             return handler
+
+        return register
+
+    def lifespan(self, *, timeout_s: float = 60.0) -> Callable[[L], L]:
+        """Register what is opened before any work is taken, and closed when all is done: the decorated function is
+        `async def` without parameters, and yields once; handlers find what it yields in `context.state`.
+
+        Each side of the yield may take `timeout_s`. If the first fails, the process ends and says why. What blocks
+        belongs into `asyncio.to_thread`. Raises SettingsError.
+        """
+
+        def register(function: L) -> L:
+            if self.life is not None:
+                raise SettingsError(f"agent {self.name!r} has two lifespans: make them one")
+            self.life = lifespan(self.name, function, timeout_s)
+            return function
 
         return register
 
@@ -138,6 +165,12 @@ class Agent:
         from bus.worker import run_agent  # noqa: PLC0415 - the worker is made of this module
 
         run_agent(self)
+
+
+def _tags(tags: Iterable[str]) -> tuple[str, ...]:
+    if isinstance(tags, str):
+        raise SettingsError(f"tags are several: write [{tags!r}]")
+    return tuple(subjects.name(each, "tag") for each in tags)
 
 
 def _signature(name: str, handler: Handler) -> tuple[Any, Any, bool]:

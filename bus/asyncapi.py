@@ -19,7 +19,9 @@ Action = Literal["send", "receive"]
 _BEAT = "beat.v1"
 _HALT = "halt.v1"
 _TALLY = "tally.v1"
+_PRESENT = "present.v1"
 _QUESTION = "question"
+_YES = "yes"
 
 _PARAMETERS = {
     "run": "A run's id: 1 to 63 of a-z, 0-9, _ and -.",
@@ -64,7 +66,7 @@ _CHANNELS = (
         "agents",
         "agent.{agent}.{instance}",
         "An instance has come or gone.",
-        ("agent.registered.v1", "agent.deregistered.v1"),
+        ("agent.registered.v1", "agent.deregistered.v1", "agent.lost.v1"),
         True,
     ),
     Channel(
@@ -84,6 +86,9 @@ _CHANNELS = (
             "ops.archive_started.v1",
             "ops.archive_sealed.v1",
             "ops.archive_removed.v1",
+            "ops.agent_drained.v1",
+            "ops.agent_quarantined.v1",
+            "ops.agent_released.v1",
         ),
         True,
     ),
@@ -134,8 +139,9 @@ _CHANNELS = (
 _QUESTIONS = (
     Channel("everyone", "ping", "Every instance answers.", (_QUESTION,)),
     Channel("instance", "ping.{instance}", "This instance answers, if it lives.", (_QUESTION,)),
-    Channel("offers", "who.{capability}", "Every instance that has the capability answers.", (_QUESTION,)),
+    Channel("offers", "who.{capability}", "Every instance that takes such work answers.", (_QUESTION,)),
 )
+_ANSWERS = {"everyone": _PRESENT, "instance": _BEAT, "offers": _YES}
 
 
 def asyncapi(document: Document, namespace: str, version: str) -> dict[str, Any]:
@@ -154,7 +160,11 @@ def asyncapi(document: Document, namespace: str, version: str) -> dict[str, Any]
     channels = {
         **{each.name: _channel(each, f"{namespace}.") for each in (*_CHANNELS, *_QUESTIONS, *work)},
         **{each.name: _channel(each, f"live.{namespace}.") for each in live},
-        "answers": {"address": None, "description": "Whoever asked.", "messages": {_BEAT: _to("components", _BEAT)}},
+        "answers": {
+            "address": None,
+            "description": "Whoever asked.",
+            "messages": {name: _to("components", name) for name in _ANSWERS.values()},
+        },
     }
     operations: dict[str, Any] = {}
     for each in _CHANNELS:
@@ -210,7 +220,7 @@ def _operation(channel: Channel, action: str) -> dict[str, Any]:
 
 
 def _question(channel: Channel, action: Action) -> dict[str, Any]:
-    reply = {"channel": {"$ref": "#/channels/answers"}, "messages": [_to("answers", _BEAT)]}
+    reply = {"channel": {"$ref": "#/channels/answers"}, "messages": [_to("answers", _ANSWERS[channel.name])]}
     return {**_operation(channel, action), "reply": reply}
 
 
@@ -235,10 +245,11 @@ def _messages(document: Document) -> Iterator[tuple[str, dict[str, Any]]]:
                     **({"headers": {"type": "object", "properties": headers}} if wire in logged else {}),
                 },
             )
-    for wire in (_BEAT, _HALT, _TALLY):
+    for wire in (_BEAT, _HALT, _PRESENT, _TALLY):
         payload = _draft_07(document.types[wire].schema)
         yield wire, {"name": wire, "contentType": "application/json", "payload": payload}
-    yield _QUESTION, {"name": _QUESTION, "summary": "An empty message; whoever is meant answers with a beat."}
+    yield _QUESTION, {"name": _QUESTION, "summary": "An empty message; whoever is meant answers."}
+    yield _YES, {"name": _YES, "summary": "An empty message, too: here is somebody."}
 
 
 def _in_all_forms(wire: str, schema: Schema, envelope: Schema, packed: list[Schema]) -> Schema:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from typing import Any
 from uuid import uuid4
 
 import msgspec
@@ -35,6 +36,7 @@ from bus.pull import Delivery
 from bus.recall import Recall, Recalled
 from bus.runs import Decided
 from bus.scribe import Scribe, notebook
+from bus.service import Tally
 from bus.subjects import Work
 
 logger = structlog.get_logger(__name__)
@@ -52,9 +54,9 @@ _CAUSES: dict[str, Cause] = {
 
 
 class Attempts:
-    """What one instance of an agent has in hand. `draining` ends the taking of more.
+    """What one instance of an agent has in hand. `draining` ends the taking of more; `state` is its lifespan's.
 
-    `apart` makes the answers of isolated handlers.
+    `apart` makes the answers of isolated handlers. `tallies` counts what came of each capability.
     """
 
     def __init__(self, client: Client, agent: Agent, instance: str, apart: Answer) -> None:
@@ -65,6 +67,8 @@ class Attempts:
         self._recall = Recall(client, agent)
         self._held: dict[Held, Pulse] = {}
         self._doubted: set[Held] = set()
+        self.tallies = {name: Tally() for name in agent.capabilities}
+        self.state: Any = None
         self.draining = False
 
     @property
@@ -193,6 +197,7 @@ class Attempts:
             report=Reporter(self._client.runs, held, self._instance, pulse).report,
             pulse=pulse,
             notebook=notebook(order, Scribe(self._client.runs, held, self._instance, pulse)),
+            state=self.state,
         )
         began = time.monotonic()
         timeout_s = (started.deadline_at - utc_now()).total_seconds()
@@ -209,10 +214,12 @@ class Attempts:
             )
             if passage is not None and not isinstance(result, Halted):
                 passage.end(result if isinstance(result, Problem) else None)
-            duration_ms = round((time.monotonic() - began) * 1000, 1)
+            took_s = time.monotonic() - began
+            duration_ms = round(took_s * 1000, 1)
             if isinstance(result, Halted):
                 logger.info("halted", reason=result.reason, duration_ms=duration_ms)
                 return None
+            self.tallies[capability.name].count(took_s, result if isinstance(result, Problem) else None)
             offer = Offer(capability.name, self._agent.name, capability.timeout_s)
             offered = offer if offers and not self.draining else None
             decided = await self._conclude(order, result, causation, offered, key)

@@ -37,9 +37,10 @@ from bus.ledger import Ledger, utc_now
 from bus.log import Log
 from bus.messages import MESSAGES
 from bus.plan import TASK, Phase, Plan
-from bus.presence import Beat, is_offered, roster
+from bus.presence import is_offered
 from bus.problem import Problem
 from bus.references import ref
+from bus.registry import Registry
 from bus.run import RunState
 from bus.runs import Runs
 from bus.schedules import Scheduling
@@ -65,7 +66,7 @@ class Receipt(msgspec.Struct, frozen=True):
     unserved: Sequence[str] = ()
 
 
-class Client(Steering, Scheduling, Coordination, Deciding, Guarding):
+class Client(Steering, Scheduling, Coordination, Deciding, Guarding, Registry):
     """One process's door to a bus. Made by `connect`, closed with it."""
 
     def __init__(
@@ -220,10 +221,6 @@ class Client(Steering, Scheduling, Coordination, Deciding, Guarding):
         """Whether this ending is the last: a redriven run goes on after one."""
         state = await self.runs.load(run)
         return not state.is_open and state.ended_at == ending.at
-
-    async def agents(self) -> list[Beat]:
-        """Every instance that answers now."""
-        return await roster(self.connection, self.subjects)
 
     async def dead_letters(self) -> AsyncIterator[tuple[int, dead.DeadLetter | dead.Unreadable]]:
         """Every dead letter ever, with its number (its position in the log), oldest first."""

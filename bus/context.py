@@ -94,11 +94,15 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Context(Facts, frozen=True, kw_only=True):
-    """One attempt, as its handler sees it. `Context()` will do in a unit test."""
+    """One attempt, as its handler sees it. `Context()` will do in a unit test.
+
+    `state` is what the agent's lifespan has yielded; a handler in a process of its own has none.
+    """
 
     report: Report = lambda _fraction, _note: SAID
     pulse: Pulse = msgspec.field(default_factory=Pulse)
     notebook: Notebook = msgspec.field(default_factory=Notebook)
+    state: Any = None
 
     @property
     def logger(self) -> structlog.stdlib.BoundLogger:

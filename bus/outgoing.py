@@ -23,6 +23,7 @@ from bus.envelope import decode_data
 from bus.errors import Archived, MalformedMessage
 from bus.ledger import fold_records
 from bus.log import Log
+from bus.orders import AREA
 from bus.payload import is_inline
 from bus.record import Record
 from bus.retention import CLASSES, Policy, letter_stays, run_stays
@@ -188,6 +189,7 @@ class _Ops:
         self._stays = {
             log.subjects.ops("archive"): "tells of archives",
             log.subjects.ops("schedule"): "says which schedules there are",
+            log.subjects.ops(AREA): "says which agents are in quarantine",
         }
         self._letters = {letter.id for letter in letters.values()}
 

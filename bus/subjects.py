@@ -79,6 +79,7 @@ class Subjects:
         self.leases_bucket = f"{self.stream}_LEASES"
         self.cache_stream = f"{self.stream}_CACHE"
         self.runs = f"{namespace}.run.*"
+        self.agents = f"{namespace}.agent.*.*"
         self.dead_letters = f"{namespace}.dead.*"
         self.leases = f"{namespace}.lease.>"
         self.decisions = f"{namespace}.decision.*"

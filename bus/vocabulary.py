@@ -14,6 +14,7 @@ from bus.barrier import EVENTS as BARRIERS
 from bus.breaker import TYPES as BREAKER_TYPES
 from bus.cache import CACHED, FORGOTTEN, CacheForgotten
 from bus.cache import Entry as CacheEntry
+from bus.card import AGENT_DEREGISTERED, AGENT_LOST, AGENT_REGISTERED, AgentDeregistered, AgentLost, Card
 from bus.dead import LETTER_REDRIVEN, LETTERS, LetterRedriven
 from bus.decision import EVENTS as DECISIONS
 from bus.document import Entry
@@ -27,17 +28,25 @@ from bus.ledger import WORK
 from bus.limit import HELD, SPENT, LimitHeld, LimitSpent
 from bus.messages import MESSAGES
 from bus.notices import REMOVED, SEALED, STARTED, ArchiveRemoved, ArchiveSealed, ArchiveStarted
-from bus.presence import Beat
+from bus.orders import (
+    AGENT_DRAINED,
+    AGENT_QUARANTINED,
+    AGENT_RELEASED,
+    AgentDrained,
+    AgentQuarantined,
+    AgentReleased,
+)
+from bus.presence import Beat, Present
 from bus.quota import Standing
 from bus.schedule import SCHEDULED, SKIPPED, UNSCHEDULED, OccurrenceSkipped, Scheduled, Unscheduled
 from bus.tally import Tally
-from bus.worker import AGENT_DEREGISTERED, AGENT_REGISTERED
 
 # What is a whole message has a name here only: it is not in the bytes.
 BEAT = "beat.v1"
 HALT = "halt.v1"
 TALLY = "tally.v1"
 STANDING = "limit.standing.v1"
+PRESENT = "present.v1"
 ENVELOPE, COMPRESSED, REFERRING = "envelope.v1", "envelope.compressed.v1", "envelope.referring.v1"
 
 
@@ -83,8 +92,12 @@ def vocabulary() -> dict[str, Entry]:
         REFERRING: Entry("body", ReferringEnvelope),
         COMMIT: Entry("data", Commit),
         WORK: Entry("data", None),
-        AGENT_REGISTERED: Entry("data", Beat),
-        AGENT_DEREGISTERED: Entry("data", Beat),
+        AGENT_REGISTERED: Entry("data", Card),
+        AGENT_DEREGISTERED: Entry("data", AgentDeregistered),
+        AGENT_LOST: Entry("data", AgentLost),
+        AGENT_DRAINED: Entry("data", AgentDrained),
+        AGENT_QUARANTINED: Entry("data", AgentQuarantined),
+        AGENT_RELEASED: Entry("data", AgentReleased),
         LETTER_REDRIVEN: Entry("data", LetterRedriven),
         STARTED: Entry("data", ArchiveStarted),
         SEALED: Entry("data", ArchiveSealed),
@@ -101,6 +114,7 @@ def vocabulary() -> dict[str, Entry]:
         STANDING: Entry("body", Standing),
         TALLY: Entry("body", Tally),
         BEAT: Entry("body", Beat),
+        PRESENT: Entry("body", Present),
         HALT: Entry("body", Halt),
     }
     for wire, type in MESSAGES.types.items():

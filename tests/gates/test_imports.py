@@ -37,6 +37,7 @@ RULES = [
     "bus.lines",
     "bus.messages",
     "bus.passes",
+    "bus.orders",
     "bus.payload",
     "bus.plan",
     "bus.plancheck",
@@ -56,6 +57,7 @@ RULES = [
     "bus.undoing",
     "bus.verify",
     "bus.window",
+    "bus.versions",
 ]
 FOLDS = [
     "projections.attention",

@@ -16,6 +16,16 @@ from bus.barrier import ARRIVED, LEFT, BarrierArrived, BarrierLeft
 from bus.breaker import CLOSED, OPENED, PROBING, BreakerClosed, BreakerOpened, BreakerProbing
 from bus.cache import CACHED, FORGOTTEN, CacheForgotten
 from bus.cache import Entry as CacheEntry
+from bus.card import (
+    AGENT_DEREGISTERED,
+    AGENT_LOST,
+    AGENT_REGISTERED,
+    AgentDeregistered,
+    AgentLost,
+    Card,
+    Offering,
+    without_schemas,
+)
 from bus.dead import LETTER, LETTER_REDRIVEN, UNREADABLE, DeadLetter, LetterRedriven, Try, Unreadable
 from bus.decision import DECIDED, PROPOSED, VOTED, Decided, Proposed, Voted
 from bus.envelope import encode, envelope
@@ -63,16 +73,24 @@ from bus.ledger import WORK
 from bus.limit import HELD, SPENT, LimitHeld, LimitSpent
 from bus.notices import REMOVED as ARCHIVE_REMOVED
 from bus.notices import SEALED, STARTED, ArchiveRemoved, ArchiveSealed, ArchiveStarted, SealedSegment
+from bus.orders import (
+    AGENT_DRAINED,
+    AGENT_QUARANTINED,
+    AGENT_RELEASED,
+    AgentDrained,
+    AgentQuarantined,
+    AgentReleased,
+    Whom,
+)
 from bus.payload import Limits, Packed, pack
 from bus.plan import Approval, Phase, Plan
-from bus.presence import Beat, Held
+from bus.presence import Beat, Held, Load, Present
 from bus.problem import Problem
 from bus.quota import Account, Quota, Standing
 from bus.references import ref
 from bus.retry import RetryPolicy
 from bus.schedule import SCHEDULED, SKIPPED, UNSCHEDULED, OccurrenceSkipped, Schedule, Scheduled, Unscheduled
 from bus.tally import Tally
-from bus.worker import AGENT_DEREGISTERED, AGENT_REGISTERED
 
 FOLDER = Path(__file__).parent
 SCHEMAS = FOLDER / "documents" / "schema.json"
@@ -339,14 +357,42 @@ STANDING = Standing(
 )
 BEAT = Beat(
     agent="coder",
+    instance="coder-1",
+    standing="quarantined",
+    note="by ann: wrong prices",
+    capabilities={"code.analyse": Load(2, 8)},
+    held=[Held(RUN, "-8", 0, 2), Held(RUN, "collect", None, 1)],
+    lag_s=0.25,
+    memory_mb=48,
+)
+CARD = Card(
+    agent="coder",
     version="1.2.0",
     instance="coder-1",
     host="host",
     pid=4711,
-    capabilities={"code.analyse": 8},
-    held=[Held(RUN, "-8", 0, 2), Held(RUN, "collect", None, 1)],
-    lag_s=0.25,
+    tags=("gpu",),
+    capabilities={
+        "code.analyse": Offering(
+            concurrency=8,
+            timeout_s=30.0,
+            tags=("slow",),
+            takes=msgspec.Raw(b'{"type":"string"}'),
+            gives=msgspec.Raw(b'{"type":"integer"}'),
+        )
+    },
 )
+PRESENT = Present(without_schemas(CARD), BEAT)
+AGENTS = {
+    AGENT_REGISTERED: CARD,
+    AGENT_DEREGISTERED: AgentDeregistered("coder", "coder-1", "the process was told to stop", 1),
+    AGENT_LOST: AgentLost("coder", "coder-1", "crashed", "its connection closed", 2),
+}
+ORDERS = {
+    AGENT_DRAINED: AgentDrained("ann", Whom("coder", "coder-1"), "new host"),
+    AGENT_QUARANTINED: AgentQuarantined("ann", Whom("coder", version=">=1.2,<2"), "wrong prices"),
+    AGENT_RELEASED: AgentReleased("ann", Whom("coder")),
+}
 HALT = Halt([Held(RUN, "-8", 0, 2), Held(RUN, "collect", None, 1)], "the run was cancelled by ann")
 
 
@@ -399,9 +445,9 @@ MESSAGES: dict[str, bytes] = {
     **{kind: about_agent(kind, said) for kind, said in CACHE.items()},
     **{kind: about_agent(kind, said) for kind, said in COORDINATION.items()},
     **{kind: about_agent(kind, said) for kind, said in {**BREAKERS, **LIMITS}.items()},
-    AGENT_REGISTERED: about_agent(AGENT_REGISTERED, BEAT),
-    AGENT_DEREGISTERED: about_agent(AGENT_DEREGISTERED, BEAT),
+    **{kind: about_agent(kind, said) for kind, said in (AGENTS | ORDERS).items()},
     "beat": msgspec.json.encode(BEAT),
+    "present.v1": msgspec.json.encode(PRESENT),
     "halt": msgspec.json.encode(HALT),
     "tally": msgspec.json.encode(TALLY),
     "standing": msgspec.json.encode(STANDING),
