@@ -10,20 +10,22 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from datetime import timedelta
 
 import structlog
+from msgspec.structs import replace
 
 from agents.census import Census
 from agents.clockwork import Clockwork
 from agents.docket import Docket, Key
+from agents.herald import Herald
 from agents.leadership import Leadership
 from bus import children
 from bus.client import Client
 from bus.commands import Cancel, Command, Fail
 from bus.errors import BusError, NotFound, Refused, Unavailable
-from bus.events import Cause, RunStarted, archived
+from bus.events import Cause, Event, PhaseAttemptFailed, RunStarted, archived
 from bus.folding import evolve
 from bus.halts import Halt
 from bus.inputs import work
@@ -31,6 +33,7 @@ from bus.ledger import commit_in, utc_now
 from bus.presence import Held
 from bus.problem import Problem
 from bus.record import Record
+from bus.recovery import Recovered
 from bus.run import PhaseState, RunState
 from bus.schedule import Schedule
 from bus.streams import info
@@ -40,6 +43,7 @@ logger = structlog.get_logger(__name__)
 
 _TICK_S = 0.05
 _LOST_WORK_EVERY_S = 2.0
+_STARVED_EVERY_S = 1.0
 _FLOOR_EVERY_S = 5.0
 _SCHEDULES_EVERY_S = 1.0
 _AGAIN_S = 1.0
@@ -50,6 +54,8 @@ class Supervisor:
 
     def __init__(self, client: Client, name: str) -> None:
         self._client = client
+        self._name = name
+        self._herald = Herald(client, name)
         self._leadership = Leadership(client, name)
         self._lease_s = client.settings.lease_s
         self._suspects: asyncio.Queue[str] = asyncio.Queue()
@@ -58,6 +64,7 @@ class Supervisor:
         self._missing: dict[Key, float] = {}
         self._foreign: dict[str, set[Held]] = {}
         self._position = 0
+        self._began_at = utc_now()
         self.leads = asyncio.Event()
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -89,6 +96,7 @@ class Supervisor:
             return
         logger.info("leading", lease=self._leadership.revision)
         self._docket, self._missing, self._foreign = Docket(), {}, {}
+        self._herald, self._began_at = Herald(self._client, self._name), utc_now()
         newest = await self._client.log.last(self._client.subjects.runs)
         upto = newest.position if newest is not None else 0
         floor = await self._leadership.floor()
@@ -101,9 +109,11 @@ class Supervisor:
             await caught_up.wait()
             logger.info("watching", open_runs=len(self._docket), position=self._position)
             self.leads.set()
+            tasks.create_task(self._look_round())
             tasks.create_task(self._every(_TICK_S, self._act_on_time))
             tasks.create_task(self._every(self._lease_s / 6, self._check_holders))
             tasks.create_task(self._every(_LOST_WORK_EVERY_S, self._restore_work))
+            tasks.create_task(self._every(_STARVED_EVERY_S, self._mind_the_starved))
             tasks.create_task(self._every(_LOST_WORK_EVERY_S, self._mind_children))
             tasks.create_task(self._every(_FLOOR_EVERY_S, self._raise_floor))
             tasks.create_task(self._heed_suspects())
@@ -180,12 +190,45 @@ class Supervisor:
             delayed = [timer for timer in due if timer.kind == "dispatch" and timer.attempt > 1]
             self._client.ledger.dispatch(state, [(timer.phase, timer.item) for timer in delayed])
             commands = [command for timer in due if (command := timer.command(state)) is not None]
-            await asyncio.gather(*(self._submit(state.run, command) for command in commands))
+            await asyncio.gather(*(self._end(state, command) for command in commands))
         except Exception:
             asyncio.get_running_loop().call_later(_AGAIN_S, self._docket.arm, state.run)
             raise
 
+    async def _end(self, state: RunState, command: Command) -> None:
+        await self._submit(state.run, await self._with_reason(state, command))
+
+    async def _with_reason(self, state: RunState, command: Command) -> Command:
+        """Work that nobody took: because nobody offers to do it, or because nobody was free."""
+        if not isinstance(command, Fail) or command.cause != "unclaimed":
+            return command
+        capability = state.capability(command.phase) or ""
+        if await self._herald.is_offered(capability):
+            return replace(command, evidence=f"{capability!r} is offered, and nobody was free")
+        evidence = f"no live agent offers {capability!r}"
+        return replace(command, cause="starved", problem=replace(command.problem, detail=evidence), evidence=evidence)
+
     # Holders
+
+    async def _look_round(self) -> None:
+        """Who died while nobody led is not waited for: everybody that holds something is asked at once.
+
+        And again after a while, because whoever is away may be about to come back, as after a restart of the server.
+        """
+
+        async def look(instance: str) -> None:
+            try:
+                if await self._census.confirm(instance) != "crashed":
+                    return
+                await asyncio.sleep(self._lease_s / 3)
+                if await self._census.confirm(instance) == "crashed":
+                    held = self._docket.held_by(instance)
+                    await self._recover(instance, held, "crashed", f"not there when {self._name} began to lead")
+            except BusError as error:
+                # Its silence will tell.
+                logger.warning("not examined", instance=instance, error=str(error))
+
+        await asyncio.gather(*map(look, self._docket.holders))
 
     async def _heed_suspects(self) -> None:
         """Someone's connection has closed."""
@@ -200,6 +243,8 @@ class Supervisor:
         silent = [instance for instance in holders if self._census.silent_s(instance) > self._lease_s]
         await asyncio.gather(*(self._examine(each, "its beats stopped") for each in silent))
         await asyncio.gather(*(self._check_forgotten(each) for each in holders))
+        held = {key for instance in holders for key in self._docket.held_by(instance)}
+        self._missing = {key: since for key, since in self._missing.items() if key in held}
         self._tell_again()
         self._census.forget(holders)
 
@@ -218,18 +263,31 @@ class Supervisor:
 
     async def _check_forgotten(self, instance: str) -> None:
         """A living instance that does not list an attempt for a whole lease has lost it, or could not store its end."""
+        for key in self._unlisted(instance):
+            # By the beats alone: however long we were frozen ourselves, an old one says nothing new.
+            heard_at = self._census.heard_at(instance)
+            if heard_at - self._missing.setdefault(key, heard_at) <= self._lease_s:
+                continue
+            try:
+                fate = await self._census.confirm(instance)
+            except BusError as error:
+                logger.warning("not examined", instance=instance, error=str(error))
+                return
+            del self._missing[key]
+            # Its answer was made now, after all that we have read.
+            if fate == "alive" and key in self._unlisted(instance):
+                await self._recover(instance, [key], "forgotten", "it lives, but does not hold the attempt")
+
+    def _unlisted(self, instance: str) -> list[Key]:
+        """The attempts that the log says it holds, and its newest beat does not."""
         beat = self._census.beat(instance)
-        now = time.monotonic()
-        listed = {(each.run, each.phase, each.item, each.attempt) for each in beat.held} if beat is not None else set()
-        forgotten: list[Key] = []
-        for key in self._docket.held_by(instance):
-            if beat is None or key in listed:
-                self._missing.pop(key, None)
-            elif now - self._missing.setdefault(key, now) > self._lease_s:
-                del self._missing[key]
-                forgotten.append(key)
-        if forgotten:
-            await self._recover(instance, forgotten, "forgotten", "it lives, but does not hold the attempt")
+        if beat is None:
+            return []
+        listed = {(each.run, each.phase, each.item, each.attempt) for each in beat.held}
+        held = self._docket.held_by(instance)
+        for key in listed.intersection(held):
+            self._missing.pop(key, None)
+        return [key for key in held if key not in listed]
 
     def _tell_again(self) -> None:
         """An instance that still lists what is not its own has not heard that it was taken from it."""
@@ -246,20 +304,26 @@ class Supervisor:
 
     async def _recover(self, instance: str, held: list[Key], cause: Cause, evidence: str) -> None:
         problem = Problem("lost", f"{instance} {_WORDS[cause]}", "transient", detail=evidence)
-        for run, phase, item, attempt in held:
-            logger.warning("recovering", run=run, phase=phase, item=item, attempt=attempt, cause=cause)
-        await asyncio.gather(
-            *(
-                self._submit(run, Fail(phase, item, attempt, instance, problem, cause, evidence))
-                for run, phase, item, attempt in held
-            )
-        )
+        # What it held, and was silent about from the beginning on, it had before this one led.
+        on_start = not self._census.heard_at(instance)
 
-    async def _submit(self, run: str, command: Command) -> None:
+        async def recover(key: Key) -> Recovered | None:
+            run, phase, item, attempt = key
+            happened = await self._submit(run, Fail(phase, item, attempt, instance, problem, cause, evidence))
+            if not any(isinstance(event, PhaseAttemptFailed) for event in happened):
+                return None
+            return Recovered(run, phase, attempt, cause, item, instance, evidence)
+
+        recovered = await asyncio.gather(*map(recover, held))
+        await self._herald.recovered([each for each in recovered if each is not None], on_start=on_start)
+
+    async def _submit(self, run: str, command: Command) -> Sequence[Event]:
+        """What happened because of it; nothing, if it was settled without us."""
         try:
-            await self._client.runs.submit(run, command)
+            return (await self._client.runs.submit(run, command)).events
         except Refused as error:
             logger.debug("already settled", run=run, command=type(command).__name__, reason=error.reason)
+            return ()
 
     # Work
 
@@ -269,10 +333,16 @@ class Supervisor:
         if not late:
             return
         there = await self._work_subjects()
+        lost: list[Recovered] = []
         for state, timer in late:
             if self._client.subjects.work(work(state, timer.phase, timer.item)) not in there:
-                logger.warning("work restored", run=state.run, phase=timer.phase, item=timer.item)
+                lost.append(Recovered(state.run, timer.phase, timer.attempt, "work_lost", timer.item))
                 self._client.ledger.dispatch(state, [(timer.phase, timer.item)])
+        on_start = all(timer.at < self._began_at for _, timer in late)
+        await self._herald.recovered(lost, on_start=on_start)
+
+    async def _mind_the_starved(self) -> None:
+        await self._herald.look(self._docket.ready_since(utc_now() - timedelta(seconds=self._lease_s)))
 
     async def _mind_children(self) -> None:
         """Start, report and stop what parents and children should have been told, and were not."""

@@ -21,6 +21,7 @@ from bus.ledger import WORK
 from bus.messages import MESSAGES
 from bus.notices import REMOVED, SEALED, STARTED, ArchiveRemoved, ArchiveSealed, ArchiveStarted
 from bus.presence import Beat
+from bus.recovery import RECOVERED, STARVED, Recovery, Starved
 from bus.schedule import SCHEDULED, SKIPPED, UNSCHEDULED, OccurrenceSkipped, Scheduled, Unscheduled
 from bus.worker import AGENT_DEREGISTERED, AGENT_REGISTERED
 
@@ -81,6 +82,8 @@ def vocabulary() -> dict[str, Entry]:
         SCHEDULED: Entry("data", Scheduled),
         UNSCHEDULED: Entry("data", Unscheduled),
         SKIPPED: Entry("data", OccurrenceSkipped),
+        RECOVERED: Entry("data", Recovery),
+        STARVED: Entry("data", Starved),
         BEAT: Entry("body", Beat),
         HALT: Entry("body", Halt),
     }

@@ -10,6 +10,8 @@ import tempfile
 from collections import Counter, defaultdict
 from pathlib import Path
 
+from msgspec.structs import asdict
+
 from benchmarks.chaos.figures import Recovery, percentile
 from benchmarks.chaos.trial import Options, Report, trial
 from bus import logs
@@ -28,7 +30,8 @@ def options() -> Options:
 def main() -> int:
     chosen = options()
     logs.configure("error")
-    print("python -m benchmarks.chaos", *(f"--{f.replace('_', '-')} {getattr(chosen, f)}" for f in Options.__annotations__))
+    arguments = (f"--{field.replace('_', '-')} {value}" for field, value in asdict(chosen).items())
+    print("python -m benchmarks.chaos", *arguments)
     print(f"{len(chosen.faults)} faults:")
     for fault in chosen.faults:
         print(f"  {fault}")
@@ -56,8 +59,8 @@ def show(report: Report) -> None:
     for what, found in sorted(grouped.items()):
         noticed = [each.noticed_s for each in found]
         started = [each.started_s for each in found if each.started_s is not None] or [float("nan")]
-        figures = [percentile(values, share) for values in (noticed, started) for share in (0.5, 0.99)]
-        print(f"{what:36} {len(found):4} {figures[0]:10.3f} s {figures[1]:6.2f} s {figures[2]:10.3f} s {figures[3]:6.2f} s")
+        first, late, next_, latest = (percentile(values, p) for values in (noticed, started) for p in (0.5, 0.99))
+        print(f"{what:36} {len(found):4} {first:10.3f} s {late:6.2f} s {next_:10.3f} s {latest:6.2f} s")
     print(f"\n{len(report.violations) or 'no'} violations")
     for violation in report.violations:
         print(f"  {violation.run or 'all'}: {violation.says}")

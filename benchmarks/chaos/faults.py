@@ -53,7 +53,7 @@ class Fault(msgspec.Struct, frozen=True):
 
 
 def schedule(seed: int, seconds: float, workers: int, lease_s: float) -> Sequence[Fault]:
-    """The faults of `seconds`, in order. Freezes last up to two and a half leases, so some are noticed, some are not."""
+    """The faults of `seconds`, in order. Freezes last up to two and a half leases: some are noticed."""
     chance = random.Random(seed)
     faults: list[Fault] = []
     at_s = 0.0

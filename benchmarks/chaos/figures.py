@@ -54,8 +54,8 @@ def recoveries(commits: Iterable[Commit], done: Iterable[Done], pids: Mapping[st
     open_: dict[tuple[str, int | None, int], tuple[Done, str, datetime]] = {}
     for commit in commits:
         for event in commit.events:
-            if isinstance(event, PhaseAttemptFailed) and event.instance in pids:
-                earlier = [fault for fault in by_pid[pids[event.instance]] if fault.at <= commit.at]
+            if isinstance(event, PhaseAttemptFailed):
+                earlier = [fault for fault in by_pid[pids.get(event.instance or "", -1)] if fault.at <= commit.at]
                 if earlier and event.cause in ("crashed", "frozen", "forgotten", "handed_back"):
                     open_[event.phase, event.item, event.attempt + 1] = (earlier[-1], event.cause, commit.at)
             elif isinstance(event, PhaseStarted):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+
+from msgspec.structs import replace
 
 from bus import Phase, Plan, Retry, ref
+from bus.references import Ref
 
 # Chaos ends attempts far more often than any plan allows for: giving up is not what is tried here.
 PATIENT = Retry(lost=100, transient=100, unknown=100, dependency=100, lost_s=0.1, transient_s=0.1, max_s=1.0)
@@ -20,15 +23,15 @@ def plans(phases: int, lease_s: float) -> Mapping[str, Plan]:
     fan = [_phase(0, "split")]
     for key in keys[1:]:
         kind = _MIX[key % len(_MIX)]
-        each = {"each": ref("0"), "width": 4} if key % 3 == 1 else {}
-        fan.append(_phase(key, kind, after=[key - 1], **each))
+        fan.append(_phase(key, kind, after=[key - 1], each=ref("0") if key % 3 == 1 else None))
     middle = list(keys[1:-1])
     beside = [
         _phase(0, "quick"),
         *(_phase(key, _MIX[key % len(_MIX)], after=[0]) for key in middle),
         _phase(phases - 1, "quick", after=middle),
     ]
-    hanging = [*chain[:-2], _phase(phases - 2, "silent", after=[phases - 3]), _phase(phases - 1, "block", s=2 * lease_s)]
+    silent, block = _phase(phases - 2, "silent", after=[phases - 3]), _phase(phases - 1, "block", s=2 * lease_s)
+    hanging = [*chain[:-2], silent, block]
     doomed = [*chain[:-1], _phase(phases - 1, "reject", after=[phases - 2])]
     made = {"chain": chain, "fan": fan, "side by side": beside, "hanging": hanging, "doomed": doomed}
     return {name: Plan(name.replace(" ", "-"), phases=made[name]) for name in _SHARES}
@@ -39,5 +42,6 @@ def drawn(seed: int, runs: int) -> list[str]:
     return random.Random(f"plans {seed}").choices(list(_SHARES), list(_SHARES.values()), k=runs)
 
 
-def _phase(key: int, kind: str, *, s: float = 0.0, **more: object) -> Phase:
-    return Phase(key, f"chaos.{kind}", input={"s": s}, retry=PATIENT, timeout_s=30.0, **more)  # type: ignore[arg-type]
+def _phase(key: int, kind: str, *, after: Sequence[int] = (), each: Ref | None = None, s: float | None = None) -> Phase:
+    plain = Phase(key, f"chaos.{kind}", input={"s": s}, after=after, retry=PATIENT, timeout_s=30.0)
+    return plain if each is None else replace(plain, each=each, width=4)

@@ -5,17 +5,21 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
 
+from agents.leadership import Leadership
 from bus import Client, Happening, Phase, Plan, RunState, connect, ref
 from bus.connection import Connection
 from bus.events import PhaseAttemptFailed, PhaseCompleted, PhaseStarted, ResultRefused
 from bus.server import Server
 from tests.harness import (
     BOUND_S,
+    ROOT,
     agent_process,
     agent_processes,
     agents_there,
@@ -26,6 +30,7 @@ from tests.harness import (
 )
 
 SLEEPER = Path(__file__).with_name("sleeper.py")
+LEADER = Path(__file__).with_name("leader.py")
 
 
 @pytest.fixture
@@ -121,6 +126,50 @@ async def test_an_agent_that_only_lost_its_line_keeps_its_work(server: Server, c
     assert (state.status, client.output(state, "work"), causes(events)) == ("completed", 1, [])
 
 
+async def test_a_frozen_server_makes_nobody_look_frozen(server: Server, client: Client) -> None:
+    """Who hears nothing from anybody knows nothing of anybody."""
+    async with supervised(server, lease_s=1.5):
+        with agent_processes(server, SLEEPER, 2):
+            await agents_there(client, 2)
+            receipt = await client.send("sleep", {"s": 5})
+            await first_holder(client, receipt.run)
+            for _ in range(2):
+                server.signal(signal.SIGSTOP)
+                await asyncio.sleep(1.9)
+                server.signal(signal.SIGCONT)
+                await asyncio.sleep(0.2)
+            state = await client.result(receipt.run, timeout_s=BOUND_S)
+            events = await happenings(client, receipt.run)
+    assert (state.status, client.output(state, "work"), causes(events)) == ("completed", 1, [])
+
+
+async def test_a_supervisor_that_was_frozen_takes_nothing_from_the_living(server: Server, client: Client) -> None:
+    """What it had heard last is old when it goes on, and what was sent since was lost with the server."""
+    leader = subprocess.Popen(
+        [sys.executable, str(LEADER), server.url, "leader"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        with agent_processes(server, SLEEPER, 2):
+            await agents_there(client, 2)
+            await until(lambda: _leads(client, "leader"))
+            receipt = await client.send("sleep", {"s": 6})
+            await first_holder(client, receipt.run)
+            await asyncio.sleep(0.2)
+            leader.send_signal(signal.SIGSTOP)
+            await asyncio.sleep(2)
+            await server.restart()
+            await agents_there(client, 2)
+            leader.send_signal(signal.SIGCONT)
+            state = await client.result(receipt.run, timeout_s=BOUND_S)
+            events = await happenings(client, receipt.run)
+    finally:
+        leader.kill()
+        leader.wait()
+    assert (state.status, client.output(state, "work"), causes(events)) == ("completed", 1, [])
+
+
 async def test_a_run_goes_on_when_the_server_is_killed_in_the_middle_of_it(server: Server, client: Client) -> None:
     plan = Plan(
         "naps",
@@ -204,3 +253,7 @@ async def _events(client: Client, run: str) -> list[type]:
 
 async def _refused(client: Client, run: str) -> bool:
     return ResultRefused in await _events(client, run)
+
+
+async def _leads(client: Client, name: str) -> bool:
+    return await Leadership(client, "").leader() == name

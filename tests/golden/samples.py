@@ -57,6 +57,7 @@ from bus.payload import Limits, Packed, pack
 from bus.plan import Approval, Phase, Plan
 from bus.presence import Beat, Held
 from bus.problem import Problem
+from bus.recovery import RECOVERED, STARVED, Recovered, Recovery, Starved
 from bus.references import ref
 from bus.retry import RetryPolicy
 from bus.schedule import SCHEDULED, SKIPPED, UNSCHEDULED, OccurrenceSkipped, Schedule, Scheduled, Unscheduled
@@ -231,6 +232,18 @@ SCHEDULES = {
     UNSCHEDULED: Unscheduled("ann", "nightly"),
     SKIPPED: OccurrenceSkipped("nightly", LATER, "overlap", "nightly-20260102t013000"),
 }
+RECOVERIES = {
+    RECOVERED: Recovery(
+        "supervisor-1",
+        (
+            Recovered(RUN, "-8", 2, "crashed", 0, "coder-1", "its connection closed"),
+            Recovered(RUN, "collect", 1, "work_lost"),
+        ),
+        others=3,
+        on_start=True,
+    ),
+    STARVED: Starved("supervisor-1", "code.analyse", AT, RUN, "-8", 2),
+}
 BEAT = Beat(
     agent="coder",
     version="1.2.0",
@@ -290,6 +303,7 @@ MESSAGES: dict[str, bytes] = {
     COLLECTED: about_agent(COLLECTED, REMOVED),
     **{kind: about_agent(kind, notice) for kind, notice in NOTICES.items()},
     **{kind: about_agent(kind, said) for kind, said in SCHEDULES.items()},
+    **{kind: about_agent(kind, said) for kind, said in RECOVERIES.items()},
     AGENT_REGISTERED: about_agent(AGENT_REGISTERED, BEAT),
     AGENT_DEREGISTERED: about_agent(AGENT_DEREGISTERED, BEAT),
     "beat": msgspec.json.encode(BEAT),

@@ -29,6 +29,7 @@ from tests.golden.samples import (
     MESSAGES,
     NOTICES,
     PAYLOADS,
+    RECOVERIES,
     REDRIVEN,
     REMOVED,
     ROOMY,
@@ -82,7 +83,7 @@ def test_a_golden_dead_letter_is_read_back_equal(name: str, expected: object) ->
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [(LETTER_REDRIVEN, REDRIVEN), (COLLECTED, REMOVED), *NOTICES.items(), *SCHEDULES.items()],
+    [(LETTER_REDRIVEN, REDRIVEN), (COLLECTED, REMOVED), *NOTICES.items(), *SCHEDULES.items(), *RECOVERIES.items()],
 )
 def test_what_operators_did_is_read_back_equal(name: str, expected: object) -> None:
     message = decode(golden(name).read_bytes())
