@@ -7,14 +7,18 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from agents.census import Census
 from agents.leadership import Leadership
 from bus import Client, Happening, Phase, Plan, RunState, connect, ref
 from bus.connection import Connection
+from bus.errors import Unavailable
 from bus.events import PhaseAttemptFailed, PhaseCompleted, PhaseStarted, ResultRefused
 from bus.server import Server
 from tests.harness import (
@@ -126,21 +130,49 @@ async def test_an_agent_that_only_lost_its_line_keeps_its_work(server: Server, c
     assert (state.status, client.output(state, "work"), causes(events)) == ("completed", 1, [])
 
 
-async def test_a_frozen_server_makes_nobody_look_frozen(server: Server, client: Client) -> None:
+async def test_an_instance_that_can_not_be_asked_is_not_called_frozen(server: Server, client: Client) -> None:
     """Who hears nothing from anybody knows nothing of anybody."""
+    census = Census(client, lambda _: None)
+    with agent_processes(server, SLEEPER):
+        await agents_there(client, 1)
+        [beat] = await client.agents()
+        server.signal(signal.SIGSTOP)
+        with pytest.raises(Unavailable):
+            await census.confirm(beat.instance)
+        server.signal(signal.SIGCONT)
+        assert await census.confirm(beat.instance) == "alive"
+
+
+async def test_a_pause_of_supervisor_and_server_takes_nothing_from_the_living(server: Server, client: Client) -> None:
+    """As when a whole machine is suspended, with its workers elsewhere."""
     async with supervised(server, lease_s=1.5):
         with agent_processes(server, SLEEPER, 2):
             await agents_there(client, 2)
             receipt = await client.send("sleep", {"s": 5})
             await first_holder(client, receipt.run)
-            for _ in range(2):
-                server.signal(signal.SIGSTOP)
-                await asyncio.sleep(1.9)
-                server.signal(signal.SIGCONT)
-                await asyncio.sleep(0.2)
+            server.signal(signal.SIGSTOP)
+            time.sleep(2)  # noqa: ASYNC251 - the supervisor is in this process
+            await asyncio.sleep(0.8)
+            server.signal(signal.SIGCONT)
             state = await client.result(receipt.run, timeout_s=BOUND_S)
             events = await happenings(client, receipt.run)
     assert (state.status, client.output(state, "work"), causes(events)) == ("completed", 1, [])
+
+
+async def test_a_forged_beat_takes_nothing_from_a_living_instance(server: Server, client: Client) -> None:
+    """Beats are hints: before an attempt is called forgotten, the instance itself is asked."""
+    async with supervised(server, lease_s=1.5):
+        with agent_processes(server, SLEEPER):
+            await agents_there(client, 1)
+            receipt = await client.send("sleep", {"s": 4})
+            await first_holder(client, receipt.run)
+            [beat] = await client.agents()
+            forged = msgspec.json.encode(msgspec.structs.replace(beat, held=()))
+            while (await client.runs.load(receipt.run)).is_open:
+                client.connection.publish(client.subjects.beat(beat.instance), forged)
+                await asyncio.sleep(0.01)
+            events = await happenings(client, receipt.run)
+    assert causes(events) == []
 
 
 async def test_a_supervisor_that_was_frozen_takes_nothing_from_the_living(server: Server, client: Client) -> None:
