@@ -74,6 +74,11 @@ class Census:
         """The newest beat of an instance."""
         return self._beats.get(instance)
 
+    @property
+    def patience_s(self) -> float:
+        """How long `confirm` may take to call an instance frozen."""
+        return _RECONNECT_S + 2 * self._answer_s
+
     def heard_at(self, instance: str) -> float:
         """When its newest beat came (monotonic); 0 if none has."""
         return self._seen.get(instance, 0.0)

@@ -12,6 +12,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from datetime import timedelta
+from typing import NamedTuple
 
 import structlog
 from msgspec.structs import replace
@@ -49,6 +50,14 @@ _SCHEDULES_EVERY_S = 1.0
 _AGAIN_S = 1.0
 
 
+class _Suspicion(NamedTuple):
+    """Why an instance may be gone, and whether that is only because nothing is heard of it."""
+
+    instance: str
+    evidence: str
+    by_silence: bool
+
+
 class Supervisor:
     """Leads or stands by until stopped. `name` tells supervisors apart in the lease."""
 
@@ -58,8 +67,9 @@ class Supervisor:
         self._herald = Herald(client, name)
         self._leadership = Leadership(client, name)
         self._lease_s = client.settings.lease_s
-        self._suspects: asyncio.Queue[str] = asyncio.Queue()
-        self._census = Census(client, self._suspects.put_nowait)
+        self._suspicions: asyncio.Queue[_Suspicion] = asyncio.Queue()
+        self._examined: set[str] = set()
+        self._census = Census(client, self._suspect)
         self._docket = Docket()
         self._missing: dict[Key, float] = {}
         self._foreign: dict[str, set[Held]] = {}
@@ -95,7 +105,7 @@ class Supervisor:
         if not await self._leadership.claim():
             return
         logger.info("leading", lease=self._leadership.revision)
-        self._docket, self._missing, self._foreign = Docket(), {}, {}
+        self._docket, self._missing, self._foreign, self._examined = Docket(), {}, {}, set()
         self._herald, self._began_at = Herald(self._client, self._name), utc_now()
         newest = await self._client.log.last(self._client.subjects.runs)
         upto = newest.position if newest is not None else 0
@@ -210,6 +220,9 @@ class Supervisor:
 
     # Holders
 
+    def _suspect(self, instance: str) -> None:
+        self._suspicions.put_nowait(_Suspicion(instance, "its connection closed", by_silence=False))
+
     async def _look_round(self) -> None:
         """Who died while nobody led is not waited for: everybody that holds something is asked at once.
 
@@ -231,35 +244,46 @@ class Supervisor:
         await asyncio.gather(*map(look, self._docket.holders))
 
     async def _heed_suspects(self) -> None:
-        """Someone's connection has closed."""
+        """Someone's connection has closed, or someone has been silent for a while."""
         async with asyncio.TaskGroup() as tasks:
             while True:
-                instance = await self._suspects.get()
-                if self._docket.held_by(instance):
-                    tasks.create_task(self._examine(instance, "its connection closed"))
+                suspicion = await self._suspicions.get()
+                if self._docket.held_by(suspicion.instance):
+                    tasks.create_task(self._examine(suspicion))
 
     async def _check_holders(self) -> None:
         holders = self._docket.holders
-        silent = [instance for instance in holders if self._census.silent_s(instance) > self._lease_s]
-        await asyncio.gather(*(self._examine(each, "its beats stopped") for each in silent))
+        # Asking takes time too: it begins before the lease is over, and counts when it is.
+        early_s = self._lease_s - self._census.patience_s
+        for instance in holders:
+            if self._census.silent_s(instance) > early_s and instance not in self._examined:
+                self._examined.add(instance)
+                self._suspicions.put_nowait(_Suspicion(instance, "its beats stopped", by_silence=True))
         await asyncio.gather(*(self._check_forgotten(each) for each in holders))
         held = {key for instance in holders for key in self._docket.held_by(instance)}
         self._missing = {key: since for key, since in self._missing.items() if key in held}
         self._tell_again()
         self._census.forget(holders)
 
-    async def _examine(self, instance: str, evidence: str) -> None:
+    async def _examine(self, suspicion: _Suspicion) -> None:
         """Confirm a suspicion, and take back what the instance holds if it is true."""
+        instance = suspicion.instance
         try:
             fate = await self._census.confirm(instance)
-            if fate == "frozen" and self._census.silent_s(instance) <= self._lease_s:
-                # It has a lease to answer in.
+            if fate == "alive":
                 return
-            if fate != "alive":
-                await self._recover(instance, self._docket.held_by(instance), fate, evidence)
+            if fate == "frozen" or suspicion.by_silence:
+                # It has a whole lease to be heard of in.
+                await asyncio.sleep(self._lease_s - self._census.silent_s(instance))
+                if self._census.silent_s(instance) < self._lease_s:
+                    return
+            await self._recover(instance, self._docket.held_by(instance), fate, suspicion.evidence)
         except BusError as error:
             # It stays silent, so it is examined again.
             logger.warning("not examined", instance=instance, error=str(error))
+        finally:
+            if suspicion.by_silence:
+                self._examined.discard(instance)
 
     async def _check_forgotten(self, instance: str) -> None:
         """A living instance that does not list an attempt for a whole lease has lost it, or could not store its end."""

@@ -41,10 +41,10 @@ class Done(msgspec.Struct, frozen=True):
 class Post:
     """A process that is always there, unless it is `away` on purpose."""
 
-    def __init__(self, name: str, module: str, folder: Path, environment: dict[str, str]) -> None:
+    def __init__(self, name: str, module: str, folder: Path, environment: dict[str, str], *arguments: str) -> None:
         self.name = name
         self.away = False
-        self._command = [sys.executable, "-m", module, name]
+        self._command = [sys.executable, "-m", module, name, *arguments]
         self._log = folder / f"{name}.log"
         self._environment = environment
         self._process = self._start()
@@ -75,18 +75,23 @@ class Post:
             return subprocess.Popen(self._command, env=self._environment, stdout=log, stderr=log)
 
 
+def surroundings(server: Server, lease_s: float) -> dict[str, str]:
+    """The environment of a process that belongs to the server."""
+    return {
+        **os.environ,
+        "NATS_URL": server.url,
+        "PHASEBUS_SYSTEM_URL": server.system_url,
+        "PHASEBUS_LEASE_S": str(lease_s),
+        "PHASEBUS_BEAT_S": str(lease_s / 3),
+        "PYTHONPATH": str(ROOT),
+    }
+
+
 class Company:
     """All of them. `done` is every fault so far."""
 
     def __init__(self, server: Server, folder: Path, workers: int, lease_s: float) -> None:
-        environment = {
-            **os.environ,
-            "NATS_URL": server.url,
-            "PHASEBUS_SYSTEM_URL": server.system_url,
-            "PHASEBUS_LEASE_S": str(lease_s),
-            "PHASEBUS_BEAT_S": str(lease_s / 3),
-            "PYTHONPATH": str(ROOT),
-        }
+        environment = surroundings(server, lease_s)
         self.server = server
         self.workers = [
             Post(f"worker-{number}", "benchmarks.chaos.worker", folder, environment) for number in range(workers)

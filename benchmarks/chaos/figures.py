@@ -17,6 +17,7 @@ from bus.presence import Beat
 from bus.worker import AGENT_REGISTERED
 
 _beat = msgspec.json.Decoder(Beat)
+_TAKEN_BACK = frozenset({"crashed", "frozen", "forgotten", "handed_back"})
 
 
 class Recovery(NamedTuple):
@@ -48,22 +49,25 @@ async def processes(client: Client) -> Mapping[str, int]:
 def recoveries(commits: Iterable[Commit], done: Iterable[Done], pids: Mapping[str, int]) -> list[Recovery]:
     """What was recovered in one run because of a fault that hit the process which held it."""
     found: list[Recovery] = []
-    by_pid: defaultdict[int, list[Done]] = defaultdict(list)
+    hits: defaultdict[int, list[Done]] = defaultdict(list)
     for each in done:
-        by_pid[each.pid].append(each)
+        hits[each.pid].append(each)
+    taken: dict[tuple[str, int | None, int], datetime] = {}
     open_: dict[tuple[str, int | None, int], tuple[Done, str, datetime]] = {}
     for commit in commits:
         for event in commit.events:
-            if isinstance(event, PhaseAttemptFailed):
-                earlier = [fault for fault in by_pid[pids.get(event.instance or "", -1)] if fault.at <= commit.at]
-                if earlier and event.cause in ("crashed", "frozen", "forgotten", "handed_back"):
-                    open_[event.phase, event.item, event.attempt + 1] = (earlier[-1], event.cause, commit.at)
-            elif isinstance(event, PhaseStarted):
-                known = open_.pop((event.phase, event.item, event.attempt), None)
-                if known is not None:
-                    fault, cause, noticed = known
-                    found.append(_recovery(fault, cause, noticed, commit.at))
-    return found + [_recovery(fault, cause, noticed, None) for fault, cause, noticed in open_.values()]
+            if isinstance(event, PhaseStarted):
+                attempt = (event.phase, event.item, event.attempt)
+                taken[attempt] = commit.at
+                if attempt in open_:
+                    found.append(_recovery(*open_.pop(attempt), commit.at))
+            elif isinstance(event, PhaseAttemptFailed) and event.cause in _TAKEN_BACK:
+                began = taken.get((event.phase, event.item, event.attempt), commit.at)
+                # What hit the process before it held the attempt is not why it lost it.
+                why = [hit for hit in hits[pids.get(event.instance or "", -1)] if began <= hit.at <= commit.at]
+                if why:
+                    open_[event.phase, event.item, event.attempt + 1] = (why[0], event.cause, commit.at)
+    return found + [_recovery(*each, None) for each in open_.values()]
 
 
 def counted(events: Iterable[Event]) -> Counter[str]:
