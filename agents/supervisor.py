@@ -10,29 +10,25 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection
 from datetime import timedelta
-from typing import NamedTuple
 
 import structlog
 from msgspec.structs import replace
 
-from agents.census import Census
 from agents.clockwork import Clockwork
-from agents.docket import Docket, Key
+from agents.custody import Custody
+from agents.docket import Docket
 from agents.herald import Herald
 from agents.leadership import Leadership
 from bus import children
 from bus.client import Client
 from bus.commands import Cancel, Command, Fail
 from bus.errors import BusError, NotFound, Refused, Unavailable
-from bus.events import Cause, Event, PhaseAttemptFailed, RunStarted, archived
+from bus.events import RunStarted, archived
 from bus.folding import evolve
-from bus.halts import Halt
 from bus.inputs import work
 from bus.ledger import commit_in, utc_now
-from bus.presence import Held
-from bus.problem import Problem
 from bus.record import Record
 from bus.recovery import Recovered
 from bus.run import PhaseState, RunState
@@ -50,14 +46,6 @@ _SCHEDULES_EVERY_S = 1.0
 _AGAIN_S = 1.0
 
 
-class _Suspicion(NamedTuple):
-    """Why an instance may be gone, and whether that is only because nothing is heard of it."""
-
-    instance: str
-    evidence: str
-    by_silence: bool
-
-
 class Supervisor:
     """Leads or stands by until stopped. `name` tells supervisors apart in the lease."""
 
@@ -67,12 +55,7 @@ class Supervisor:
         self._herald = Herald(client, name)
         self._leadership = Leadership(client, name)
         self._lease_s = client.settings.lease_s
-        self._suspicions: asyncio.Queue[_Suspicion] = asyncio.Queue()
-        self._examined: set[str] = set()
-        self._census = Census(client, self._suspect)
         self._docket = Docket()
-        self._missing: dict[Key, float] = {}
-        self._foreign: dict[str, set[Held]] = {}
         self._position = 0
         self._began_at = utc_now()
         self.leads = asyncio.Event()
@@ -105,28 +88,28 @@ class Supervisor:
         if not await self._leadership.claim():
             return
         logger.info("leading", lease=self._leadership.revision)
-        self._docket, self._missing, self._foreign, self._examined = Docket(), {}, {}, set()
-        self._herald, self._began_at = Herald(self._client, self._name), utc_now()
+        self._docket, self._herald, self._began_at = Docket(), Herald(self._client, self._name), utc_now()
+        custody = Custody(self._client, self._docket, self._herald, self._name)
         newest = await self._client.log.last(self._client.subjects.runs)
         upto = newest.position if newest is not None else 0
         floor = await self._leadership.floor()
         # A floor above the log is not one of this log: everything is read.
         self._position = floor if floor <= upto else 0
-        async with self._census.watching(), asyncio.TaskGroup() as tasks:
+        async with custody.watching(), asyncio.TaskGroup() as tasks:
             tasks.create_task(self._renew())
             caught_up = asyncio.Event()
             tasks.create_task(self._track(upto, caught_up))
             await caught_up.wait()
             logger.info("watching", open_runs=len(self._docket), position=self._position)
             self.leads.set()
-            tasks.create_task(self._look_round())
+            tasks.create_task(custody.look_round())
             tasks.create_task(self._every(_TICK_S, self._act_on_time))
-            tasks.create_task(self._every(self._lease_s / 6, self._check_holders))
+            tasks.create_task(self._every(self._lease_s / 6, custody.check))
             tasks.create_task(self._every(_LOST_WORK_EVERY_S, self._restore_work))
             tasks.create_task(self._every(_STARVED_EVERY_S, self._mind_the_starved))
             tasks.create_task(self._every(_LOST_WORK_EVERY_S, self._mind_children))
             tasks.create_task(self._every(_FLOOR_EVERY_S, self._raise_floor))
-            tasks.create_task(self._heed_suspects())
+            tasks.create_task(custody.heed())
             clockwork = Clockwork(self._client, self._open_run_of)
             tasks.create_task(self._every(_SCHEDULES_EVERY_S, clockwork.look))
             tasks.create_task(clockwork.serve())
@@ -218,136 +201,11 @@ class Supervisor:
         evidence = f"no live agent offers {capability!r}"
         return replace(command, cause="starved", problem=replace(command.problem, detail=evidence), evidence=evidence)
 
-    # Holders
-
-    def _suspect(self, instance: str) -> None:
-        self._suspicions.put_nowait(_Suspicion(instance, "its connection closed", by_silence=False))
-
-    async def _look_round(self) -> None:
-        """Who died while nobody led is not waited for: everybody that holds something is asked at once.
-
-        And again after a while, because whoever is away may be about to come back, as after a restart of the server.
-        """
-
-        async def look(instance: str) -> None:
-            try:
-                if await self._census.confirm(instance) != "crashed":
-                    return
-                await asyncio.sleep(self._lease_s / 3)
-                if await self._census.confirm(instance) == "crashed":
-                    held = self._docket.held_by(instance)
-                    await self._recover(instance, held, "crashed", f"not there when {self._name} began to lead")
-            except BusError as error:
-                # Its silence will tell.
-                logger.warning("not examined", instance=instance, error=str(error))
-
-        await asyncio.gather(*map(look, self._docket.holders))
-
-    async def _heed_suspects(self) -> None:
-        """Someone's connection has closed, or someone has been silent for a while."""
-        async with asyncio.TaskGroup() as tasks:
-            while True:
-                suspicion = await self._suspicions.get()
-                if self._docket.held_by(suspicion.instance):
-                    tasks.create_task(self._examine(suspicion))
-
-    async def _check_holders(self) -> None:
-        holders = self._docket.holders
-        # Asking takes time too: it begins before the lease is over, and counts when it is.
-        early_s = self._lease_s - self._census.patience_s
-        for instance in holders:
-            if self._census.silent_s(instance) > early_s and instance not in self._examined:
-                self._examined.add(instance)
-                self._suspicions.put_nowait(_Suspicion(instance, "its beats stopped", by_silence=True))
-        await asyncio.gather(*(self._check_forgotten(each) for each in holders))
-        held = {key for instance in holders for key in self._docket.held_by(instance)}
-        self._missing = {key: since for key, since in self._missing.items() if key in held}
-        self._tell_again()
-        self._census.forget(holders)
-
-    async def _examine(self, suspicion: _Suspicion) -> None:
-        """Confirm a suspicion, and take back what the instance holds if it is true."""
-        instance = suspicion.instance
+    async def _submit(self, run: str, command: Command) -> None:
         try:
-            fate = await self._census.confirm(instance)
-            if fate == "alive":
-                return
-            if fate == "frozen" or suspicion.by_silence:
-                # It has a whole lease to be heard of in.
-                await asyncio.sleep(self._lease_s - self._census.silent_s(instance))
-                if self._census.silent_s(instance) < self._lease_s:
-                    return
-            await self._recover(instance, self._docket.held_by(instance), fate, suspicion.evidence)
-        except BusError as error:
-            # It stays silent, so it is examined again.
-            logger.warning("not examined", instance=instance, error=str(error))
-        finally:
-            if suspicion.by_silence:
-                self._examined.discard(instance)
-
-    async def _check_forgotten(self, instance: str) -> None:
-        """A living instance that does not list an attempt for a whole lease has lost it, or could not store its end."""
-        for key in self._unlisted(instance):
-            # By the beats alone: however long we were frozen ourselves, an old one says nothing new.
-            heard_at = self._census.heard_at(instance)
-            if heard_at - self._missing.setdefault(key, heard_at) <= self._lease_s:
-                continue
-            try:
-                fate = await self._census.confirm(instance)
-            except BusError as error:
-                logger.warning("not examined", instance=instance, error=str(error))
-                return
-            del self._missing[key]
-            # Its answer was made now, after all that we have read.
-            if fate == "alive" and key in self._unlisted(instance):
-                await self._recover(instance, [key], "forgotten", "it lives, but does not hold the attempt")
-
-    def _unlisted(self, instance: str) -> list[Key]:
-        """The attempts that the log says it holds, and its newest beat does not."""
-        beat = self._census.beat(instance)
-        if beat is None:
-            return []
-        listed = {(each.run, each.phase, each.item, each.attempt) for each in beat.held}
-        held = self._docket.held_by(instance)
-        for key in listed.intersection(held):
-            self._missing.pop(key, None)
-        return [key for key in held if key not in listed]
-
-    def _tell_again(self) -> None:
-        """An instance that still lists what is not its own has not heard that it was taken from it."""
-        foreign: dict[str, set[Held]] = {}
-        for beat in self._census.beats:
-            own = {Held(*key) for key in self._docket.held_by(beat.instance)}
-            foreign[beat.instance] = set(beat.held) - own
-        # Seen twice: what it has only just taken may not have been read here yet.
-        again = {each: held & self._foreign.get(each, set()) for each, held in foreign.items()}
-        self._foreign = foreign
-        self._client.ledger.halt(
-            {each: Halt(tuple(held), "the log has it as over") for each, held in again.items() if held}
-        )
-
-    async def _recover(self, instance: str, held: list[Key], cause: Cause, evidence: str) -> None:
-        problem = Problem("lost", f"{instance} {_WORDS[cause]}", "transient", detail=evidence)
-        # What it held, and was silent about from the beginning on, it had before this one led.
-        on_start = not self._census.heard_at(instance)
-
-        async def recover(key: Key) -> Recovered | None:
-            run, phase, item, attempt = key
-            happened = await self._submit(run, Fail(phase, item, attempt, instance, problem, cause, evidence))
-            if not any(isinstance(event, PhaseAttemptFailed) for event in happened):
-                return None
-            return Recovered(run, phase, attempt, cause, item, instance, evidence)
-
-        recovered = await asyncio.gather(*map(recover, held))
-        await self._herald.recovered([each for each in recovered if each is not None], on_start=on_start)
-
-    async def _submit(self, run: str, command: Command) -> Sequence[Event]:
-        """What happened because of it; nothing, if it was settled without us."""
-        try:
-            return (await self._client.runs.submit(run, command)).events
+            await self._client.runs.submit(run, command)
         except Refused as error:
             logger.debug("already settled", run=run, command=type(command).__name__, reason=error.reason)
-            return ()
 
     # Work
 
@@ -399,13 +257,6 @@ class Supervisor:
 
     async def _raise_floor(self) -> None:
         await self._leadership.raise_floor(self._docket.floor(self._position))
-
-
-_WORDS = {
-    "crashed": "is gone",
-    "frozen": "does not answer: it is frozen, or a handler blocks its event loop (a plain `def` runs in a thread)",
-    "forgotten": "has lost the attempt",
-}
 
 
 class _Deposed(Exception):

@@ -96,6 +96,8 @@ async def test_a_frozen_agent_loses_its_work_and_its_late_result_is_refused(serv
             frozen = await first_holder(client, receipt.run)
             os.kill(frozen, signal.SIGSTOP)
             state = await client.result(receipt.run, timeout_s=BOUND_S)
+            # When it wakes its handler has an answer, before it hears that nobody wants it.
+            await asyncio.sleep(1)
             os.kill(frozen, signal.SIGCONT)
             await until(lambda: _refused(client, receipt.run))
             events = await happenings(client, receipt.run)
