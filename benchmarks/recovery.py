@@ -10,8 +10,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import signal
+import sys
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from pathlib import Path
@@ -309,11 +310,14 @@ CLASSES: dict[str, Measure] = {
 }
 
 
-async def main() -> None:
+def options(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.recovery", description=__doc__)
     parser.add_argument("--count", type=int, default=20, help="samples of each class, at least")
     parser.add_argument("--only", default="", help="classes whose name has this in it")
-    chosen = parser.parse_args()
+    return parser.parse_args(arguments)
+
+
+async def main(chosen: argparse.Namespace) -> None:
     logs.configure("error")
     print(f"{'':30} {'n':>4} {'noticed p50':>12} {'p99':>9} {'started p50':>12} {'p99':>9}")
     with tempfile.TemporaryDirectory(prefix="phasebus-recovery-") as folder:
@@ -337,4 +341,4 @@ def _show(name: str, samples: list[Sample]) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    asyncio.run(main(options(sys.argv[1:])))

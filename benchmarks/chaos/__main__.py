@@ -8,6 +8,7 @@ import shutil
 import sys
 import tempfile
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 from msgspec.structs import asdict
@@ -18,17 +19,17 @@ from bus import logs
 from console.story import named, said
 
 
-def options() -> Options:
+def options(arguments: Sequence[str]) -> Options:
     defaults = Options()
     parser = argparse.ArgumentParser(prog="python -m benchmarks.chaos", description=__doc__)
     for field, type_ in Options.__annotations__.items():
         kind = int if type_ == "int" else float
         parser.add_argument(f"--{field.replace('_', '-')}", type=kind, default=getattr(defaults, field))
-    return Options(**vars(parser.parse_args()))
+    return Options(**vars(parser.parse_args(arguments)))
 
 
 def main() -> int:
-    chosen = options()
+    chosen = options(sys.argv[1:])
     logs.configure("error")
     arguments = (f"--{field.replace('_', '-')} {value}" for field, value in asdict(chosen).items())
     print("python -m benchmarks.chaos", *arguments)
