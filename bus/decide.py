@@ -40,6 +40,7 @@ from bus.draft import Draft
 from bus.effects import intend, save, settle, vouch
 from bus.errors import Refused
 from bus.events import (
+    UNTAKEN,
     Commit,
     Event,
     PhaseApproved,
@@ -234,9 +235,12 @@ def _go_on(draft: Draft, offer: Offer, instance: str) -> None:
 
 def _fail(draft: Draft, command: Fail) -> None:
     phase, item = find(draft.state, command.phase, command.item)
-    if command.cause == "unclaimed":
+    if command.cause in UNTAKEN:
         if item.status != "ready" or item.attempt != command.attempt:
             raise Refused(f"{label(phase, item)} does not wait to be taken")
+    elif command.evidence and not is_holder(item, command):
+        # Who recovers brings no result: another recoverer was faster, or the attempt has ended by itself.
+        raise Refused(f"attempt {command.attempt} of {label(phase, item)} is not held by {command.instance!r}")
     elif _held(draft, command, "failed") is None:
         return
     agent = item.holder.agent if item.holder is not None else ""
@@ -255,7 +259,7 @@ def _fail(draft: Draft, command: Fail) -> None:
     seed = f"{draft.state.run}/{phase.key}/{item.index}"
     earlier = [attempt.problem for attempt in item.attempts[item.earlier :] if attempt.problem is not None]
     policy = draft.state.plan.graph[phase.key].phase.policy
-    wait_s = None if command.cause == "unclaimed" else retry.delay_s(policy, problem, earlier, seed=seed)
+    wait_s = None if command.cause in UNTAKEN else retry.delay_s(policy, problem, earlier, seed=seed)
     if wait_s is None:
         draft.emit(PhaseFailed(phase=phase.key, item=item.index, problem=problem))
         draft.item_ended(phase.key, item)

@@ -38,6 +38,7 @@ from bus.orders import (
 )
 from bus.presence import Beat, Present
 from bus.quota import Standing
+from bus.recovery import RECOVERED, STARVED, Recovery, Starved
 from bus.schedule import SCHEDULED, SKIPPED, UNSCHEDULED, OccurrenceSkipped, Scheduled, Unscheduled
 from bus.tally import Tally
 
@@ -113,6 +114,8 @@ def vocabulary() -> dict[str, Entry]:
         SPENT: Entry("data", LimitSpent),
         STANDING: Entry("body", Standing),
         TALLY: Entry("body", Tally),
+        RECOVERED: Entry("data", Recovery),
+        STARVED: Entry("data", Starved),
         BEAT: Entry("body", Beat),
         PRESENT: Entry("body", Present),
         HALT: Entry("body", Halt),

@@ -87,6 +87,7 @@ from bus.plan import Approval, Phase, Plan
 from bus.presence import Beat, Held, Load, Present
 from bus.problem import Problem
 from bus.quota import Account, Quota, Standing
+from bus.recovery import RECOVERED, STARVED, Recovered, Recovery, Starved
 from bus.references import ref
 from bus.retry import RetryPolicy
 from bus.schedule import SCHEDULED, SKIPPED, UNSCHEDULED, OccurrenceSkipped, Schedule, Scheduled, Unscheduled
@@ -355,6 +356,18 @@ STANDING = Standing(
     },
     held_until=1767323045.5,
 )
+RECOVERIES = {
+    RECOVERED: Recovery(
+        "supervisor-1",
+        (
+            Recovered(RUN, "-8", 2, "crashed", 0, "coder-1", "its connection closed"),
+            Recovered(RUN, "collect", 1, "work_lost"),
+        ),
+        others=3,
+        on_start=True,
+    ),
+    STARVED: Starved("supervisor-1", "code.analyse", AT, RUN, "-8", 2),
+}
 BEAT = Beat(
     agent="coder",
     instance="coder-1",
@@ -446,6 +459,7 @@ MESSAGES: dict[str, bytes] = {
     **{kind: about_agent(kind, said) for kind, said in COORDINATION.items()},
     **{kind: about_agent(kind, said) for kind, said in {**BREAKERS, **LIMITS}.items()},
     **{kind: about_agent(kind, said) for kind, said in (AGENTS | ORDERS).items()},
+    **{kind: about_agent(kind, said) for kind, said in RECOVERIES.items()},
     "beat": msgspec.json.encode(BEAT),
     "present.v1": msgspec.json.encode(PRESENT),
     "halt": msgspec.json.encode(HALT),

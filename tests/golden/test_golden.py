@@ -36,6 +36,7 @@ from tests.golden.samples import (
     ORDERS,
     PAYLOADS,
     PRESENT,
+    RECOVERIES,
     REDRIVEN,
     REMOVED,
     ROOMY,
@@ -99,6 +100,7 @@ def test_a_golden_dead_letter_is_read_back_equal(name: str, expected: object) ->
         *COORDINATION.items(),
         *BREAKERS.items(),
         *LIMITS.items(),
+        *RECOVERIES.items(),
     ],
 )
 def test_what_operators_did_is_read_back_equal(name: str, expected: object) -> None:
