@@ -9,8 +9,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from uuid import uuid4
-
 import msgspec
 import structlog
 
@@ -215,13 +213,27 @@ class Attempts:
         limits = (client.connection.max_payload, _KEPT_BYTES)
         for limit_bytes in limits:
             letter = dead.unreadable(
-                capability.name, message.subject, message.data, reason, self._instance, limit_bytes=limit_bytes
+                capability.name,
+                message.subject,
+                message.data,
+                reason,
+                self._instance,
+                limit_bytes=limit_bytes,
+                agent=self._agent.name,
+                headers=message.headers,
+                origin=delivery.stream_sequence,
+                stored_at=delivery.stored_at,
+                delivered=delivery.delivered,
             )
-            record = envelope(dead.UNREADABLE, letter, id=uuid4().hex, source=client.source, time=utc_now())
+            name = dead.name_of_unreadable(letter)
+            record = envelope(dead.UNREADABLE, letter, id=name, source=client.source, time=utc_now())
             try:
                 await client.log.append(client.subjects.dead(capability.name), record)
             except TooLarge:
                 continue
+            except Refused:
+                # Whoever had it before us stored it, and died before the message was acknowledged.
+                break
             except BusError as error:
                 logger.warning("dead letter not stored", error=str(error))
                 delivery.nak(_NOT_NOW_S)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 
 import msgspec
 
@@ -134,6 +135,24 @@ class Redrive(msgspec.Struct, frozen=True):
     afresh: bool = False
 
 
+class Revive(msgspec.Struct, frozen=True, kw_only=True):
+    """Go on with the work of one dead letter, if that is still how it stands: given up at `attempt`, at `died_at`.
+
+    With `input` it gets this instead of what it had; `transform` names the function that made it.
+    """
+
+    by: str
+    letter: str
+    phase: str
+    item: int | None
+    attempt: int
+    died_at: datetime
+    input: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    reason: str = ""
+    transform: str = ""
+    operation: str = ""
+
+
 class Pause(msgspec.Struct, frozen=True):
     """Somebody holds the run: what is under way may end, nothing more is taken."""
 
@@ -206,6 +225,7 @@ Command = (
     | Cancel
     | Expire
     | Redrive
+    | Revive
     | Pause
     | Resume
     | Skip

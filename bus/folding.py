@@ -25,6 +25,7 @@ from bus.events import (
     PhaseEscalated,
     PhaseExpanded,
     PhaseFailed,
+    PhaseInputReplaced,
     PhaseProgressed,
     PhaseReady,
     PhaseSkipped,
@@ -50,6 +51,7 @@ from bus.run import (
     SUCCEEDED,
     TERMINAL,
     Attempt,
+    Death,
     Item,
     Late,
     Output,
@@ -77,17 +79,33 @@ def evolve(state: RunState | None, commit: Commit) -> RunState:
     return after
 
 
+def placed(state: RunState, happened: Iterable[Event], before: int, position: int) -> RunState:
+    """The run after a commit that was folded before its position was known: it stands at `position`.
+
+    Changes the state it is given. `before` is the position of the commit before it.
+    """
+    for event in happened:
+        if isinstance(event, PhaseReady):
+            phase = state.phases[event.phase]
+            item = phase.item(event.item)
+            if item is not None and item.origin > before:
+                _put(phase, _with(item, origin=position))
+    return replace(state, position=position, origin=state.origin if before else position)
+
+
 class Folding:
     """A fold under way: owns the parts it has copied, so each is copied once, whatever the number of events."""
 
     def __init__(self, state: RunState | None) -> None:
         self.state = None if state is None else replace(state, phases=dict(state.phases))
         self._owned: set[str] = set()
+        self._position = 0
 
     def add(self, commit: Commit) -> None:
         if self.state is None:
             self.state = _born(commit)
         if commit.position > self.state.position:
+            self._position = commit.position
             self.apply(commit.events, commit.at)
             self.state.position = commit.position
 
@@ -107,7 +125,7 @@ class Folding:
             case RunCancelled():
                 _end(state, "cancelled", at)
             case RunRedriven():
-                self._reopen(state, event)
+                self._reopen(state, event, at)
             case RunPaused():
                 state.paused_at, state.paused_by = at, event.by
             case RunResumed():
@@ -124,7 +142,7 @@ class Folding:
                 before = self._phase(state, event.phase, at)
                 epoch = max((item.attempt for item in before.items), default=before.epoch)
                 undoing = Undoing(Output(event.input), Output(event.output))
-                work = Item(attempt=epoch)
+                work = Item(attempt=epoch, died=before.death(None) if before.undoing is not None else None)
                 phase = PhaseState(key=event.phase, items=[work], open_items=1, epoch=epoch, undoing=undoing)
                 phase.opened_at = at
                 state.phases[event.phase] = phase
@@ -135,6 +153,11 @@ class Folding:
                 phase = self._phase(state, event.phase, at)
                 phase.items = [Item(index=index, attempt=phase.epoch) for index in range(event.items)]
                 phase.open_items = event.items
+            case PhaseInputReplaced():
+                phase = self._phase(state, event.phase, at)
+                if event.item is None and not phase.items:
+                    phase.items, phase.open_items = [Item(attempt=phase.epoch, died=phase.died)], 1
+                _put(phase, _with(_item(phase, event.item), given=Output(event.input)))
             case PhaseReady():
                 self._ready(state, event, at)
             case PhaseStarted():
@@ -228,9 +251,13 @@ class Folding:
     def _ready(self, state: RunState, event: PhaseReady, at: datetime) -> None:
         phase = self._phase(state, event.phase, at)
         if event.item is None and not phase.items:
-            phase.items, phase.open_items = [Item()], 1
-        ready_at = event.due_at or at
-        _put(phase, _with(_item(phase, event.item), status="ready", attempt=event.attempt, ready_at=ready_at))
+            phase.items, phase.open_items = [Item(died=phase.died)], 1
+        item = _item(phase, event.item)
+        origin = item.origin or self._position
+        _put(
+            phase,
+            _with(item, status="ready", attempt=event.attempt, ready_at=event.due_at or at, origin=origin),
+        )
         if event.item is None or phase.status == "pending":
             phase.status = "ready"
 
@@ -271,7 +298,7 @@ class Folding:
                 phase.output = _output_of(phase)
             _close(state, phase, "failed", at, lets_pass=is_optional)
 
-    def _reopen(self, state: RunState, event: RunRedriven) -> None:
+    def _reopen(self, state: RunState, event: RunRedriven, at: datetime) -> None:
         """A new pass: what failed is pending again, with its attempts kept; what completed stays."""
         state.status, state.problem, state.ended_at = "in_progress", None, None
         state.deadline_at = event.deadline_at
@@ -279,15 +306,28 @@ class Folding:
         state.rollback = None
         for key in event.phases:
             before = state.phases[key]
-            again = [item for item in before.items if event.afresh or item.status not in SUCCEEDED]
+            only = event.item if key == event.phases[0] else None
+            if before.status not in TERMINAL:
+                # Others of its items are under way: just this one goes with them.
+                phase = self._phase(state, key, at)
+                _put(phase, _anew(_item(phase, only), afresh=False))
+                phase.open_items += 1
+                continue
+            again = [
+                item
+                for item in before.items
+                if event.afresh
+                or (item.status not in SUCCEEDED and (only is None or item.status != "failed" or item.index == only))
+            ]
             epoch = max((item.attempt for item in before.items), default=before.epoch)
             if before.undoing is not None or (event.afresh and state.plan.graph[key].each is not None):
                 # What it goes over may be another list now; the numbers of its attempts go on.
-                state.phases[key] = PhaseState(key=key, epoch=epoch)
+                state.phases[key] = PhaseState(key=key, epoch=epoch, died=before.death(None))
             else:
                 anew = {item.index: _anew(item, afresh=event.afresh) for item in again}
                 items = [anew.get(item.index, item) for item in before.items]
-                state.phases[key] = PhaseState(key=key, items=items, open_items=len(again), epoch=epoch)
+                died = before.death(None)
+                state.phases[key] = PhaseState(key=key, items=items, open_items=len(again), epoch=epoch, died=died)
             self._owned.add(key)
             state.open_phases += 1
 
@@ -306,6 +346,7 @@ def _born(commit: Commit) -> RunState:
         phases=phases,
         open_phases=len(phases),
         parent=first.parent,
+        origin=commit.position,
     )
 
 
@@ -314,10 +355,20 @@ def _with(item: Item, **changes: Any) -> Item:
 
 
 def _anew(item: Item, *, afresh: bool) -> Item:
-    """For a new pass. What was done outside has been done, unless all of it is to be done again."""
-    effects = {} if afresh else item.effects
+    """For a new pass. What was done outside has been done, and an input that was replaced stays so, unless all of it is
+    to be done again."""
+    died = Death(item.attempt, item.ended_at) if item.status == "failed" and item.ended_at else item.died
     return _with(
-        item, status="pending", problem=None, output=None, ended_at=None, earlier=len(item.attempts), effects=effects
+        item,
+        status="pending",
+        problem=None,
+        output=None,
+        ended_at=None,
+        earlier=len(item.attempts),
+        effects={} if afresh else item.effects,
+        given=None if afresh else item.given,
+        origin=0,
+        died=died,
     )
 
 

@@ -25,6 +25,7 @@ from bus.commands import (
     Redrive,
     Report,
     Resume,
+    Revive,
     Rollback,
     Settle,
     Signal,
@@ -42,6 +43,7 @@ from bus.events import (
     PhaseEffectIntended,
     PhaseEscalated,
     PhaseFailed,
+    PhaseInputReplaced,
     PhaseSkipped,
     PhaseStarted,
     RunCancelled,
@@ -193,7 +195,29 @@ def _redrive(state: RunState, event: RunRedriven, later: Event | None) -> Comman
     if isinstance(later, PhaseSkipped) and later.by == event.by and later.phase in event.phases:
         # To skip what has failed takes a new pass.
         return None
+    if event.letter:
+        return _revive(state, event, later)
     return Redrive(event.by, event.phases, event.afresh)
+
+
+def _revive(state: RunState, event: RunRedriven, later: Event | None) -> Command | None:
+    key = event.phases[0]
+    death = state.phases[key].death(event.item)
+    if death is None:
+        return None
+    replaced = later if isinstance(later, PhaseInputReplaced) else None
+    return Revive(
+        by=event.by,
+        letter=event.letter,
+        phase=key,
+        item=event.item,
+        attempt=death.attempt,
+        died_at=death.at,
+        input=replaced.input if replaced is not None else msgspec.UNSET,
+        reason=event.reason,
+        transform=replaced.transform if replaced is not None else "",
+        operation=event.operation,
+    )
 
 
 def _rollback(state: RunState, event: RunRollingBack) -> Command:

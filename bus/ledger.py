@@ -103,7 +103,7 @@ class Ledger:
             events.COMMIT, events.body(commit.events), after, id=commit.id, at=commit.at, causation=causation
         )
         expected = before.position if before is not None else 0
-        letters = dead.letters(after, commit.events)
+        letters = dead.letters(after, commit.events, known=expected)
         if not letters:
             return await self._log.append(subject, message, expected=expected)
         try:
@@ -125,7 +125,10 @@ class Ledger:
         """Append the commit and its dead letters together; of very many, the rest in batches that follow."""
         parts = [Part(subject, message, expected)]
         for letter in letters:
-            record = self._envelope(dead.LETTER, letter, after, at=commit.at, phase=letter.phase, causation=commit.id)
+            name = dead.name_of(letter)
+            record = self._envelope(
+                dead.LETTER, letter, after, id=name, at=commit.at, phase=letter.phase, causation=commit.id
+            )
             parts.append(Part(self._log.subjects.dead(letter.capability), record))
         position = await self._log.append_together(parts[: _LETTERS_IN_BATCH + 1])
         for begin in range(_LETTERS_IN_BATCH + 1, len(parts), _LETTERS_IN_BATCH):

@@ -17,7 +17,7 @@ from bus.run import TERMINAL, PhaseState, RunState
 
 def redrive(draft: Draft, command: Redrive) -> None:
     state = draft.state
-    _must_not_roll_back(state)
+    must_not_roll_back(state)
     if command.afresh:
         _must_have_ended(state)
         left = [key for key, phase in state.phases.items() if phase.status in TERMINAL]
@@ -49,7 +49,7 @@ def skip(draft: Draft, command: Skip) -> None:
         draft.emit(skipped)
         draft.phase_ended(phase.key)
         return
-    _must_not_roll_back(draft.state)
+    must_not_roll_back(draft.state)
     if phase.lets_pass:
         raise Refused(f"phase {phase.key} is {phase.status}: nothing waits for it")
     # A terminal status never changes: it is skipped in a new pass.
@@ -61,7 +61,7 @@ def skip(draft: Draft, command: Skip) -> None:
 def roll_back(draft: Draft, command: Rollback) -> None:
     state = draft.state
     if state.is_open:
-        _must_not_roll_back(state)
+        must_not_roll_back(state)
     chosen = [key for key in _since(state, command) if state.phases[key].status != "pending"]
     if not chosen:
         raise Refused(f"run {state.run} has done nothing since then that could be rolled back")
@@ -75,7 +75,7 @@ def roll_back(draft: Draft, command: Rollback) -> None:
             by=command.by,
             phases=tuple(chosen),
             undo=tuple(undo),
-            deadline_at=_extended(draft),
+            deadline_at=extended(draft),
             reason=command.reason,
         )
     )
@@ -85,7 +85,7 @@ def roll_back(draft: Draft, command: Rollback) -> None:
 def checkpoint(draft: Draft, command: Checkpoint) -> None:
     state = draft.state
     draft.must_be_open()
-    _must_not_roll_back(state)
+    must_not_roll_back(state)
     if command.name in state.checkpoints:
         raise Refused(f"run {state.run} has a checkpoint {command.name!r} already")
     done = tuple(key for key, phase in state.phases.items() if phase.lets_pass)
@@ -96,8 +96,8 @@ def _begin_pass(draft: Draft, phases: Sequence[str], by: str, *, afresh: bool = 
     """A new pass over `phases`, and over all that was skipped only because of them, or afresh: all that needs them."""
     chosen = dict.fromkeys(phases)
     for key in chosen.copy():
-        _add_downstream(draft.state, key, chosen, afresh=afresh)
-    draft.emit(RunRedriven(by=by, phases=tuple(chosen), deadline_at=_extended(draft), afresh=afresh))
+        add_downstream(draft.state, key, chosen, afresh=afresh)
+    draft.emit(RunRedriven(by=by, phases=tuple(chosen), deadline_at=extended(draft), afresh=afresh))
     return chosen
 
 
@@ -108,12 +108,13 @@ def _reopen(draft: Draft, phases: Sequence[str], by: str, *, afresh: bool = Fals
     draft.open([key for key in chosen if not any(need in chosen for need in graph[key].needs)])
 
 
-def _extended(draft: Draft) -> datetime:
+def extended(draft: Draft) -> datetime:
     """The deadline of a run that does something again: as if it began now, and not before the one it had."""
     return max(draft.state.deadline_at, draft.now + timedelta(seconds=draft.state.plan.timeout_s))
 
 
-def _add_downstream(state: RunState, key: str, chosen: dict[str, None], *, afresh: bool) -> None:
+def add_downstream(state: RunState, key: str, chosen: dict[str, None], *, afresh: bool) -> None:
+    """Add to `chosen` what has ended only because of phase `key`, or afresh: all that needs it."""
     frontier = [key]
     while frontier:
         for later in state.plan.graph[frontier.pop()].feeds:
@@ -150,7 +151,8 @@ def _is_to_be_undone(phase: PhaseState) -> bool:
     return phase.status == "completed" or (phase.undoing is not None and phase.status != "rolled_back")
 
 
-def _must_not_roll_back(state: RunState) -> None:
+def must_not_roll_back(state: RunState) -> None:
+    """Raises Refused if something of the run has to be undone first."""
     if state.rollback is not None and state.rollback.left:
         raise Refused(f"run {state.run} is being rolled back: {', '.join(state.rollback.left)} have to be undone first")
 

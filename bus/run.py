@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import datetime
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -72,6 +72,13 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
             msgspec.structs.force_setattr(self, "duration_s", round(spent_s, 6))
 
 
+class Death(NamedTuple):
+    """Work was given up at this attempt (its own number before the first), at this time: no other death has both."""
+
+    attempt: int
+    at: datetime
+
+
 class Late(msgspec.Struct, frozen=True):
     """A result that was refused, because its attempt was over or never was."""
 
@@ -86,7 +93,9 @@ class Item(msgspec.Struct, frozen=True, kw_only=True):
 
     `attempt` is the current one's number, `ready_at` when it could first be taken, `problem` why it was given up,
     `earlier` how many of the attempts belong to passes before this one. `effects` are what its handlers did outside,
-    each once: with what came of it, or None while nobody knows whether it happened.
+    each once: with what came of it, or None while nobody knows whether it happened. `given` is an input that somebody
+    put in place of the plan's, `origin` the position of the commit that opened it in this pass, and `died` how an
+    earlier pass ended.
     """
 
     index: int | None = None
@@ -99,6 +108,9 @@ class Item(msgspec.Struct, frozen=True, kw_only=True):
     problem: Problem | None = None
     earlier: int = 0
     effects: dict[str, Output | None] = msgspec.field(default_factory=dict)
+    given: Output | None = None
+    origin: int = 0
+    died: Death | None = None
 
     @property
     def holder(self) -> Attempt | None:
@@ -126,7 +138,8 @@ class PhaseState(msgspec.Struct, kw_only=True):
 
     `lets_pass`: it has ended, and what needs it goes on, because it succeeded, or does not have to.
     `epoch` is the highest number an attempt had before this pass. A gate that waits is known by the pass it was opened
-    in (`gate`), and answered by one of `asked` (anybody, if that is empty). `child` is the run it waits for.
+    in (`gate`), and answered by one of `asked` (anybody, if that is empty). `child` is the run it waits for. `died` is
+    how an earlier pass ended in which it had no items yet.
     """
 
     key: str
@@ -148,6 +161,7 @@ class PhaseState(msgspec.Struct, kw_only=True):
     is_escalated: bool = False
     undoing: Undoing | None = None
     child: str = ""
+    died: Death | None = None
 
     def item(self, index: int | None) -> Item | None:
         """The item with that index (None for a plain phase), if it has been opened."""
@@ -156,9 +170,17 @@ class PhaseState(msgspec.Struct, kw_only=True):
             return None
         return self.items[place]
 
+    def death(self, index: int | None) -> Death | None:
+        """How the work of an item (None: of a plain phase) was given up, if that is how it stands now."""
+        item = self.item(index)
+        if item is not None:
+            return Death(item.attempt, item.ended_at) if item.status == "failed" and item.ended_at else None
+        is_whole = index is None and not self.items and self.status == "failed"
+        return Death(self.epoch, self.ended_at) if is_whole and self.ended_at else None
+
 
 class RunState(msgspec.Struct, kw_only=True):
-    """A run as of `position`. `open_phases` counts those that have not ended; `passes` counts from 1.
+    """A run as of `position`, begun at `origin`. `open_phases` counts those that have not ended; `passes` from 1.
 
     `signals` are those that came before anything waited for them. While `paused_at` is set nothing is taken.
     `checkpoints` name what had ended well at a moment, so that it can be gone back to.
@@ -180,6 +202,7 @@ class RunState(msgspec.Struct, kw_only=True):
     events: int = 0
     unknown_events: int = 0
     position: int = 0
+    origin: int = 0
     ended_at: datetime | None = None
     problem: Problem | None = None
     paused_at: datetime | None = None

@@ -13,7 +13,7 @@ from bus.commands import Answer, Begin, Command, Complete, Fail, Progress, Take
 from bus.decide import decide
 from bus.errors import NotFound
 from bus.events import Commit, Event, PhaseCompleted, PhaseReady, RunRedriven
-from bus.folding import evolve
+from bus.folding import evolve, fold
 from bus.plan import TASK, Approval, Phase, Plan
 from bus.problem import ErrorClass, Problem
 from bus.references import ref
@@ -129,9 +129,12 @@ def folded(*commits: Commit) -> AllRuns:
 def test_every_run_has_the_state_its_own_commits_make() -> None:
     one = Driver(CHAIN, "one").take("a", at_s=1).complete("a", at_s=2)
     two = Driver(GATED, "two", at_s=0.5).take("a", at_s=1.5)
-    runs = folded(*everything(one, two))
-    assert runs.by_id["one"].phases == one.state.phases
-    assert runs.by_id["two"].phases == two.state.phases
+    log = everything(one, two)
+    runs = folded(*log)
+    for name in ("one", "two"):
+        own = fold(commit for commit in log if commit.run == name)
+        assert own is not None
+        assert runs.by_id[name].phases == own.phases
     assert (runs.position, runs.set_aside) == (5, {})
 
 
