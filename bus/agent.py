@@ -27,6 +27,8 @@ class Capability(msgspec.Struct, frozen=True, kw_only=True):
     `timeout_s` bounds an attempt, and `silence_s` how long its handler may say nothing, where the plan does not;
     `concurrency` is how many attempts one instance holds. `isolation="process"`: each attempt has a process of its own,
     which may take `memory_mb` more than it begins with. `classify` is the author's judgement of an exception.
+    `on_dead`: what happens to later work when some was given up for good: `skip` goes on with it, `pause` takes nothing
+    more until somebody says `phasebus dead release`.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Capability(msgspec.Struct, frozen=True, kw_only=True):
     isolation: Literal["process"] | None = None
     memory_mb: int | None = None
     classify: Classify | None = None
+    on_dead: Literal["skip", "pause"] = "skip"
 
     def call(self, value: object, context: Context) -> Any:
         """The handler's answer, or for an `async def` what has to be awaited for it."""
@@ -74,6 +77,7 @@ class Agent:
         isolation: Literal["process"] | None = None,
         memory_mb: int | None = None,
         classify: Classify | None = None,
+        on_dead: Literal["skip", "pause"] = "skip",
     ) -> Callable[[H], H]:
         """Register the decorated function as the handler of `name`; what the keywords mean is said at `Capability`.
 
@@ -95,6 +99,9 @@ class Agent:
         if memory_mb is not None and (isolation is None or memory_mb < 1):
             raise SettingsError(f"capability {name!r}: memory_mb must be 1 or more, and needs isolation='process'")
 
+        if on_dead not in ("skip", "pause"):
+            raise SettingsError(f"capability {name!r}: on_dead is 'skip' or 'pause', not {on_dead!r}")
+
         def register(handler: H) -> H:
             takes, gives, wants_context = _signature(name, handler)
             self._capabilities[name] = Capability(
@@ -110,6 +117,7 @@ class Agent:
                 isolation=isolation,
                 memory_mb=memory_mb,
                 classify=classify or self._classify,
+                on_dead=on_dead,
             )
             return handler
 

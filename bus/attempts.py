@@ -9,17 +9,19 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+
 import msgspec
 import structlog
 
 from bus import dead
 from bus.agent import Agent, Capability
+from bus.brake import Brake
 from bus.client import Client
 from bus.commands import Complete, Fail, Offer, Take
 from bus.context import Context, Pulse
 from bus.envelope import decode, envelope
 from bus.errors import BusError, MalformedMessage, Refused, TooLarge
-from bus.events import Cause, PhaseStarted, ResultRefused
+from bus.events import Cause, PhaseFailed, PhaseStarted, ResultRefused
 from bus.halts import Halt, is_held
 from bus.handling import Answer, Halted, answer, perform
 from bus.inputs import Order
@@ -58,6 +60,7 @@ class Attempts:
         self._apart = apart
         self._held: dict[Held, Pulse] = {}
         self._doubted: set[Held] = set()
+        self.brakes: dict[str, Brake] = {}
         self.draining = False
 
     @property
@@ -66,6 +69,10 @@ class Attempts:
 
     async def serve(self, capability: Capability, delivery: Delivery) -> None:
         """One delivery, from the message to its result in the log. What goes wrong is recorded, not raised."""
+        if self._is_paused(capability):
+            # It was on its way when something died.
+            delivery.nak(_NOT_NOW_S)
+            return
         try:
             message = decode(delivery.message.data)
             work = self._client.subjects.parse_work(delivery.message.subject)
@@ -87,6 +94,9 @@ class Attempts:
                 with structlog.contextvars.bound_contextvars(phase=part, attempt=started.attempt):
                     order = order_of(decided.state, started.phase, started.item)
                     decided = await self._attempt(capability, order, started, message.id, offers=offers)
+
+    def _is_paused(self, capability: Capability) -> bool:
+        return capability.name in self.brakes and self.brakes[capability.name].is_on
 
     async def heed(self, halt: Halt) -> None:
         """Stop what the log no longer gives to this instance. A halt can be forged: the log is asked."""
@@ -167,7 +177,11 @@ class Attempts:
                 logger.info("halted", reason=result.reason, duration_ms=duration_ms)
                 return None
             offer = Offer(capability.name, self._agent.name, capability.timeout_s)
-            decided = await self._conclude(order, result, causation, offer if offers and not self.draining else None)
+            goes_on = offers and not self.draining and not self._is_paused(capability)
+            decided = await self._conclude(order, result, causation, offer if goes_on else None)
+            if capability.name in self.brakes and decided is not None and _has_died(decided, order):
+                # Before anything more is asked for: the log says so to everybody else a moment later.
+                self.brakes[capability.name].put(on=True)
             duration_ms = round((time.monotonic() - began) * 1000, 1)
             if isinstance(result, Problem):
                 logger.warning("failed", problem=result.code, error=str(result), duration_ms=duration_ms)
@@ -242,6 +256,14 @@ class Attempts:
         logger.warning("unreadable work", reason=reason)
         # Only now: what is acknowledged is gone from the work queue.
         delivery.ack()
+
+
+def _has_died(decided: Decided, order: Order) -> bool:
+    """Whether the work was given up with this result."""
+    return any(
+        isinstance(event, PhaseFailed) and (event.phase, event.item) == (order.phase, order.item)
+        for event in decided.events
+    )
 
 
 def _next_start(decided: Decided | None, instance: str) -> PhaseStarted | None:

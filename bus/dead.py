@@ -112,9 +112,10 @@ def letters(state: RunState, events: Iterable[Event], *, known: int | None = Non
     `known` is the position of the commit before it: what came with this one has no position yet.
     """
     upto = state.position - 1 if known is None else known
-    return [
-        _letter_of(state, event, upto) for event in events if isinstance(event, PhaseFailed) and _is_work(state, event)
-    ]
+    failed = (event for event in events if isinstance(event, PhaseFailed) and _is_work(state, event))
+    found = [_letter_of(state, event, upto) for event in failed]
+    # Work that was redriven and died at once, all in this commit, has died once.
+    return list({name_of(letter): letter for letter in found}.values())
 
 
 def name_of(letter: DeadLetter) -> str:
@@ -209,9 +210,10 @@ def _is_work(state: RunState, event: PhaseFailed) -> bool:
 def _letter_of(state: RunState, event: PhaseFailed, upto: int) -> DeadLetter:
     phase = state.phases[event.phase]
     item = phase.item(event.item)
-    death = phase.death(event.item)
-    assert death is not None, "what has failed was given up"
     before = item.died if item is not None else phase.died
+    # With the same commit it may have been redriven.
+    death, before = (now, before) if (now := phase.death(event.item)) is not None else (before, None)
+    assert death is not None, "what has failed was given up"
     tries = [] if item is None else item.attempts
     try:
         payload = msgspec.Raw(msgspec.json.encode(input_of(state, event.phase, event.item)))

@@ -27,7 +27,10 @@ class Held(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Beat(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One sign of life. `capabilities` maps each to its concurrency; `lag_s` is how late the event loop was."""
+    """One sign of life. `capabilities` maps each to its concurrency; `lag_s` is how late the event loop was.
+
+    `paused` are those that take nothing more since something died (`on_dead="pause"`).
+    """
 
     agent: str
     version: str
@@ -37,6 +40,7 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     capabilities: dict[str, int]
     held: Sequence[Held] = ()
     lag_s: float = 0.0
+    paused: Sequence[str] = ()
 
 
 _decoder = msgspec.json.Decoder(Beat)

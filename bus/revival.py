@@ -69,7 +69,9 @@ def _undo_again(draft: Draft, phase: PhaseState, command: Revive) -> None:
     """A compensation that was given up stopped its rollback: that goes on with it."""
     rollback = draft.state.rollback
     if draft.state.is_open or rollback is None or phase.key not in rollback.left:
-        raise Refused(f"phase {phase.key} was given up while it was undone, and run {draft.state.run} has gone on since")
+        raise Refused(
+            f"phase {phase.key} was given up while it was undone, and run {draft.state.run} has gone on since"
+        )
     if command.input is not msgspec.UNSET:
         raise Refused(f"what undoes phase {phase.key} gets what the phase had and gave: that can't be replaced")
     draft.emit(

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from bus.dead import LETTER_REDRIVEN, LETTERS, LetterRedriven
+from bus.dead import LETTERS
 from bus.document import Entry
 from bus.envelope import Envelope
 from bus.errors import SettingsError
@@ -22,6 +22,18 @@ from bus.messages import MESSAGES
 from bus.notices import REMOVED, SEALED, STARTED, ArchiveRemoved, ArchiveSealed, ArchiveStarted
 from bus.presence import Beat
 from bus.schedule import SCHEDULED, SKIPPED, UNSCHEDULED, OccurrenceSkipped, Scheduled, Unscheduled
+from bus.verdicts import (
+    CAPABILITY_RELEASED,
+    LETTER_DISCARDED,
+    LETTER_REDRIVEN,
+    REDRIVE_BEGUN,
+    REDRIVE_ENDED,
+    CapabilityReleased,
+    LetterDiscarded,
+    LetterRedriven,
+    RedriveBegun,
+    RedriveEnded,
+)
 from bus.worker import AGENT_DEREGISTERED, AGENT_REGISTERED
 
 # What is a whole message has a name here only: it is not in the bytes.
@@ -74,6 +86,10 @@ def vocabulary() -> dict[str, Entry]:
         AGENT_REGISTERED: Entry("data", Beat),
         AGENT_DEREGISTERED: Entry("data", Beat),
         LETTER_REDRIVEN: Entry("data", LetterRedriven),
+        LETTER_DISCARDED: Entry("data", LetterDiscarded),
+        REDRIVE_BEGUN: Entry("data", RedriveBegun),
+        REDRIVE_ENDED: Entry("data", RedriveEnded),
+        CAPABILITY_RELEASED: Entry("data", CapabilityReleased),
         STARTED: Entry("data", ArchiveStarted),
         SEALED: Entry("data", ArchiveSealed),
         REMOVED: Entry("data", ArchiveRemoved),

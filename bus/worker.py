@@ -14,6 +14,7 @@ import structlog
 
 from bus.agent import Agent, Capability
 from bus.attempts import Attempts
+from bus.brake import Brake
 from bus.client import Client
 from bus.connecting import connect
 from bus.connection import Message
@@ -75,9 +76,13 @@ class Worker:
         client, settings = self._client, self._client.settings
         await self._register(AGENT_REGISTERED)
         logger.info("serving", instance=self.instance, capabilities=list(self._agent.capabilities))
+        braking: list[asyncio.Task[None]] = []
         async with asyncio.TaskGroup() as tasks, self._heeding(tasks):
             for each in self._agent.capabilities.values():
-                self._intakes.append(await self._intake(each, tasks))
+                intake = await self._intake(each, tasks)
+                self._intakes.append(intake)
+                if each.on_dead == "pause":
+                    braking.append(await self._brake(each, intake, tasks))
             presence = tasks.create_task(
                 announce(client.connection, client.subjects, self._beat, settings.beat_s, self.ready)
             )
@@ -89,7 +94,7 @@ class Worker:
             logger.info("draining", held=len(self._serving))
             if self._serving:
                 await asyncio.wait(self._serving, timeout=settings.grace_s)
-            for task in (*pulling, *self._serving):
+            for task in (*pulling, *self._serving, *braking):
                 task.cancel()
             if self._serving:
                 await asyncio.wait(self._serving, timeout=settings.request_timeout_s)
@@ -120,6 +125,13 @@ class Worker:
             told.unsubscribe()
             for task in heeding:
                 task.cancel()
+
+    async def _brake(self, capability: Capability, intake: Intake, tasks: asyncio.TaskGroup) -> asyncio.Task[None]:
+        """Hold the intake after a death. Before it has asked for anything: there may have been one."""
+        brake = Brake(self._client, capability.name, intake.hold)
+        self._attempts.brakes[capability.name] = brake
+        await brake.look()
+        return tasks.create_task(brake.follow())
 
     async def _intake(self, capability: Capability, tasks: asyncio.TaskGroup) -> Intake:
         client = self._client
@@ -162,6 +174,7 @@ class Worker:
             capabilities={name: each.concurrency for name, each in self._agent.capabilities.items()},
             held=self._attempts.held,
             lag_s=round(lag_s, 3),
+            paused=[name for name, brake in self._attempts.brakes.items() if brake.is_on],
         )
 
 

@@ -8,6 +8,7 @@ import pytest
 RULES = [
     "bus.alternative",
     "bus.asyncapi",
+    "bus.causes",
     "bus.commands",
     "bus.conditions",
     "bus.comparison",
@@ -36,6 +37,7 @@ RULES = [
     "bus.references",
     "bus.retention",
     "bus.retry",
+    "bus.revival",
     "bus.run",
     "bus.schedule",
     "bus.schemas",
@@ -43,7 +45,9 @@ RULES = [
     "bus.selection",
     "bus.subjects",
     "bus.timers",
+    "bus.verdicts",
     "bus.verify",
+    "bus.wanted",
 ]
 FOLDS = [
     "projections.attention",

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from bus import dead, events
-from bus.dead import LETTER, LETTER_REDRIVEN, UNREADABLE
+from bus.dead import LETTER, UNREADABLE
 from bus.envelope import decode, decode_data, encode
 from bus.events import COMMIT, Event, Known
 from bus.garbage import COLLECTED
@@ -29,12 +29,12 @@ from tests.golden.samples import (
     MESSAGES,
     NOTICES,
     PAYLOADS,
-    REDRIVEN,
     REMOVED,
     ROOMY,
     RUN,
     SCHEDULES,
     UNDECODED,
+    VERDICTS,
     golden,
 )
 
@@ -82,7 +82,7 @@ def test_a_golden_dead_letter_is_read_back_equal(name: str, expected: object) ->
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [(LETTER_REDRIVEN, REDRIVEN), (COLLECTED, REMOVED), *NOTICES.items(), *SCHEDULES.items()],
+    [(COLLECTED, REMOVED), *VERDICTS.items(), *NOTICES.items(), *SCHEDULES.items()],
 )
 def test_what_operators_did_is_read_back_equal(name: str, expected: object) -> None:
     message = decode(golden(name).read_bytes())

@@ -32,12 +32,14 @@ from bus.commands import (
     Redrive,
     Report,
     Resume,
+    Revive,
     Rollback,
     Settle,
     Signal,
     Skip,
     Take,
 )
+from bus.dead import DeadLetter
 from bus.decide import decide
 from bus.errors import Refused
 from bus.events import (
@@ -223,6 +225,7 @@ class RunMachine(RuleBasedStateMachine):
         self.commits: list[Commit] = []
         self.sent: list[Command] = []
         self.attempts: dict[tuple[str, int | None], int] = {}
+        self.letters: list[DeadLetter] = []
         self.accepted: Counter[tuple[int, str, int | None]] = Counter()
 
     # What happens
@@ -302,6 +305,28 @@ class RunMachine(RuleBasedStateMachine):
         chosen = data.draw(st.lists(st.sampled_from(left), unique=True)) if some else []
         assert self.fire(Redrive("ann", tuple(chosen)))
 
+    @precondition(lambda self: any(dead.is_open(each, self.state) for each in self.letters))
+    @rule(data=st.data(), given=st.one_of(st.just(msgspec.UNSET), raws))
+    def revive(self, data: st.DataObject, given: msgspec.Raw | msgspec.UnsetType) -> None:
+        """The work of one letter goes on; who asks once more finds that it has."""
+        letter = data.draw(st.sampled_from([each for each in self.letters if dead.is_open(each, self.state)]))
+        command = Revive(
+            by="ann",
+            letter=dead.name_of(letter),
+            phase=letter.phase,
+            item=letter.item,
+            attempt=letter.attempt,
+            died_at=letter.died_at,
+            input=given,
+        )
+        others = [each for each in self.letters if each is not letter and dead.is_open(each, self.state)]
+        if self.fire(command):
+            assert not self.fire(command)
+            assert dead.standing(letter, self.state) in {"redriven", "died_again"}
+            if not letter.undoes:
+                # A compensation goes on with its whole rollback.
+                assert [each for each in others if dead.is_open(each, self.state)] == others
+
     @rule(data=st.data())
     def roll_back(self, data: st.DataObject) -> None:
         begun = [key for key, phase in self.state.phases.items() if phase.status != "pending"]
@@ -339,6 +364,12 @@ class RunMachine(RuleBasedStateMachine):
         letters = dead.letters(after, happened)
         assert len(letters) == sum(1 for event in happened if self.is_given_up_work(event))
         assert all(dead.is_open(letter, after) for letter in letters)
+        self.letters += letters
+        names = [dead.name_of(each) for each in self.letters]
+        assert len(set(names)) == len(names), "a death has one letter"
+        assert {each.earlier for each in letters} <= {"", *names}
+        standing = [(each.phase, each.item) for each in self.letters if dead.is_open(each, after)]
+        assert len(set(standing)) == len(standing), "work has one open letter"
         if any(isinstance(event, ResultRefused) for event in happened):
             assert len(happened) == 1
             assert len(set(after.late)) == len(after.late) == len(self.state.late) + 1, "each is recorded once"
