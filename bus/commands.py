@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
 
 import msgspec
 
@@ -136,7 +135,7 @@ class Redrive(msgspec.Struct, frozen=True):
 
 
 class Revive(msgspec.Struct, frozen=True, kw_only=True):
-    """Go on with the work of one dead letter, if that is still how it stands: given up at `attempt`, at `died_at`.
+    """Go on with the work of one dead letter, if that is still how it stands: given up at `attempt`, in `passes`.
 
     With `input` it gets this instead of what it had; `transform` names the function that made it.
     """
@@ -146,7 +145,7 @@ class Revive(msgspec.Struct, frozen=True, kw_only=True):
     phase: str
     item: int | None
     attempt: int
-    died_at: datetime
+    passes: int
     input: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     reason: str = ""
     transform: str = ""

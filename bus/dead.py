@@ -46,12 +46,12 @@ class Try(msgspec.Struct, frozen=True, omit_defaults=True):
 
 @LETTERS.message(LETTER)
 class DeadLetter(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """What was to be done, by whom it was tried, and why it was given up.
+    """What was to be done, by whom it was tried, and why it was given up, in that pass of its run.
 
     `began` and `origin` are the positions of the run's start and of the commit that made this work ready; 0 if the same
     commit gave it up. With `earlier`, the id of another letter, the work had died before, and was redriven. With
-    `undoes` it was to undo what the phase had done.
-    With `shortened`, payload and traces were too large to be repeated here; the run's own events have them.
+    `undoes` it was to undo what the phase had done. With `shortened`, payload and traces were too large to be repeated
+    here; the run's own events have them.
     """
 
     capability: str
@@ -59,9 +59,9 @@ class DeadLetter(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     plan: str
     phase: str
     problem: Problem
-    died_at: Instant
     item: int | None = None
     attempt: int = 0
+    passes: int = 1
     payload: msgspec.Raw
     attempts: Sequence[Try] = ()
     began: int = 0
@@ -120,7 +120,7 @@ def letters(state: RunState, events: Iterable[Event], *, known: int | None = Non
 
 def name_of(letter: DeadLetter) -> str:
     """The id of the letter's record: the same for the same death."""
-    return _name(letter.run, letter.phase, letter.item, Death(letter.attempt, letter.died_at))
+    return _name(letter.run, letter.phase, letter.item, Death(letter.attempt, letter.passes))
 
 
 def shortened(letter: DeadLetter) -> DeadLetter:
@@ -180,7 +180,7 @@ def read(message: Envelope) -> DeadLetter | Unreadable:
 def is_open(letter: DeadLetter, state: RunState) -> bool:
     """Whether the work is still dead: neither done since, nor on its way again."""
     phase = state.phases.get(letter.phase)
-    return phase is not None and phase.death(letter.item) == Death(letter.attempt, letter.died_at)
+    return phase is not None and phase.death_of(letter.item) == Death(letter.attempt, letter.passes)
 
 
 def standing(letter: DeadLetter, state: RunState, *, discarded: bool = False) -> Standing:
@@ -212,7 +212,7 @@ def _letter_of(state: RunState, event: PhaseFailed, upto: int) -> DeadLetter:
     item = phase.item(event.item)
     before = item.died if item is not None else phase.died
     # With the same commit it may have been redriven.
-    death, before = (now, before) if (now := phase.death(event.item)) is not None else (before, None)
+    death, before = (now, before) if (now := phase.death_of(event.item)) is not None else (before, None)
     assert death is not None, "what has failed was given up"
     tries = [] if item is None else item.attempts
     try:
@@ -226,8 +226,8 @@ def _letter_of(state: RunState, event: PhaseFailed, upto: int) -> DeadLetter:
         phase=event.phase,
         item=event.item,
         problem=event.problem,
-        died_at=death.at,
         attempt=death.attempt,
+        passes=death.passes,
         payload=payload,
         attempts=[
             Try(a.number, a.agent, a.instance, a.started_at, a.ended_at, a.cause, a.problem, a.evidence) for a in tries
@@ -240,7 +240,7 @@ def _letter_of(state: RunState, event: PhaseFailed, upto: int) -> DeadLetter:
 
 
 def _name(run: str, phase: str, item: int | None, death: Death) -> str:
-    return _digest(run, phase, "" if item is None else str(item), str(death.attempt), death.at.isoformat())
+    return _digest(run, phase, "" if item is None else str(item), str(death.attempt), str(death.passes))
 
 
 def _digest(*parts: str) -> str:

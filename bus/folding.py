@@ -142,7 +142,7 @@ class Folding:
                 before = self._phase(state, event.phase, at)
                 epoch = max((item.attempt for item in before.items), default=before.epoch)
                 undoing = Undoing(Output(event.input), Output(event.output))
-                work = Item(attempt=epoch, died=before.death(None) if before.undoing is not None else None)
+                work = Item(attempt=epoch, died=before.death_of(None) if before.undoing is not None else None)
                 phase = PhaseState(key=event.phase, items=[work], open_items=1, epoch=epoch, undoing=undoing)
                 phase.opened_at = at
                 state.phases[event.phase] = phase
@@ -288,10 +288,13 @@ class Folding:
         if item is not None and item.status not in TERMINAL:
             if item.holder is not None:
                 item = _touch(phase, item, ended_at=at, problem=event.problem, cause="cancelled")
-            _put(phase, _with(item, status="failed", problem=event.problem, ended_at=at))
+            death = Death(item.attempt, state.passes)
+            _put(phase, _with(item, status="failed", problem=event.problem, ended_at=at, death=death))
             phase.open_items -= 1
         if event.item is None:
             phase.problem = event.problem
+            if not phase.items:
+                phase.death = Death(phase.epoch, state.passes)
             is_optional = state.plan.graph[event.phase].phase.optional and phase.undoing is None
             if is_optional and phase.items and phase.items[0].index is not None:
                 # What did succeed is there for those that go on.
@@ -322,11 +325,11 @@ class Folding:
             epoch = max((item.attempt for item in before.items), default=before.epoch)
             if before.undoing is not None or (event.afresh and state.plan.graph[key].each is not None):
                 # What it goes over may be another list now; the numbers of its attempts go on.
-                state.phases[key] = PhaseState(key=key, epoch=epoch, died=before.death(None))
+                state.phases[key] = PhaseState(key=key, epoch=epoch, died=before.death or before.died)
             else:
                 anew = {item.index: _anew(item, afresh=event.afresh) for item in again}
                 items = [anew.get(item.index, item) for item in before.items]
-                died = before.death(None)
+                died = before.death or before.died
                 state.phases[key] = PhaseState(key=key, items=items, open_items=len(again), epoch=epoch, died=died)
             self._owned.add(key)
             state.open_phases += 1
@@ -357,7 +360,6 @@ def _with(item: Item, **changes: Any) -> Item:
 def _anew(item: Item, *, afresh: bool) -> Item:
     """For a new pass. What was done outside has been done, and an input that was replaced stays so, unless all of it is
     to be done again."""
-    died = Death(item.attempt, item.ended_at) if item.status == "failed" and item.ended_at else item.died
     return _with(
         item,
         status="pending",
@@ -368,7 +370,8 @@ def _anew(item: Item, *, afresh: bool) -> Item:
         effects={} if afresh else item.effects,
         given=None if afresh else item.given,
         origin=0,
-        died=died,
+        death=None,
+        died=item.death or item.died,
     )
 
 

@@ -202,7 +202,7 @@ def _redrive(state: RunState, event: RunRedriven, later: Event | None) -> Comman
 
 def _revive(state: RunState, event: RunRedriven, later: Event | None) -> Command | None:
     key = event.phases[0]
-    death = state.phases[key].death(event.item)
+    death = state.phases[key].death_of(event.item)
     if death is None:
         return None
     replaced = later if isinstance(later, PhaseInputReplaced) else None
@@ -212,7 +212,7 @@ def _revive(state: RunState, event: RunRedriven, later: Event | None) -> Command
         phase=key,
         item=event.item,
         attempt=death.attempt,
-        died_at=death.at,
+        passes=death.passes,
         input=replaced.input if replaced is not None else msgspec.UNSET,
         reason=event.reason,
         transform=replaced.transform if replaced is not None else "",

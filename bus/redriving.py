@@ -59,7 +59,9 @@ class Redriving:
         Raises Refused if it is not dead any more: of many who redrive it one does. MalformedMessage, TooLarge.
         """
         found = await self.dead_letter(number)
-        if found.standing not in {"open", "discarded"}:
+        # Bytes are sent without an answer, and whoever gets them looks into the log: once more does no harm.
+        is_sent = found.standing == "redriven" and isinstance(found.letter, Unreadable)
+        if found.standing not in {"open", "discarded"} and not is_sent:
             raise Refused(f"dead letter {number} {_STANDS[found.standing]}")
         given = payload if payload is msgspec.UNSET else as_json(payload)
         if isinstance(found.letter, DeadLetter):
@@ -123,7 +125,7 @@ class Redriving:
             phase=letter.phase,
             item=letter.item,
             attempt=letter.attempt,
-            died_at=letter.died_at,
+            passes=letter.passes,
             input=given,
             reason=reason,
             transform=transform,

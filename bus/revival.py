@@ -20,7 +20,7 @@ def revive(draft: Draft, command: Revive) -> None:
     phase = draft.state.phases.get(command.phase)
     if phase is None:
         raise Refused(f"run {draft.state.run} has no phase {command.phase!r}")
-    if phase.death(command.item) != Death(command.attempt, command.died_at):
+    if phase.death_of(command.item) != Death(command.attempt, command.passes):
         raise Refused(f"the dead letter was dealt with before: {_standing(phase, command.item)}")
     if phase.undoing is not None:
         _undo_again(draft, phase, command)

@@ -73,10 +73,10 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Death(NamedTuple):
-    """Work was given up at this attempt (its own number before the first), at this time: no other death has both."""
+    """Work was given up at this attempt, in this pass of its run: no other death of it has both numbers."""
 
     attempt: int
-    at: datetime
+    passes: int
 
 
 class Late(msgspec.Struct, frozen=True):
@@ -94,8 +94,8 @@ class Item(msgspec.Struct, frozen=True, kw_only=True):
     `attempt` is the current one's number, `ready_at` when it could first be taken, `problem` why it was given up,
     `earlier` how many of the attempts belong to passes before this one. `effects` are what its handlers did outside,
     each once: with what came of it, or None while nobody knows whether it happened. `given` is an input that somebody
-    put in place of the plan's, `origin` the position of the commit that opened it in this pass, and `died` how an
-    earlier pass ended.
+    put in place of the plan's, `origin` the position of the commit that opened it in this pass, `death` is how it was
+    given up, and `died` how it had been before.
     """
 
     index: int | None = None
@@ -110,6 +110,7 @@ class Item(msgspec.Struct, frozen=True, kw_only=True):
     effects: dict[str, Output | None] = msgspec.field(default_factory=dict)
     given: Output | None = None
     origin: int = 0
+    death: Death | None = None
     died: Death | None = None
 
     @property
@@ -138,8 +139,8 @@ class PhaseState(msgspec.Struct, kw_only=True):
 
     `lets_pass`: it has ended, and what needs it goes on, because it succeeded, or does not have to.
     `epoch` is the highest number an attempt had before this pass. A gate that waits is known by the pass it was opened
-    in (`gate`), and answered by one of `asked` (anybody, if that is empty). `child` is the run it waits for. `died` is
-    how an earlier pass ended in which it had no items yet.
+    in (`gate`), and answered by one of `asked` (anybody, if that is empty). `child` is the run it waits for.
+    `death` and `died` are those of a phase that was given up before it had items.
     """
 
     key: str
@@ -161,6 +162,7 @@ class PhaseState(msgspec.Struct, kw_only=True):
     is_escalated: bool = False
     undoing: Undoing | None = None
     child: str = ""
+    death: Death | None = None
     died: Death | None = None
 
     def item(self, index: int | None) -> Item | None:
@@ -170,13 +172,12 @@ class PhaseState(msgspec.Struct, kw_only=True):
             return None
         return self.items[place]
 
-    def death(self, index: int | None) -> Death | None:
+    def death_of(self, index: int | None) -> Death | None:
         """How the work of an item (None: of a plain phase) was given up, if that is how it stands now."""
         item = self.item(index)
         if item is not None:
-            return Death(item.attempt, item.ended_at) if item.status == "failed" and item.ended_at else None
-        is_whole = index is None and not self.items and self.status == "failed"
-        return Death(self.epoch, self.ended_at) if is_whole and self.ended_at else None
+            return item.death
+        return self.death if index is None else None
 
 
 class RunState(msgspec.Struct, kw_only=True):

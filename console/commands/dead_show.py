@@ -38,7 +38,7 @@ class Later(NamedTuple):
 @click.argument("number", type=click.IntRange(1))
 @on_bus
 async def show(client: Client, printer: Printer, number: int) -> None:
-    """Show a dead letter: its payload, every attempt, why each failed, and what became of it since."""
+    """Show a dead letter: its payload, every attempt, and why each failed; then what became of it."""
     from bus.dead import DeadLetter
     from bus.errors import NotFound
     from bus.ledger import utc_now

@@ -232,8 +232,8 @@ DIED = DeadLetter(
     phase="-8",
     item=0,
     problem=PROBLEM,
-    died_at=LATER,
     attempt=2,
+    passes=3,
     payload=msgspec.Raw(b'{"file":"a.py"}'),
     attempts=[
         Try(1, "coder", "coder-1", AT, LATER, "crashed", PROBLEM, "its connection closed"),

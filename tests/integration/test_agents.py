@@ -209,7 +209,7 @@ async def test_a_redriven_dead_letter_is_done_and_can_not_be_redriven_again(serv
         await client.redrive_letter(number, by="test")
         state = await client.result(receipt.run, timeout_s=BOUND_S)
         assert (state.status, client.output(state, "work"), state.passes) == ("completed", 2, 2)
-        with pytest.raises(Refused, match="redriven"):
+        with pytest.raises(Refused, match="is resolved"):
             await client.redrive_letter(number, by="test")
         # Watching it from its beginning goes on past the first ending.
         kinds = [type_of(each.event) for each in await happenings(client, receipt.run)]

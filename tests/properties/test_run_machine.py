@@ -237,6 +237,7 @@ class RunMachine(RuleBasedStateMachine):
         self.state = evolve(None, Commit(RUN, "1", self.now, 1, happened[:1]))
         self.watch(happened[1:])
         self.state = evolve(None, commit)
+        self.letters += dead.letters(self.state, happened)
         self.commits.append(commit)
 
     @precondition(lambda self: self.state.is_open)
@@ -316,7 +317,7 @@ class RunMachine(RuleBasedStateMachine):
             phase=letter.phase,
             item=letter.item,
             attempt=letter.attempt,
-            died_at=letter.died_at,
+            passes=letter.passes,
             input=given,
         )
         others = [each for each in self.letters if each is not letter and dead.is_open(each, self.state)]

@@ -24,8 +24,8 @@ def died(run: Driver) -> DeadLetter:
 
 
 def reviving(letter: DeadLetter, **more: object) -> Revive:
-    place = (letter.phase, letter.item, letter.attempt, letter.died_at)
-    named = dict(zip(("phase", "item", "attempt", "died_at"), place, strict=True))
+    place = (letter.phase, letter.item, letter.attempt, letter.passes)
+    named = dict(zip(("phase", "item", "attempt", "passes"), place, strict=True))
     return Revive(by="ann", letter=dead.name_of(letter), **named, **more)  # type: ignore[arg-type]
 
 
