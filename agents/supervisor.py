@@ -16,6 +16,7 @@ from datetime import timedelta
 import structlog
 
 from agents.census import Census
+from agents.clerk import Clerk
 from agents.clockwork import Clockwork
 from agents.docket import Docket, Key
 from agents.leadership import Leadership
@@ -55,6 +56,7 @@ class Supervisor:
         self._suspects: asyncio.Queue[str] = asyncio.Queue()
         self._census = Census(client, self._suspects.put_nowait)
         self._docket = Docket()
+        self._clerk = Clerk(client)
         self._missing: dict[Key, float] = {}
         self._foreign: dict[str, set[Held]] = {}
         self._position = 0
@@ -89,6 +91,7 @@ class Supervisor:
             return
         logger.info("leading", lease=self._leadership.revision)
         self._docket, self._missing, self._foreign = Docket(), {}, {}
+        self._clerk = Clerk(self._client)
         newest = await self._client.log.last(self._client.subjects.runs)
         upto = newest.position if newest is not None else 0
         floor = await self._leadership.floor()
@@ -105,6 +108,7 @@ class Supervisor:
             tasks.create_task(self._every(self._lease_s / 6, self._check_holders))
             tasks.create_task(self._every(_LOST_WORK_EVERY_S, self._restore_work))
             tasks.create_task(self._every(_LOST_WORK_EVERY_S, self._mind_children))
+            tasks.create_task(self._every(_LOST_WORK_EVERY_S, self._clerk.look))
             tasks.create_task(self._every(_FLOOR_EVERY_S, self._raise_floor))
             tasks.create_task(self._heed_suspects())
             clockwork = Clockwork(self._client, self._open_run_of)
@@ -156,7 +160,9 @@ class Supervisor:
             # An ended run goes on; its beginning is older than what has been followed.
             self._docket.note(await self._client.runs.load(run), record.position)
         else:
-            self._docket.note(evolve(before, commit), record.position)
+            after = evolve(before, commit)
+            self._docket.note(after, record.position)
+            self._clerk.note(after, commit)
 
     async def _open_run_of(self, schedule: Schedule) -> str | None:
         """An open run of the schedule, as of all that is in the log by now."""
@@ -304,7 +310,7 @@ class Supervisor:
             return ()
 
     async def _raise_floor(self) -> None:
-        await self._leadership.raise_floor(self._docket.floor(self._position))
+        await self._leadership.raise_floor(self._clerk.floor(self._docket.floor(self._position)))
 
 
 _WORDS = {

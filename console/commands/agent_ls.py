@@ -30,7 +30,9 @@ async def ls(client: Client, printer: Printer) -> None:
 
 
 def _row(beat: Beat) -> list[str]:
-    capabilities = ", ".join(f"{name} x{width}" for name, width in beat.capabilities.items())
+    capabilities = ", ".join(
+        f"{name} x{width}" + (" (paused)" if name in beat.paused else "") for name, width in beat.capabilities.items()
+    )
     held = ", ".join(
         f"{each.run}/{each.phase}" + (f":{each.item}" if each.item is not None else "") + f" #{each.attempt}"
         for each in beat.held

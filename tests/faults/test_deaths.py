@@ -14,7 +14,9 @@ import msgspec
 import pytest
 
 from bus import Agent, Client, Phase, Plan, Reject, Retry, connect
+from bus.commands import Expire
 from bus.dead import DeadLetter
+from bus.errors import Unavailable
 from bus.letters import Letter
 from bus.server import Server
 from tests.harness import BOUND_S, agent_process, agent_processes, agents_there, serving, supervised, until
@@ -236,3 +238,35 @@ async def _open(client: Client) -> bool:
 
 async def _all_resolved(client: Client, count: int) -> bool:
     return len([each async for each in client.dead_letters(status=["resolved"])]) == count
+
+
+async def test_letters_that_do_not_fit_into_one_batch_are_made_again_if_whoever_stores_them_dies(
+    server: Server, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = 1_200
+    phases = [Phase(key, "nobody", each="input", width=600) for key in ("a", "b")]
+    receipt = await client.start(Plan("wide", phases=phases, timeout_s=0.2), list(range(count // 2)))
+    together = client.log.append_together
+
+    async def dying(parts: Any) -> int:
+        if parts[0].expected is None:
+            raise Unavailable("it died before the rest of the letters")
+        return await together(parts)
+
+    monkeypatch.setattr(client.log, "append_together", dying)
+    await asyncio.sleep(0.3)
+    with pytest.raises(Unavailable):
+        await client.runs.submit(receipt.run, Expire())
+    assert len([each async for each in client.dead_letters()]) == 500
+    async with supervised(server):
+        await until(lambda: _all_dead(client, count))
+        # Whoever was only slow stores them too, and they are there once.
+        await asyncio.sleep(0.5)
+        assert await _all_dead(client, count)
+    found = [each async for each in client.dead_letters(status=["open"])]
+    assert len({each.id for each in found}) == count
+    assert {each.causation for each in found} == {[each async for each in client.ledger.commits(receipt.run)][-1].id}
+
+
+async def _all_dead(client: Client, count: int) -> bool:
+    return len([each async for each in client.dead_letters()]) == count
