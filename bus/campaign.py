@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import uuid4
 
 import msgspec
@@ -19,18 +19,15 @@ from msgspec.structs import replace
 
 from bus import verdicts
 from bus.dead import DeadLetter, standing
-from bus.envelope import decode_data, envelope
+from bus.envelope import decode_data
 from bus.errors import MalformedMessage, NotFound, Refused, TimedOut, TooLarge
 from bus.events import RunRedriven
 from bus.inputs import input_of
-from bus.ledger import utc_now
 from bus.letters import Letter, Letters
 from bus.references import Unresolved
+from bus.resending import Bus, say, send_again
 from bus.verdicts import Ending, LetterRedriven, RedriveBegun, RedriveEnded, Terms
 from bus.wanted import Wanted
-
-if TYPE_CHECKING:
-    from bus.redriving import Redriving
 
 logger = structlog.get_logger(__name__)
 
@@ -61,7 +58,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 class Campaign:
     """A redrive of many, as whoever runs it sees it."""
 
-    def __init__(self, client: Redriving, begun: RedriveBegun, by: str) -> None:
+    def __init__(self, client: Bus, begun: RedriveBegun, by: str) -> None:
         self._client = client
         self._begun = begun
         self._by = by
@@ -70,7 +67,7 @@ class Campaign:
         self._due = 0.0
 
     @classmethod
-    async def begin(cls, client: Redriving, wanted: Wanted, terms: Terms, *, by: str, reason: str) -> Campaign:
+    async def begin(cls, client: Bus, wanted: Wanted, terms: Terms, *, by: str, reason: str) -> Campaign:
         """Put it on record. Letters that come later are not in it. Raises Unavailable."""
         newest = await client.log.last(client.log.subjects.dead_letters)
         begun = RedriveBegun(
@@ -85,7 +82,7 @@ class Campaign:
         return cls(client, begun, by)
 
     @classmethod
-    async def load(cls, client: Redriving, operation: str, *, by: str) -> Campaign:
+    async def load(cls, client: Bus, operation: str, *, by: str) -> Campaign:
         """One that was begun and is not over. Raises NotFound; Refused: it is over; Unavailable."""
         begun = await find(client, operation)
         return cls(client, begun, by)
@@ -135,8 +132,9 @@ class Campaign:
         )
         try:
             payload = msgspec.UNSET if transform is None else await transformed(self._client, found, transform)
-            await self._client.redrive_letter(
-                found.number,
+            await send_again(
+                self._client,
+                found,
                 by=self._by,
                 reason=self._begun.reason,
                 payload=payload,
@@ -207,7 +205,7 @@ class Campaign:
         return standing(letter, state) == "resolved"
 
 
-async def transformed(client: Redriving, found: Letter, transform: Transform) -> Any:
+async def transformed(client: Bus, found: Letter, transform: Transform) -> Any:
     """The letter's new payload, UNSET if it is the old one. Raises Refused if the transform can't make one."""
     letter = found.letter
     if not isinstance(letter, DeadLetter):
@@ -228,7 +226,7 @@ async def transformed(client: Redriving, found: Letter, transform: Transform) ->
         raise Refused(f"the transform raised {type(error).__name__}: {error}") from error
 
 
-async def find(client: Redriving, operation: str) -> RedriveBegun:
+async def find(client: Bus, operation: str) -> RedriveBegun:
     """How a campaign that is not over was begun. Raises NotFound, Refused, Unavailable."""
     begun: RedriveBegun | None = None
     async for record in client.log.read(client.log.subjects.ops("dead")):
@@ -246,9 +244,3 @@ async def find(client: Redriving, operation: str) -> RedriveBegun:
     if begun is None:
         raise NotFound(f"there is no redrive {operation!r} in this log")
     return begun
-
-
-async def say(client: Redriving, kind: str, what: object, *, area: str = "dead") -> None:
-    """Put a verdict on record. Raises Unavailable."""
-    record = envelope(kind, what, id=uuid4().hex, source=client.source, time=utc_now())
-    await client.log.append(client.log.subjects.ops(area), record)

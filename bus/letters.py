@@ -57,6 +57,7 @@ class Letters:
         self._log = log
         self._runs = runs
         self._states: dict[str, RunState | None] = {}
+        self._archived: set[str] = set()
         self._verdicts: dict[str, LetterRedriven | LetterDiscarded] = {}
         self._judged_upto = 0
         self._repeats: dict[tuple[str, str], int] | None = None
@@ -118,11 +119,13 @@ class Letters:
         if run not in self._states:
             try:
                 self._states[run] = await self._runs.load(run)
-            except NotFound as error:
-                # No run is archived while its work is dead, and without its run nobody can do it.
+            except Archived:
                 self._states[run] = None
-                if not isinstance(error, Archived):
-                    logger.warning("letter without a run", run=run)
+                self._archived.add(run)
+            except NotFound:
+                # Nobody can do its work here; whoever brings its run along can.
+                self._states[run] = None
+                logger.warning("letter without a run", run=run)
         return self._states[run]
 
     def verdict(self, id: str) -> LetterRedriven | LetterDiscarded | None:
@@ -158,9 +161,11 @@ class Letters:
 
     def _of_work(self, id: str, letter: DeadLetter) -> Standing:
         state = self._states[letter.run]
-        if state is None:
-            return "resolved"
-        return dead.standing(letter, state, discarded=isinstance(self._verdicts.get(id), LetterDiscarded))
+        is_discarded = isinstance(self._verdicts.get(id), LetterDiscarded)
+        if state is not None:
+            return dead.standing(letter, state, discarded=is_discarded)
+        # No run is archived while its work is dead.
+        return "resolved" if letter.run in self._archived else "discarded" if is_discarded else "open"
 
     async def _of_bytes(self, number: int, id: str, letter: Unreadable) -> Standing:
         """Of bytes only their subject tells what they may have become, once somebody can read them."""

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 
 import msgspec
 
 from bus import verdicts
-from bus.campaign import Campaign, Outcome, Transform, say
-from bus.commands import Revive
+from bus.campaign import Campaign, Outcome, Transform
 from bus.connection import Connection
-from bus.dead import DeadLetter, Unreadable
+from bus.dead import Unreadable
 from bus.errors import Refused
 from bus.ledger import Ledger
 from bus.letters import Letter, Letters
 from bus.log import Log
+from bus.resending import say, send_again
 from bus.runs import Runs
-from bus.steering import as_json
 from bus.subjects import capability as as_capability
-from bus.verdicts import CapabilityReleased, LetterDiscarded, LetterRedriven, Terms
+from bus.verdicts import CapabilityReleased, LetterDiscarded, Terms
 from bus.wanted import Wanted
 
 
@@ -43,33 +43,18 @@ class Redriving:
         """One dead letter as it stands now."""
         return await Letters(self.log, self.runs).one(number)
 
-    async def redrive_letter(
-        self,
-        number: int,
-        *,
-        by: str,
-        reason: str = "",
-        payload: Any = msgspec.UNSET,
-        transform: str = "",
-        operation: str = "",
-    ) -> None:
+    async def redrive_letter(self, number: int, *, by: str, reason: str = "", payload: Any = msgspec.UNSET) -> None:
         """Send dead work again to where it came from, with `payload` in place of what it had.
 
-        Nothing else of its run is done again but what waits for it. `transform` names what made the payload.
-        Raises Refused if it is not dead any more: of many who redrive it one does. MalformedMessage, TooLarge.
+        Nothing else of its run is done again but what waits for it. Raises Refused if it is not dead any more: of many
+        who redrive it one does. MalformedMessage, TooLarge.
         """
         found = await self.dead_letter(number)
         # Bytes are sent without an answer, and whoever gets them looks into the log: once more does no harm.
         is_sent = found.standing == "redriven" and isinstance(found.letter, Unreadable)
         if found.standing not in {"open", "discarded"} and not is_sent:
             raise Refused(f"dead letter {number} {_STANDS[found.standing]}")
-        given = payload if payload is msgspec.UNSET else as_json(payload)
-        if isinstance(found.letter, DeadLetter):
-            await self._revive(found, found.letter, by, reason, given, transform, operation)
-        elif given is not msgspec.UNSET:
-            raise Refused(f"dead letter {number} is a message nobody could read: it has no input to replace")
-        else:
-            await self._resend(found, found.letter, by, reason, operation)
+        await send_again(self, found, by=by, reason=reason, payload=payload)
 
     async def discard_letter(self, number: int, *, by: str, reason: str = "") -> None:
         """Say that nobody wants this work any more. The letter stays where it is, and can still be redriven."""
@@ -93,56 +78,23 @@ class Redriving:
         With `terms.try_one` the first has to succeed before any other goes.
         """
         campaign = await Campaign.begin(self, wanted, terms or Terms(), by=by, reason=reason)
-        async for outcome in campaign.run(transform):
-            yield outcome
+        async with aclosing(campaign.run(transform)) as outcomes:
+            async for outcome in outcomes:
+                yield outcome
 
     async def resume_redrive(
         self, operation: str, *, by: str, transform: Transform | None = None
     ) -> AsyncGenerator[Outcome, None]:
         """Go on with a redrive of many that was interrupted, on its own terms. Raises NotFound; Refused: it is over."""
         campaign = await Campaign.load(self, operation, by=by)
-        async for outcome in campaign.run(transform):
-            yield outcome
+        async with aclosing(campaign.run(transform)) as outcomes:
+            async for outcome in outcomes:
+                yield outcome
 
     async def release(self, capability: str, *, by: str, reason: str = "") -> None:
         """Let a capability with `on_dead="pause"` take work again after a death."""
         said = CapabilityReleased(by, as_capability(capability), reason)
         await say(self, verdicts.CAPABILITY_RELEASED, said, area="released")
-
-    async def _revive(
-        self,
-        found: Letter,
-        letter: DeadLetter,
-        by: str,
-        reason: str,
-        given: msgspec.Raw | msgspec.UnsetType,
-        transform: str,
-        operation: str,
-    ) -> None:
-        command = Revive(
-            by=by,
-            letter=found.id,
-            phase=letter.phase,
-            item=letter.item,
-            attempt=letter.attempt,
-            passes=letter.passes,
-            input=given,
-            reason=reason,
-            transform=transform,
-            operation=operation,
-        )
-        await self.runs.submit(letter.run, command, causation=found.id)
-
-    async def _resend(self, found: Letter, letter: Unreadable, by: str, reason: str, operation: str) -> None:
-        if letter.size_bytes > len(letter.body):
-            raise Refused(
-                f"dead letter {found.number} is the beginning of {letter.size_bytes} bytes: it can't be sent again"
-            )
-        # By its id: its number is its position in this log, and an import into another gives it a new one.
-        said = LetterRedriven(by, found.id, letter.subject, reason, operation)
-        await say(self, verdicts.LETTER_REDRIVEN, said)
-        # A letter that was imported names a subject of the bus it comes from.
-        self.connection.publish(self.log.subjects.ours(letter.subject), letter.body)
 
 
 _STANDS = {

@@ -12,12 +12,14 @@ import pytest
 
 from bus import Agent, Client, Phase, Plan, Refused, Reject, SettingsError, connect, ref, serving
 from bus.campaign import Outcome
-from bus.dead import DeadLetter, Unreadable
+from bus.dead import LETTER, DeadLetter, Unreadable
+from bus.envelope import envelope
 from bus.errors import NotFound
 from bus.events import PhaseInputReplaced, RunRedriven
 from bus.ledger import utc_now
 from bus.letters import Letter
 from bus.outgoing import select
+from bus.problem import Problem
 from bus.retention import Policy
 from bus.server import Server
 from bus.verdicts import Terms
@@ -331,3 +333,20 @@ async def _count(client: Client, count: int) -> bool:
 
 async def _stand(client: Client, wanted: list[str]) -> bool:
     return await standings(client) == wanted
+
+
+async def test_a_letter_without_its_run_stays_open_and_can_not_be_redriven(client: Client) -> None:
+    letter = DeadLetter(
+        capability="shop.buy",
+        run="elsewhere",
+        plan="p",
+        phase="a",
+        problem=Problem("rejected", "no", "permanent"),
+        payload=msgspec.Raw(b"1"),
+    )
+    record = envelope(LETTER, letter, id="1", source="/test", time=utc_now())
+    number = await client.log.append(client.subjects.dead("shop.buy"), record)
+    assert await standings(client) == ["open"]
+    with pytest.raises(Refused, match="there is no run elsewhere"):
+        await client.redrive_letter(number, by="ann")
+    assert [each.refusal for each in await redriven(client, Wanted())] == ["there is no run elsewhere", ""]

@@ -12,6 +12,8 @@ from bus.commands import Cancel, Redrive, Revive, Rollback, Skip
 from bus.dead import DeadLetter
 from bus.errors import Refused
 from bus.events import Event, PhaseInputReplaced, PhaseReady, RunRedriven
+from bus.folding import Folding
+from bus.hindsight import asked
 from bus.plan import Phase
 from bus.references import ref
 from tests.driver import PERMANENT, Driver
@@ -205,3 +207,12 @@ def test_a_letter_says_where_its_work_began() -> None:
     letter = died(run)
     # The run began with the first commit, and what made `b` ready is the result of `a`: the third.
     assert (letter.began, letter.origin) == (1, 3)
+
+
+def test_hindsight_knows_what_was_asked() -> None:
+    run = Driver(Phase("a", "do", each="input"), input=[1, 2])
+    run.fail("a", PERMANENT, 1)
+    command = reviving(died(run), input=msgspec.Raw(b"5"), reason="why", transform="mend:it", operation="o1")
+    run.do(command)
+    folding = Folding(None)
+    assert [each for commit in run.commits for each in asked(folding, commit)][-1] == command
