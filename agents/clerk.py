@@ -27,18 +27,18 @@ class Clerk:
 
     def __init__(self, client: Client) -> None:
         self._client = client
-        self._open: list[tuple[float, RunState, Commit]] = []
+        self._open: list[tuple[float, RunState | None, Commit]] = []
 
-    def note(self, after: RunState, commit: Commit) -> None:
-        """A commit was stored; `after` is its run with it."""
+    def note(self, before: RunState | None, commit: Commit) -> None:
+        """A commit was stored; `before` is its run without it."""
         if sum(isinstance(event, PhaseFailed) for event in commit.events) > LETTERS_IN_BATCH:
-            self._open.append((time.monotonic() + _PATIENCE_S, after, commit))
+            self._open.append((time.monotonic() + _PATIENCE_S, before, commit))
 
     async def look(self) -> None:
         """Store what is missing by now. Raises Unavailable, and then goes on with it the next time."""
         while self._open and self._open[0][0] < time.monotonic():
-            _, after, commit = self._open[0]
-            stored = await self._client.ledger.complete_letters(after, commit)
+            _, before, commit = self._open[0]
+            stored = await self._client.ledger.complete_letters(before, commit)
             if stored:
                 logger.warning("letters restored", run=commit.run, position=commit.position, letters=stored)
             del self._open[0]

@@ -20,6 +20,7 @@ from agents.clerk import Clerk
 from agents.clockwork import Clockwork
 from agents.docket import Docket, Key
 from agents.leadership import Leadership
+from agents.sweep import Sweep
 from bus import children
 from bus.client import Client
 from bus.commands import Cancel, Command, Fail
@@ -43,7 +44,9 @@ _TICK_S = 0.05
 _LOST_WORK_EVERY_S = 2.0
 _FLOOR_EVERY_S = 5.0
 _SCHEDULES_EVERY_S = 1.0
+_SWEEP_EVERY_S = 1.0
 _AGAIN_S = 1.0
+_FLOOR = "floor"
 
 
 class Supervisor:
@@ -86,15 +89,14 @@ class Supervisor:
 
     async def _term(self) -> None:
         """Become the leader and lead until the lease is lost. Returns, at once or then, if it can't be had."""
-        await self._leadership.set_up()
         if not await self._leadership.claim():
             return
-        logger.info("leading", lease=self._leadership.revision)
+        logger.info("leading", lease=self._leadership.token)
         self._docket, self._missing, self._foreign = Docket(), {}, {}
         self._clerk = Clerk(self._client)
         newest = await self._client.log.last(self._client.subjects.runs)
         upto = newest.position if newest is not None else 0
-        floor = await self._leadership.floor()
+        floor = await self._floor()
         # A floor above the log is not one of this log: everything is read.
         self._position = floor if floor <= upto else 0
         async with self._census.watching(), asyncio.TaskGroup() as tasks:
@@ -111,6 +113,7 @@ class Supervisor:
             tasks.create_task(self._every(_LOST_WORK_EVERY_S, self._clerk.look))
             tasks.create_task(self._every(_FLOOR_EVERY_S, self._raise_floor))
             tasks.create_task(self._heed_suspects())
+            tasks.create_task(self._every(_SWEEP_EVERY_S, Sweep(self._client, self._leadership.bucket).sweep))
             clockwork = Clockwork(self._client, self._open_run_of)
             tasks.create_task(self._every(_SCHEDULES_EVERY_S, clockwork.look))
             tasks.create_task(clockwork.serve())
@@ -160,9 +163,8 @@ class Supervisor:
             # An ended run goes on; its beginning is older than what has been followed.
             self._docket.note(await self._client.runs.load(run), record.position)
         else:
-            after = evolve(before, commit)
-            self._docket.note(after, record.position)
-            self._clerk.note(after, commit)
+            self._docket.note(evolve(before, commit), record.position)
+            self._clerk.note(before, commit)
 
     async def _open_run_of(self, schedule: Schedule) -> str | None:
         """An open run of the schedule, as of all that is in the log by now."""
@@ -309,8 +311,14 @@ class Supervisor:
             # A worker makes it again; nothing waits in it.
             return ()
 
+    async def _floor(self) -> int:
+        """A position before which every run had ended, so that a new leader need not read what is older."""
+        entry = await self._leadership.bucket.get(_FLOOR)
+        return int(entry.value) if entry is not None and entry.value.isdigit() else 0
+
     async def _raise_floor(self) -> None:
-        await self._leadership.raise_floor(self._clerk.floor(self._docket.floor(self._position)))
+        floor = self._clerk.floor(self._docket.floor(self._position))
+        await self._leadership.bucket.put(_FLOOR, str(floor).encode())
 
 
 _WORDS = {

@@ -4,18 +4,24 @@ An author needs `Agent`, `Context` and `Reject`; a caller needs `connect`; a pla
 """
 
 from bus.agent import Agent
-from bus.client import Client, Receipt, WorkFailed
+from bus.cache import Cache
+from bus.client import Client, Receipt
 from bus.connecting import connect
 from bus.context import Context
+from bus.decision import Decision
 from bus.diagnosis import Reject
+from bus.election import Candidacy
 from bus.errors import (
     Archived,
     ArchiveDamaged,
     BusError,
+    DecisionError,
+    LeaseLost,
     MalformedMessage,
     Misconfigured,
     NoLiveAgent,
     NotFound,
+    OutcomeUnknown,
     PayloadLost,
     PlanError,
     Refused,
@@ -24,9 +30,12 @@ from bus.errors import (
     TimedOut,
     TooLarge,
     Unavailable,
+    WorkFailed,
 )
 from bus.happening import Happening
+from bus.held import Lease
 from bus.messages import message, upcaster
+from bus.notebook import Done, NotDone
 from bus.plan import Approval, Phase, Plan
 from bus.problem import Problem
 from bus.references import Ref, ref
@@ -42,13 +51,22 @@ __all__ = [
     "ArchiveDamaged",
     "Archived",
     "BusError",
+    "Cache",
+    "Candidacy",
     "Client",
     "Context",
+    "Decision",
+    "DecisionError",
+    "Done",
     "Happening",
+    "Lease",
+    "LeaseLost",
     "MalformedMessage",
     "Misconfigured",
     "NoLiveAgent",
+    "NotDone",
     "NotFound",
+    "OutcomeUnknown",
     "PayloadLost",
     "Phase",
     "Plan",

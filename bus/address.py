@@ -27,11 +27,22 @@ class Started(msgspec.Struct, frozen=True):
 
 def find_started(ignored: Callable[[str], None], folder: Path | None = None) -> Started | None:
     """The bus that runs in this folder or the nearest one above it. `ignored` is told why a file is passed over."""
+    found = _nearest(ignored, folder)
+    return found[1] if found is not None else None
+
+
+def folder_of_started(folder: Path | None = None) -> Path | None:
+    """The folder in which that bus was started: here, or above."""
+    found = _nearest(lambda _reason: None, folder)
+    return found[0] if found is not None else None
+
+
+def _nearest(ignored: Callable[[str], None], folder: Path | None) -> tuple[Path, Started] | None:
     here = (folder or Path.cwd()).resolve()
     for each in (here, *here.parents):
         started = read_started(each / FILE, ignored)
         if started is not None:
-            return started
+            return each, started
     return None
 
 

@@ -11,9 +11,11 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from bus import subjects
+from bus.cache import Cache
 from bus.context import Context
 from bus.diagnosis import Classify
 from bus.errors import SettingsError
+from bus.fingerprint import has_fingerprint
 from bus.schemas import anything
 
 Handler = Callable[..., Any]
@@ -26,7 +28,8 @@ class Capability(msgspec.Struct, frozen=True, kw_only=True):
 
     `timeout_s` bounds an attempt, and `silence_s` how long its handler may say nothing, where the plan does not;
     `concurrency` is how many attempts one instance holds. `isolation="process"`: each attempt has a process of its own,
-    which may take `memory_mb` more than it begins with. `classify` is the author's judgement of an exception.
+    which may take `memory_mb` more than it begins with. `classify` is the author's judgement of an exception. With
+    `cache` its answer depends on its input alone, so the same input need not be worked on again (`bus.cache`).
     `on_dead`: what happens to later work when some was given up for good: `skip` goes on with it, `pause` takes nothing
     more until somebody says `phasebus dead release`.
     """
@@ -43,6 +46,7 @@ class Capability(msgspec.Struct, frozen=True, kw_only=True):
     isolation: Literal["process"] | None = None
     memory_mb: int | None = None
     classify: Classify | None = None
+    cache: Cache | None = None
     on_dead: Literal["skip", "pause"] = "skip"
 
     def call(self, value: object, context: Context) -> Any:
@@ -77,6 +81,7 @@ class Agent:
         isolation: Literal["process"] | None = None,
         memory_mb: int | None = None,
         classify: Classify | None = None,
+        cache: Cache | bool = False,
         on_dead: Literal["skip", "pause"] = "skip",
     ) -> Callable[[H], H]:
         """Register the decorated function as the handler of `name`; what the keywords mean is said at `Capability`.
@@ -101,9 +106,15 @@ class Agent:
 
         if on_dead not in ("skip", "pause"):
             raise SettingsError(f"capability {name!r}: on_dead is 'skip' or 'pause', not {on_dead!r}")
+        kept = Cache() if cache is True else cache or None
 
         def register(handler: H) -> H:
             takes, gives, wants_context = _signature(name, handler)
+            if kept is not None and kept.version is None and not has_fingerprint(handler):
+                raise SettingsError(
+                    f"capability {name!r}: its handler is an object, or a method of one, and its answers may depend on "
+                    "more than its code: give it cache=Cache(version='1'), and another version when that changes"
+                )
             self._capabilities[name] = Capability(
                 name=name,
                 handler=handler,
@@ -117,6 +128,7 @@ class Agent:
                 isolation=isolation,
                 memory_mb=memory_mb,
                 classify=classify or self._classify,
+                cache=kept,
                 on_dead=on_dead,
             )
             return handler

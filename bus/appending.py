@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 from uuid import uuid4
 
 import msgspec
@@ -20,7 +20,7 @@ import msgspec
 from bus.acknowledgement import ALREADY_COMMITTED, BATCH_MEMBERS, CONFLICTS, TEMPORARY, Ack, read_ack
 from bus.connection import Connection, Message
 from bus.envelope import CONTENT_TYPE, UNDECODABLE, Envelope
-from bus.errors import BusError, Misconfigured, NoResponders, Refused, TooMany, Unavailable
+from bus.errors import BusError, LeaseLost, Misconfigured, NoResponders, Refused, SettingsError, TooMany, Unavailable
 from bus.payloads import Payloads
 from bus.reading import Reader
 from bus.record import Record
@@ -50,12 +50,28 @@ class VersionConflict(BusError):
         self.has_more = has_more
 
 
+class Fence(Protocol):
+    """What a writer must still have for a message to be stored: a lease. `token` is the newest position on `subject`
+    as long as that is so."""
+
+    @property
+    def what(self) -> str: ...
+    @property
+    def subject(self) -> str: ...
+    @property
+    def token(self) -> int: ...
+
+
 class Part(NamedTuple):
-    """A message for a subject. `expected`: newest position there that the writer has seen, 0: none, None: any."""
+    """A message for a subject. `expected`: newest position there that the writer has seen, 0: none, None: any.
+
+    With `fence` it is stored only while the writer has that lease. A message has one expectation: this, or its own.
+    """
 
     subject: str
     message: Envelope
     expected: int | None = None
+    fence: Fence | None = None
 
 
 class _Identity(msgspec.Struct, frozen=True):
@@ -77,7 +93,7 @@ class Appender:
         self._settings = settings
 
     async def append(self, part: Part) -> int:
-        """Raises VersionConflict, TooLarge before sending, Unavailable."""
+        """Raises VersionConflict, LeaseLost, TooLarge before sending, Unavailable."""
         headers, body = _headers(part), await self._payloads.pack(part.subject, part.message)
         # Without an expectation the id alone makes a resend harmless, within the server's window for duplicates.
         return await self._insist(
@@ -102,7 +118,7 @@ class Appender:
         return answer.seq if answer.error is None and not answer.duplicate else None
 
     async def append_together(self, parts: Sequence[Part]) -> int:
-        """Raises VersionConflict, TooLarge and TooMany before sending, Unavailable."""
+        """Raises VersionConflict, LeaseLost, TooLarge and TooMany before sending, Unavailable."""
         if len(parts) > BATCH_MEMBERS:
             raise TooMany("messages of one batch", len(parts), BATCH_MEMBERS)
         encoded = [
@@ -186,6 +202,11 @@ class Appender:
                     return record.position
                 if record.stored_at < recent:
                     break
+        for part in parts:
+            if part.fence is not None:
+                newest = await self._reader.last(part.fence.subject)
+                if newest is not None and newest.position > part.fence.token:
+                    raise LeaseLost(part.fence.what, part.fence.token, "the log refused what it was to guard")
         # A replica answered that does not have yet what its leader refused it for.
         raise Unavailable(f"what {parts[0].subject!r} refused it for is not to be seen")
 
@@ -213,6 +234,11 @@ def _is(record: Record, message: Envelope) -> bool:
 
 def _headers(part: Part) -> dict[str, str]:
     headers = {"Nats-Msg-Id": part.message.id, "Content-Type": CONTENT_TYPE}
+    if part.expected is not None and part.fence is not None:
+        raise SettingsError(f"what goes to {part.subject!r} can expect a position or a lease, not both: append two")
     if part.expected is not None:
         headers["Nats-Expected-Last-Subject-Sequence"] = str(part.expected)
+    if part.fence is not None:
+        headers["Nats-Expected-Last-Subject-Sequence"] = str(part.fence.token)
+        headers["Nats-Expected-Last-Subject-Sequence-Subject"] = part.fence.subject
     return headers

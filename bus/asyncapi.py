@@ -28,6 +28,9 @@ _PARAMETERS = {
     "agent": "An agent's name.",
     "instance": "One live process of an agent.",
     "area": "What operators did something to.",
+    "lease": "Which one, in two or three tokens: `lock.deploy`, `leader.indexer`, `permit.gpu.2`.",
+    "barrier": "A barrier's name.",
+    "decision": "A decision's id.",
 }
 _HEADERS = {
     "Nats-Msg-Id": "The id in the body: whatever is sent again with it is stored once.",
@@ -83,6 +86,27 @@ _CHANNELS = (
             "ops.archive_sealed.v1",
             "ops.archive_removed.v1",
         ),
+        True,
+    ),
+    Channel(
+        "leases",
+        "lease.{lease}",
+        "Who got, gave back and lost a lock, a permit or a lead.",
+        ("lease.acquired.v1", "lease.released.v1", "lease.lost.v1"),
+        True,
+    ),
+    Channel(
+        "barriers",
+        "barrier.{barrier}",
+        "Who waits at a barrier, and who does not any more.",
+        ("barrier.arrived.v1", "barrier.left.v1"),
+        True,
+    ),
+    Channel(
+        "decisions",
+        "decision.{decision}",
+        "A question, the votes, and the outcome.",
+        ("decision.proposed.v1", "decision.voted.v1", "decision.decided.v1"),
         True,
     ),
     Channel("beats", "beat.{instance}", "An instance lives. Not stored.", (_BEAT,)),

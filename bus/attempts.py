@@ -28,10 +28,12 @@ from bus.inputs import Order
 from bus.inputs import order as order_of
 from bus.ledger import utc_now
 from bus.presence import Held
-from bus.problem import Problem
+from bus.problem import Problem, told
 from bus.progress import Reporter
 from bus.pull import Delivery
+from bus.recall import Recall, Recalled
 from bus.runs import Decided
+from bus.scribe import Scribe, notebook
 from bus.subjects import Work
 
 logger = structlog.get_logger(__name__)
@@ -58,6 +60,7 @@ class Attempts:
         self._agent = agent
         self._instance = instance
         self._apart = apart
+        self._recall = Recall(client, agent)
         self._held: dict[Held, Pulse] = {}
         self._doubted: set[Held] = set()
         self.brakes: dict[str, Brake] = {}
@@ -86,14 +89,23 @@ class Attempts:
             correlation=message.correlationid,
             causation=message.id,
         ):
-            decided = await self._take(capability, work, delivery, message.id)
-            # Nobody else waits for this capability: what the result makes ready may stay with us.
-            offers = not delivery.pending
+            recalled = await self._recall.look(capability, work)
+            decided = await self._take(capability, work, delivery, message.id, recalled)
+            if decided is not None and recalled.reuse is not None:
+                logger.info("cached", phase=work.phase, item=work.item, source=recalled.reuse.source.run)
+                return
+            # Nobody else waits for this capability: what the result makes ready may stay with us. What may be cached
+            # is looked up first.
+            offers = not delivery.pending and capability.cache is None
             while decided is not None and (started := _next_start(decided, self._instance)) is not None:
                 part = started.phase if started.item is None else f"{started.phase}:{started.item}"
                 with structlog.contextvars.bound_contextvars(phase=part, attempt=started.attempt):
                     order = order_of(decided.state, started.phase, started.item)
-                    decided = await self._attempt(capability, order, started, message.id, offers=offers)
+                    decided = await self._attempt(
+                        capability, order, started, message.id, offers=offers, key=recalled.key
+                    )
+                    if decided is not None:
+                        await self._recall.keep(capability, recalled, decided)
 
     def _is_paused(self, capability: Capability) -> bool:
         return capability.name in self.brakes and self.brakes[capability.name].is_on
@@ -116,7 +128,9 @@ class Attempts:
             if not is_held(state, held, self._instance):
                 pulse.drop(halt.reason)
 
-    async def _take(self, capability: Capability, work: Work, delivery: Delivery, causation: str) -> Decided | None:
+    async def _take(
+        self, capability: Capability, work: Work, delivery: Delivery, causation: str, recalled: Recalled
+    ) -> Decided | None:
         """Append that this instance holds the attempt, then acknowledge: the log has it. None: it is not ours."""
         command = Take(
             work.phase,
@@ -126,6 +140,8 @@ class Attempts:
             self._agent.name,
             self._instance,
             capability.timeout_s,
+            recalled.because,
+            recalled.reuse,
         )
         try:
             decided = await self._client.runs.submit(work.run, command, causation=causation)
@@ -141,7 +157,14 @@ class Attempts:
         return decided
 
     async def _attempt(
-        self, capability: Capability, order: Order, started: PhaseStarted, causation: str, *, offers: bool
+        self,
+        capability: Capability,
+        order: Order,
+        started: PhaseStarted,
+        causation: str,
+        *,
+        offers: bool,
+        key: str,
     ) -> Decided | None:
         """Call the handler and put what comes of it into the log; nothing, if nobody wants it any more."""
         held = Held(order.run, order.phase, order.item, order.attempt)
@@ -156,13 +179,16 @@ class Attempts:
             instance=self._instance,
             correlation=order.correlation,
             deadline_at=started.deadline_at,
+            begun=order.begun,
+            undoes=order.undoes,
             report=Reporter(self._client.runs, held, self._instance, pulse).report,
             pulse=pulse,
+            notebook=notebook(order, Scribe(self._client.runs, held, self._instance, pulse)),
         )
         began = time.monotonic()
         timeout_s = (started.deadline_at - utc_now()).total_seconds()
         result: bytes | Problem | Halted | None = None
-        logger.info("started", capability=capability.name)
+        logger.info("started", capability=capability.name, **({"because": started.because} if started.because else {}))
         try:
             result = await perform(
                 capability,
@@ -178,13 +204,13 @@ class Attempts:
                 return None
             offer = Offer(capability.name, self._agent.name, capability.timeout_s)
             goes_on = offers and not self.draining and not self._is_paused(capability)
-            decided = await self._conclude(order, result, causation, offer if goes_on else None)
+            decided = await self._conclude(order, result, causation, offer if goes_on else None, key)
             if capability.name in self.brakes and decided is not None and _has_died(decided, order):
                 # Before anything more is asked for: the log says so to everybody else a moment later.
                 self.brakes[capability.name].put(on=True)
             duration_ms = round((time.monotonic() - began) * 1000, 1)
             if isinstance(result, Problem):
-                logger.warning("failed", problem=result.code, error=str(result), duration_ms=duration_ms)
+                logger.warning("failed", problem=told(result), error=str(result), duration_ms=duration_ms)
             else:
                 logger.info("completed", duration_ms=duration_ms)
         except asyncio.CancelledError:
@@ -197,14 +223,14 @@ class Attempts:
         return decided
 
     async def _conclude(
-        self, order: Order, result: bytes | Problem, causation: str, offer: Offer | None = None
+        self, order: Order, result: bytes | Problem, causation: str, offer: Offer | None = None, key: str = ""
     ) -> Decided | None:
         """Put the result into the log. If that can't be done in time, the supervisor finds the attempt forgotten."""
         where = (order.phase, order.item, order.attempt, self._instance)
         if isinstance(result, Problem):
             command: Complete | Fail = Fail(*where, result, _CAUSES.get(result.code, "error"))
         else:
-            command = Complete(*where, msgspec.Raw(result), offer)
+            command = Complete(*where, msgspec.Raw(result), offer, key)
         try:
             decided = await self._client.runs.submit(order.run, command, causation=causation)
         except TooLarge as error:

@@ -22,8 +22,9 @@ import structlog
 from bus import keeper
 from bus.agent import Agent, Capability
 from bus.context import Context, Facts
-from bus.errors import SettingsError
-from bus.frames import Alive, Answered, Begin, Broken, Failed, Frame, Pipe, Ready, Reported, Setup
+from bus.dictation import answer_to
+from bus.errors import BusError, SettingsError
+from bus.frames import Alive, Answered, Begin, Broken, Failed, Frame, Noted, Pipe, Ready, Reported, Setup
 from bus.problem import ErrorClass, Problem
 from bus.whereabouts import whereabouts
 
@@ -126,6 +127,7 @@ class Cell:
         self._data = data
         self._line = line
         self._control = control
+        self._writing: set[asyncio.Task[None]] = set()
         self._ready = asyncio.create_task(self._become_ready(ready))
         self._end = asyncio.create_task(self._listen_for_end())
 
@@ -171,9 +173,19 @@ class Cell:
         """Have one attempt made there, and hear what is said of it."""
         facts = Facts(**{name: getattr(context, name) for name in Facts.__struct_fields__})
         bound = structlog.contextvars.get_contextvars()
+        notes = context.notebook
+        begin = Begin(
+            capability.name,
+            msgspec.Raw(msgspec.json.encode(value)),
+            facts,
+            bound,
+            outcomes={name: outcome for name, outcome in notes.effects.items() if outcome is not None},
+            unknown=[name for name, outcome in notes.effects.items() if outcome is None],
+            saved=msgspec.UNSET if notes.saved is None else notes.saved,
+        )
         listening = asyncio.create_task(self._listen(context))
         try:
-            self._data.send(Begin(capability.name, msgspec.Raw(msgspec.json.encode(value)), facts, bound))
+            self._data.send(begin)
             context.pulse.beat()
             await asyncio.wait({listening, self._end}, return_when=asyncio.FIRST_COMPLETED)
             # Its last words may still be on their way, and its exit code comes after them.
@@ -185,6 +197,8 @@ class Cell:
             return _death(self._end.result() if self._end.done() else b"")
         finally:
             listening.cancel()
+            for writing in self._writing:
+                writing.cancel()
 
     def close(self) -> None:
         """Kill the process and all that it has started, if they are still there."""
@@ -212,12 +226,27 @@ class Cell:
                 case Reported() as said:
                     # Not waited for: a log that can't be reached must not keep signs of life from being heard.
                     context.progress(said.fraction, said.note)
+                case Noted() as noted:
+                    # Nor is this: the handler waits for it, and may give signs of life meanwhile.
+                    writing = asyncio.create_task(self._write(context, noted))
+                    self._writing.add(writing)
+                    writing.add_done_callback(self._writing.discard)
                 case Answered() as answered:
                     return bytes(answered.output)
                 case Failed() as failed:
                     return failed.problem
                 case _:
                     return None
+
+    async def _write(self, context: Context, noted: Noted) -> None:
+        """Write down what the handler noted, and tell it."""
+        failure: BusError | None = None
+        try:
+            if context.notebook.writer is not None:
+                await context.notebook.writer.write(noted.note)
+        except BusError as error:
+            failure = error
+        self._data.send(answer_to(noted.number, failure))
 
     async def _listen_for_end(self) -> bytes:
         """What a crash has left and, behind a zero byte, the exit code."""

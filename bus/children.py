@@ -39,7 +39,7 @@ def begin(parent: RunState, phase: PhaseState) -> Step:
     plan = parent.plan.graph[phase.key].phase.plan
     assert plan is not None, "only a plan makes a child"
     given = msgspec.Raw(msgspec.json.encode(input_of(parent, phase.key, None)))
-    return phase.child, Begin(plan, given, parent=Parent(parent.run, phase.key))
+    return phase.child, Begin(plan, given, parent=Parent(parent.run, phase.key), force=parent.force or phase.forced)
 
 
 def report(child: RunState) -> Step:
@@ -50,7 +50,8 @@ def report(child: RunState) -> Step:
         outcome: msgspec.Raw | Problem = msgspec.Raw(msgspec.json.encode(outputs))
     else:
         why = str(child.problem) if child.problem is not None else child.status
-        outcome = Problem("child_failed", f"run {child.run} is {child.status}", "permanent", why)
+        cause = child.problem.as_cause() if child.problem is not None else None
+        outcome = Problem("child_failed", f"run {child.run} is {child.status}", "permanent", why, cause=cause)
     return child.parent.run, Report(child.parent.phase, child.run, outcome)
 
 

@@ -14,10 +14,13 @@ import structlog
 from bus import feed
 from bus.commands import Begin
 from bus.connection import Connection
+from bus.coordination import Coordination
+from bus.decisions import Deciding, Decisions
 from bus.durability import Durability
-from bus.errors import Archived, BusError, MalformedMessage, NoLiveAgent, NotFound, PlanError, TimedOut
+from bus.errors import Archived, MalformedMessage, NoLiveAgent, NotFound, PlanError, TimedOut, WorkFailed
 from bus.events import Commit, archived, is_ending
 from bus.happening import Happening
+from bus.leases import Leases
 from bus.ledger import Ledger
 from bus.log import Log
 from bus.messages import MESSAGES
@@ -51,16 +54,7 @@ class Receipt(msgspec.Struct, frozen=True):
     unserved: Sequence[str] = ()
 
 
-class WorkFailed(BusError):
-    """The work was given up for good. `problem` says why; the whole story is in the log under `run`."""
-
-    def __init__(self, run: str, problem: Problem) -> None:
-        super().__init__(f"{problem} (run {run})")
-        self.run = run
-        self.problem = problem
-
-
-class Client(Steering, Scheduling, Redriving):
+class Client(Steering, Scheduling, Redriving, Coordination, Deciding):
     """One process's door to a bus. Made by `connect`, closed with it."""
 
     def __init__(
@@ -82,6 +76,8 @@ class Client(Steering, Scheduling, Redriving):
         self.log = log
         self.ledger = ledger
         self.runs = runs
+        self.leases = Leases(connection, log, settings, source=source)
+        self._decisions = Decisions(log, source=source)
         self.source = source
         self.system_url = system_url
         self.operator_url = operator_url
@@ -96,12 +92,14 @@ class Client(Steering, Scheduling, Redriving):
         fail_fast: bool = False,
         first: str | None = None,
         last: str | None = None,
+        force: bool = False,
     ) -> Receipt:
         """Start a run of `plan`; it is durable when this returns.
 
         `run` is its id, made from the plan's name if not given. With `first` and `last`, only the phases from the one
         to the other, in the plan's order, are run. With `fail_fast`, NoLiveAgent is raised, and nothing
-        stored, if somebody is missing now. Raises Refused if there is a run with that id, TooLarge, Unavailable.
+        stored, if somebody is missing now. With `force` nothing is taken from the cache. Raises Refused if there is a
+        run with that id, TooLarge, Unavailable.
         """
         if not isinstance(plan, Plan):
             raise PlanError(f"a plan is a Plan, not {plan!r:.60}; `bus.planfile.read_plan` reads a file")
@@ -110,7 +108,7 @@ class Client(Steering, Scheduling, Redriving):
             missing = await self._unserved(plan.capabilities)
             if missing:
                 raise NoLiveAgent(missing[0])
-        begin = Begin(plan, as_json(input if input is not None else {}), first, last)
+        begin = Begin(plan, as_json(input if input is not None else {}), first, last, force=force)
         decided, missing = await asyncio.gather(
             self.runs.submit(name, begin), self._unserved([] if fail_fast else plan.capabilities)
         )

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from bus.events import Cause, Parent
+from bus.events import Cause, Parent, Source
 from bus.plan import Plan
 from bus.problem import Problem
 
@@ -14,7 +14,8 @@ from bus.problem import Problem
 class Begin(msgspec.Struct, frozen=True):
     """Start the run; with `first` and `last`, only the phases from the one to the other, in the plan's order.
 
-    `adopted` are outputs of phases that were done elsewhere, in `origin`, and are taken over.
+    `adopted` are outputs of phases that were done elsewhere, in `origin`, and are taken over. With `force` nothing is
+    taken from the cache.
     """
 
     plan: Plan
@@ -24,10 +25,22 @@ class Begin(msgspec.Struct, frozen=True):
     adopted: Mapping[str, msgspec.Raw] = {}
     origin: str = ""
     parent: Parent | None = None
+    force: bool = False
+
+
+class Reuse(msgspec.Struct, frozen=True):
+    """An output that was computed before, and where."""
+
+    output: msgspec.Raw
+    source: Source
 
 
 class Take(msgspec.Struct, frozen=True):
-    """An instance takes a ready attempt. `timeout_s` is the capability's own bound, used if the plan has none."""
+    """An instance takes a ready attempt. `timeout_s` is the capability's own bound, used if the plan has none.
+
+    With `reuse` the attempt ends at once with that output; otherwise `because` says why it has to be computed, where
+    it could have been cached.
+    """
 
     phase: str
     item: int | None
@@ -36,6 +49,8 @@ class Take(msgspec.Struct, frozen=True):
     agent: str
     instance: str
     timeout_s: float
+    because: str = ""
+    reuse: Reuse | None = None
 
 
 class Offer(msgspec.Struct, frozen=True):
@@ -47,7 +62,10 @@ class Offer(msgspec.Struct, frozen=True):
 
 
 class Complete(msgspec.Struct, frozen=True):
-    """The holder hands in its result. With `offer` it goes on with one item that this very result makes ready."""
+    """The holder hands in its result. With `offer` it goes on with one item that this very result makes ready.
+
+    With a `key` (`bus.cache`) the result may be used again.
+    """
 
     phase: str
     item: int | None
@@ -55,6 +73,7 @@ class Complete(msgspec.Struct, frozen=True):
     instance: str
     output: msgspec.Raw
     offer: Offer | None = None
+    key: str = ""
 
 
 class Fail(msgspec.Struct, frozen=True):
@@ -91,14 +110,36 @@ class Intend(msgspec.Struct, frozen=True):
 
 
 class Settle(msgspec.Struct, frozen=True):
-    """The holder has done it, or found out that it was done: with what came of it."""
+    """The holder has done it, or found out that it was done: `outcome` came of it. Without one: it was not done."""
 
     phase: str
     item: int | None
     attempt: int
     instance: str
     effect: str
-    outcome: msgspec.Raw
+    outcome: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    reason: str = ""
+
+
+class Vouch(msgspec.Struct, frozen=True):
+    """Somebody has found out about an effect nobody knew of: `outcome` came of it. Without one: it was not done."""
+
+    phase: str
+    item: int | None
+    effect: str
+    by: str
+    outcome: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    reason: str = ""
+
+
+class Save(msgspec.Struct, frozen=True):
+    """The holder writes down how far it is, for the attempt after it."""
+
+    phase: str
+    item: int | None
+    attempt: int
+    instance: str
+    state: msgspec.Raw
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -220,6 +261,8 @@ Command = (
     | Progress
     | Intend
     | Settle
+    | Vouch
+    | Save
     | Answer
     | Cancel
     | Expire

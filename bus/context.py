@@ -7,10 +7,14 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Generator
 from datetime import datetime
+from typing import Any, TypeVar, overload
 
 import msgspec
 import structlog
 
+from bus.notebook import Act, Effect, Notebook, Reconcile, read
+
+T = TypeVar("T")
 Report = Callable[[float, str], Awaitable[None]]
 
 
@@ -65,7 +69,8 @@ class Pulse:
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """One attempt: which one it is, who makes it, and until when.
 
-    `effect_key` is the same for every attempt of this piece of work: give it to outside services as idempotency key.
+    `begun` is the pass of the run in which this piece of work was begun from nothing: 1, unless somebody had it done
+    again. `undoes`: it undoes what the phase did.
     """
 
     run: str = "run"
@@ -77,11 +82,15 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     instance: str = "instance"
     correlation: str = "run"
     deadline_at: datetime | None = None
+    begun: int = 1
+    undoes: bool = False
 
     @property
     def effect_key(self) -> str:
-        part = self.phase if self.item is None else f"{self.phase}:{self.item}"
-        return f"{self.run}/{part}"
+        """The same for every attempt of this piece of work: an idempotency key for outside services."""
+        item = "" if self.item is None else f":{self.item}"
+        again = "" if self.begun == 1 else f"@{self.begun}"
+        return f"{self.run}/{self.phase}{item}{again}{'~undo' if self.undoes else ''}"
 
 
 class Context(Facts, frozen=True, kw_only=True):
@@ -89,6 +98,7 @@ class Context(Facts, frozen=True, kw_only=True):
 
     report: Report = lambda _fraction, _note: SAID
     pulse: Pulse = msgspec.field(default_factory=Pulse)
+    notebook: Notebook = msgspec.field(default_factory=Notebook)
 
     @property
     def logger(self) -> structlog.stdlib.BoundLogger:
@@ -104,6 +114,52 @@ class Context(Facts, frozen=True, kw_only=True):
         """
         self.pulse.beat()
         return self.report(fraction, note)
+
+    @overload
+    def once(
+        self, key: str, act: Callable[[str], Awaitable[Any]], reconcile: Reconcile | None = ..., *, gives: type[T]
+    ) -> Awaitable[T]: ...
+
+    @overload
+    def once(
+        self, key: str, act: Callable[[str], Awaitable[Any]], reconcile: Reconcile | None = ..., *, gives: None = ...
+    ) -> Awaitable[Any]: ...
+
+    @overload
+    def once(self, key: str, act: Act, reconcile: Reconcile | None = ..., *, gives: Any = ...) -> Any: ...
+
+    def once(self, key: str, act: Act, reconcile: Reconcile | None = None, *, gives: Any = None) -> Any:
+        """Do something outside once, whatever happens to this attempt, and give back what came of it, as `gives` (plain
+        JSON values without it); in an `async def` await it, in a `def` just call it.
+
+        `act` is called with `effect_key/key`, for services that take an idempotency key; the intention is in the log
+        before, what it returns after. An attempt that finds it done gets the outcome without acting. One that finds it
+        begun and no more asks `reconcile`, with the same key, which returns Done(outcome) or NotDone(), or raises:
+        then it is asked again by the next attempt. Without a `reconcile`, OutcomeUnknown is raised, and a person has to
+        find out. An act that raises NotDone had no effect; whatever else it raises, nobody knows.
+        """
+        self.pulse.beat()
+        effect = Effect(key, f"{self.effect_key}/{key}", act, reconcile, gives)
+        return self.notebook.once(effect, lambda: bool(self.pulse.ended))
+
+    def save(self, state: object) -> Any:
+        """Write down how far the handler is, for an attempt that has to go on from here: at most 64 KiB of JSON.
+
+        In an `async def` await it, in a `def` just call it; it is in the log then. The newest counts.
+        """
+        self.pulse.beat()
+        return self.notebook.save(state)
+
+    @overload
+    def saved(self, gives: type[T]) -> T | None: ...
+
+    @overload
+    def saved(self, gives: None = ...) -> Any: ...
+
+    def saved(self, gives: Any = None) -> Any:
+        """What was saved last, by this attempt or one before it; None if nothing was, or the work was begun again."""
+        raw = self.notebook.saved
+        return None if raw is None else read(raw, gives, "what was saved")
 
     def alive(self) -> None:
         """Say that the handler is still at work: a phase may bound its silence. From any thread, and cheap."""

@@ -8,14 +8,15 @@ the run it belongs to.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Literal
 
 import msgspec
 
 from bus.envelope import Envelope
-from bus.events import Event, Instant, PhaseFailed
+from bus.events import Commit, Instant, PhaseFailed
+from bus.folding import Folding
 from bus.inputs import input_of
 from bus.problem import Problem
 from bus.references import Unresolved
@@ -106,16 +107,24 @@ class Unreadable(msgspec.Struct, frozen=True, omit_defaults=True):
         return "unreadable"
 
 
-def letters(state: RunState, events: Iterable[Event], *, known: int | None = None) -> list[DeadLetter]:
-    """The dead letters that belong to a commit; `state` is the run with the commit's events.
+def letters(before: RunState | None, commit: Commit) -> list[DeadLetter]:
+    """The dead letters that belong to a commit; `before` is the run without it.
 
-    `known` is the position of the commit before it: what came with this one has no position yet.
+    Each is about the run as it was when the work was given up: what follows in the same commit may undo it.
     """
-    upto = state.position - 1 if known is None else known
-    failed = (event for event in events if isinstance(event, PhaseFailed) and _is_work(state, event))
-    found = [_letter_of(state, event, upto) for event in failed]
-    # Work that was redriven and died at once, all in this commit, has died once.
-    return list({name_of(letter): letter for letter in found}.values())
+    events, found = list(commit.events), []
+    if not any(isinstance(event, PhaseFailed) for event in events):
+        return []
+    upto = before.position if before is not None else 0
+    folding = Folding(before)
+    if before is None:
+        folding.add(msgspec.structs.replace(commit, events=[events.pop(0)]))
+    for event in events:
+        folding.apply([event], commit.at)
+        assert folding.state is not None, "a run has begun"
+        if isinstance(event, PhaseFailed) and _is_work(folding.state, event):
+            found.append(_letter_of(folding.state, event, upto))
+    return found
 
 
 def name_of(letter: DeadLetter) -> str:
@@ -180,7 +189,10 @@ def read(message: Envelope) -> DeadLetter | Unreadable:
 def is_open(letter: DeadLetter, state: RunState) -> bool:
     """Whether the work is still dead: neither done since, nor on its way again."""
     phase = state.phases.get(letter.phase)
-    return phase is not None and phase.death_of(letter.item) == Death(letter.attempt, letter.passes)
+    if phase is None or (phase.status == "rolled_back" and state.is_open):
+        # What the work did has been undone; it can be done again when the run has ended.
+        return False
+    return phase.death_of(letter.item) == Death(letter.attempt, letter.passes)
 
 
 def standing(letter: DeadLetter, state: RunState, *, discarded: bool = False) -> Standing:
@@ -190,6 +202,9 @@ def standing(letter: DeadLetter, state: RunState, *, discarded: bool = False) ->
     phase = state.phases.get(letter.phase)
     item = phase.item(letter.item) if phase is not None else None
     status = item.status if item is not None else (phase.status if phase is not None else "cancelled")
+    if phase is not None and (letter.item, Death(letter.attempt, letter.passes)) in phase.buried:
+        # It is being undone first.
+        return "discarded" if discarded else "open"
     if phase is not None and letter.undoes != (phase.undoing is not None):
         # What is undone had been done before; and what is done again had been undone.
         return "resolved"

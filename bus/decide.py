@@ -30,12 +30,15 @@ from bus.commands import (
     Resume,
     Revive,
     Rollback,
+    Save,
     Settle,
     Signal,
     Skip,
     Take,
+    Vouch,
 )
 from bus.draft import Draft
+from bus.effects import intend, save, settle, vouch
 from bus.errors import Refused
 from bus.events import (
     Commit,
@@ -44,8 +47,6 @@ from bus.events import (
     PhaseAttemptFailed,
     PhaseCancelled,
     PhaseCompleted,
-    PhaseEffectDone,
-    PhaseEffectIntended,
     PhaseFailed,
     PhaseProgressed,
     PhaseReady,
@@ -53,13 +54,13 @@ from bus.events import (
     PhaseStarted,
     ResultRefused,
     RunCancelled,
-    RunFailed,
     RunPaused,
     RunResumed,
     RunStarted,
 )
 from bus.folding import evolve
 from bus.gates import answer, report, signal
+from bus.holding import find, is_holder, label, under_way
 from bus.passes import checkpoint, redrive, roll_back, skip
 from bus.problem import Problem
 from bus.revival import revive
@@ -90,9 +91,13 @@ def decide(state: RunState | None, command: Command, *, run: str, now: datetime)
         case Progress():
             _progress(draft, command)
         case Intend():
-            _intend(draft, command)
+            intend(draft, command)
         case Settle():
-            _settle(draft, command)
+            settle(draft, command)
+        case Vouch():
+            vouch(draft, command)
+        case Save():
+            save(draft, command)
         case Answer():
             answer(draft, command)
         case Redrive():
@@ -120,20 +125,24 @@ def decide(state: RunState | None, command: Command, *, run: str, now: datetime)
             _give_up(draft, command)
         case Cancel():
             draft.must_be_open()
-            _stop(draft, RunCancelled(by=command.by, reason=command.reason), command.reason or f"by {command.by}")
+            _stop(draft, command.reason or f"by {command.by}")
+            draft.emit(RunCancelled(by=command.by, reason=command.reason))
         case Expire():
             draft.must_be_open()
             if now < state.deadline_at:
                 raise Refused(f"run {run} has until {state.deadline_at:%Y-%m-%d %H:%M:%S}")
             late = Problem("expired", f"the run passed its deadline {state.deadline_at:%Y-%m-%d %H:%M:%S}", "permanent")
             _give_up_work(draft, late)
-            _stop(draft, RunFailed(problem=late), "the run passed its deadline")
+            _stop(draft, "the run passed its deadline")
+            draft.end_failed(late)
     return draft.events
 
 
 def _begin(command: Begin, run: str, now: datetime) -> Sequence[Event]:
     deadline = now + timedelta(seconds=command.plan.timeout_s)
-    started = RunStarted(plan=command.plan, input=command.input, deadline_at=deadline, parent=command.parent)
+    started = RunStarted(
+        plan=command.plan, input=command.input, deadline_at=deadline, parent=command.parent, force=command.force
+    )
     draft = Draft(evolve(None, Commit(run, "", now, 0, [started])), now)
     adopted = [key for key in command.plan.graph if key in command.adopted]
     for key in adopted:
@@ -166,21 +175,26 @@ def _outside(keys: list[str], first: str | None, last: str | None) -> list[str]:
 
 
 def _take(draft: Draft, command: Take) -> None:
-    phase, item = _find(draft.state, command.phase, command.item)
+    phase, item = find(draft.state, command.phase, command.item)
     needed = draft.state.capability(phase.key)
     if needed != command.capability:
-        raise Refused(f"{_label(phase, item)} needs {needed!r}, not {command.capability!r}")
+        raise Refused(f"{label(phase, item)} needs {needed!r}, not {command.capability!r}")
     if draft.state.paused_at is not None:
         raise Refused(f"run {draft.state.run} is paused by {draft.state.paused_by}")
     if item.status != "ready" or item.attempt != command.attempt:
         raise Refused(
-            f"attempt {command.attempt} of {_label(phase, item)} can't be taken: "
-            f"attempt {item.attempt} is {item.status}"
+            f"attempt {command.attempt} of {label(phase, item)} can't be taken: attempt {item.attempt} is {item.status}"
         )
-    _start(draft, phase.key, item, command.agent, command.instance, command.timeout_s)
+    _start(draft, phase.key, item, command.agent, command.instance, command.timeout_s, because=command.because)
+    if command.reuse is not None:
+        output, source = command.reuse.output, command.reuse.source
+        draft.emit(PhaseCompleted(phase=phase.key, item=item.index, attempt=item.attempt, output=output, cached=source))
+        draft.item_ended(phase.key, item)
 
 
-def _start(draft: Draft, key: str, item: Item, agent: str, instance: str, timeout_s: float) -> None:
+def _start(
+    draft: Draft, key: str, item: Item, agent: str, instance: str, timeout_s: float, *, because: str = ""
+) -> None:
     bound_s = draft.state.plan.graph[key].phase.timeout_s or timeout_s
     draft.emit(
         PhaseStarted(
@@ -190,6 +204,7 @@ def _start(draft: Draft, key: str, item: Item, agent: str, instance: str, timeou
             agent=agent,
             instance=instance,
             deadline_at=draft.now + timedelta(seconds=bound_s),
+            because=because,
         )
     )
 
@@ -199,7 +214,11 @@ def _complete(draft: Draft, command: Complete) -> None:
     if held is None:
         return
     phase, item = held
-    draft.emit(PhaseCompleted(phase=phase.key, item=item.index, attempt=command.attempt, output=command.output))
+    draft.emit(
+        PhaseCompleted(
+            phase=phase.key, item=item.index, attempt=command.attempt, output=command.output, key=command.key
+        )
+    )
     draft.item_ended(phase.key, item)
     if command.offer is not None:
         _go_on(draft, command.offer, command.instance)
@@ -218,19 +237,21 @@ def _go_on(draft: Draft, offer: Offer, instance: str) -> None:
 
 
 def _fail(draft: Draft, command: Fail) -> None:
-    phase, item = _find(draft.state, command.phase, command.item)
+    phase, item = find(draft.state, command.phase, command.item)
     if command.cause == "unclaimed":
         if item.status != "ready" or item.attempt != command.attempt:
-            raise Refused(f"{_label(phase, item)} does not wait to be taken")
+            raise Refused(f"{label(phase, item)} does not wait to be taken")
     elif _held(draft, command, "failed") is None:
         return
+    agent = item.holder.agent if item.holder is not None else ""
+    problem = command.problem.at(agent, draft.state.run, phase.key, item.index, command.attempt)
     draft.emit(
         PhaseAttemptFailed(
             phase=phase.key,
             item=item.index,
             attempt=command.attempt,
             instance=command.instance or None,
-            problem=command.problem,
+            problem=problem,
             cause=command.cause,
             evidence=command.evidence,
         )
@@ -238,9 +259,9 @@ def _fail(draft: Draft, command: Fail) -> None:
     seed = f"{draft.state.run}/{phase.key}/{item.index}"
     earlier = [attempt.problem for attempt in item.attempts[item.earlier :] if attempt.problem is not None]
     policy = draft.state.plan.graph[phase.key].phase.policy
-    wait_s = None if command.cause == "unclaimed" else retry.delay_s(policy, command.problem, earlier, seed=seed)
+    wait_s = None if command.cause == "unclaimed" else retry.delay_s(policy, problem, earlier, seed=seed)
     if wait_s is None:
-        draft.emit(PhaseFailed(phase=phase.key, item=item.index, problem=command.problem))
+        draft.emit(PhaseFailed(phase=phase.key, item=item.index, problem=problem))
         draft.item_ended(phase.key, item)
     else:
         due_at = draft.now + timedelta(seconds=wait_s) if wait_s else None
@@ -248,7 +269,7 @@ def _fail(draft: Draft, command: Fail) -> None:
 
 
 def _progress(draft: Draft, command: Progress) -> None:
-    phase, item = _under_way(draft, command)
+    phase, item = under_way(draft, command)
     draft.emit(
         PhaseProgressed(
             phase=phase.key,
@@ -258,42 +279,6 @@ def _progress(draft: Draft, command: Progress) -> None:
             note=command.note,
         )
     )
-
-
-def _intend(draft: Draft, command: Intend) -> None:
-    phase, item = _under_way(draft, command)
-    if command.effect in item.effects:
-        raise Refused(f"{command.effect!r} of {_label(phase, item)} was begun before")
-    draft.emit(PhaseEffectIntended(phase=phase.key, item=item.index, attempt=command.attempt, effect=command.effect))
-
-
-def _settle(draft: Draft, command: Settle) -> None:
-    phase, item = _under_way(draft, command)
-    if command.effect not in item.effects or item.effects[command.effect] is not None:
-        raise Refused(f"{command.effect!r} of {_label(phase, item)} is not under way")
-    draft.emit(
-        PhaseEffectDone(
-            phase=phase.key,
-            item=item.index,
-            attempt=command.attempt,
-            effect=command.effect,
-            outcome=command.outcome,
-        )
-    )
-
-
-def _under_way(draft: Draft, command: Progress | Intend | Settle) -> tuple[PhaseState, Item]:
-    """The item whose current attempt the command's sender holds."""
-    phase, item = _find(draft.state, command.phase, command.item)
-    if not _is_holder(item, command):
-        raise Refused(f"attempt {command.attempt} of {_label(phase, item)} is not under way there")
-    return phase, item
-
-
-def _is_holder(item: Item, command: Complete | Fail | Progress | Intend | Settle) -> bool:
-    """Whether the command comes from who has the attempt under way."""
-    holder = item.holder
-    return holder is not None and (holder.number, holder.instance) == (command.attempt, command.instance)
 
 
 def _resume(draft: Draft, command: Resume) -> None:
@@ -322,9 +307,9 @@ def _give_up(draft: Draft, command: GiveUp) -> None:
     draft.phase_ended(phase.key)
 
 
-def _stop(draft: Draft, ending: RunCancelled | RunFailed, reason: str) -> None:
+def _stop(draft: Draft, reason: str) -> None:
     still_open = [phase.key for phase in draft.state.phases.values() if phase.status not in TERMINAL]
-    draft.emit(*(PhaseCancelled(phase=key, reason=reason) for key in still_open), ending)
+    draft.emit(*(PhaseCancelled(phase=key, reason=reason) for key in still_open))
 
 
 def _give_up_work(draft: Draft, problem: Problem) -> None:
@@ -340,11 +325,11 @@ def _held(
     draft: Draft, command: Complete | Fail, outcome: Literal["completed", "failed"]
 ) -> tuple[PhaseState, Item] | None:
     """The item, if the command's attempt is the one under way there; otherwise the result is recorded as refused."""
-    phase, item = _find(draft.state, command.phase, command.item)
-    if _is_holder(item, command):
+    phase, item = find(draft.state, command.phase, command.item)
+    if is_holder(item, command):
         return phase, item
     if Late(phase.key, item.index, command.attempt, command.instance) in draft.state.late:
-        raise Refused(f"a result of attempt {command.attempt} of {_label(phase, item)} was refused before")
+        raise Refused(f"a result of attempt {command.attempt} of {label(phase, item)} was refused before")
     draft.emit(
         ResultRefused(
             phase=phase.key,
@@ -356,15 +341,3 @@ def _held(
         )
     )
     return None
-
-
-def _find(state: RunState, key: str, index: int | None) -> tuple[PhaseState, Item]:
-    phase = state.phases.get(key)
-    item = phase.item(index) if phase is not None else None
-    if phase is None or item is None:
-        raise Refused(f"run {state.run} has no open phase {key if index is None else f'{key}:{index}'!r}")
-    return phase, item
-
-
-def _label(phase: PhaseState, item: Item) -> str:
-    return f"phase {phase.key}" if item.index is None else f"phase {phase.key}, item {item.index}"

@@ -22,6 +22,7 @@ from bus.errors import (
     MalformedMessage,
     Misconfigured,
     NoLiveAgent,
+    OutcomeUnknown,
     PlanError,
     Refused,
     SettingsError,
@@ -48,7 +49,7 @@ _TYPES: tuple[tuple[tuple[type[BaseException], ...], ErrorClass], ...] = (
     ((ConnectionRefusedError, gaierror, NoLiveAgent), "dependency"),
     ((ssl.SSLCertVerificationError, ImportError, PermissionError), "configuration"),
     ((SettingsError, Misconfigured), "configuration"),
-    ((PlanError, MalformedMessage, Refused, TooLarge), "permanent"),
+    ((PlanError, MalformedMessage, OutcomeUnknown, Refused, TooLarge), "permanent"),
     ((TimeoutError, ConnectionError, InterruptedError, subprocess.TimeoutExpired, Unavailable), "transient"),
 )
 _ERRNOS: dict[int, ErrorClass] = {
@@ -78,6 +79,8 @@ def problem_of(error: BaseException, now: datetime, classify: Classify | None = 
         case RetryLater():
             asked = text_of(error)[:_DETAIL_CHARACTERS]
             return Problem("retry_asked", asked, "transient", retry_after_s=error.delay_s)
+        case OutcomeUnknown():
+            return Problem("outcome_unknown", text_of(error)[:_DETAIL_CHARACTERS], "permanent")
     chain = list(_chain(error))
     trace = "".join(traceback.format_exception(error))
     response = next((found for link, is_cause in chain if is_cause and (found := _response(link))), None)
@@ -91,6 +94,7 @@ def problem_of(error: BaseException, now: datetime, classify: Classify | None = 
         trace=printable(trace[-_TRACE_CHARACTERS:]),
         retry_after_s=_retry_after_s(headers, now),
         status=status,
+        cause=next((inner.as_cause() for link, _ in chain if (inner := _inner(link)) is not None), None),
     )
 
 
@@ -145,10 +149,17 @@ def _class_of(chain: list[tuple[BaseException, bool]], status: int | None) -> Er
     return "unknown"
 
 
+def _inner(error: BaseException) -> Problem | None:
+    """The problem of other work, which has been judged where it failed: of `bus.WorkFailed`, by its shape."""
+    try:
+        inner = getattr(error, "problem", None)
+    except Exception:  # noqa: BLE001 - an attribute of somebody else's class may be a property that raises
+        return None
+    return inner if isinstance(inner, Problem) else None
+
+
 def _known(error: BaseException) -> ErrorClass | None:
-    # `bus.WorkFailed`, by its shape: the work that was waited for has been judged where it failed.
-    inner = getattr(error, "problem", None)
-    if isinstance(inner, Problem):
+    if (inner := _inner(error)) is not None:
         return inner.error_class
     if isinstance(error, gaierror) and error.errno == EAI_AGAIN:
         return "transient"

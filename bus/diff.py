@@ -17,6 +17,8 @@ from bus.run import PhaseState, RunState
 
 # Who, when, and on what evidence; the plans are compared by themselves.
 _INCIDENTAL = {"deadline_at", "due_at", "expires_at", "agent", "instance", "evidence", "by", "plan"}
+# Whether a result was computed or taken over is no difference between what two runs did.
+_INCIDENTAL |= {"force", "because", "key", "cached"}
 _INCIDENTAL_OF_PROBLEM = {"trace", "causes", "detail"}
 
 

@@ -26,17 +26,21 @@ from bus.events import (
     RunCompleted,
     RunFailed,
     RunRedriven,
+    RunRollingBack,
 )
 from bus.folding import Folding
-from bus.inputs import child_name, given_to, input_of, is_wanted, items_of
+from bus.inputs import child_name, input_of, is_wanted, items_of
 from bus.plan import Plan, WaitFor
 from bus.problem import Problem
 from bus.references import Unresolved
-from bus.run import TERMINAL, Item, Output, PhaseState, RunState, Undoing
+from bus.run import TERMINAL, Item, PhaseState, RunState
+from bus.undoing import to_undo, undoing_of
 
 # Items of an `each` phase that are ready or under way at once, unless its width says less: one commit holds them all.
 WIDEST = 1_000
 _CHILD_SLACK = timedelta(minutes=1)
+PLAN = "the plan"
+"""Who rolls a run back that has failed, if its plan says so."""
 
 
 class Draft:
@@ -88,30 +92,48 @@ class Draft:
         self.open(self.state.plan.graph[key].feeds)
 
     def roll_back(self) -> None:
-        """Undo the next phase of a rollback, or begin the new pass when all are undone."""
+        """Undo the next phase of a rollback; when all are undone, begin the new pass, or end a run that has failed."""
         rollback = self.state.rollback
         assert rollback is not None, "a phase is undone in a rollback"
+        if not rollback.left and rollback.problem is not None:
+            self.emit(RunFailed(problem=rollback.problem))
+            return
         if not rollback.left:
             deadline_at = self.state.deadline_at
             self.emit(RunRedriven(by=rollback.by, phases=rollback.phases, deadline_at=deadline_at, afresh=True))
             self.open(list(self.state.phases))
             return
         key = rollback.left[0]
-        phase = self.state.phases[key]
-        # A compensation that did not come to its end is begun anew, with what it was given before.
-        undoing = phase.undoing or Undoing(
-            Output(msgspec.json.encode(given_to(self.state, key))), phase.output or Output(b"null")
-        )
-        self.emit(PhaseUndoing(phase=key, input=undoing.input.raw, output=undoing.output.raw))
+        about = undoing_of(self.state, key)
+        effects = msgspec.UNSET if about.effects is None else about.effects.raw
+        self.emit(PhaseUndoing(phase=key, input=about.input.raw, output=about.output.raw, effects=effects))
         item = self.state.phases[key].items[0]
         self.emit(PhaseReady(phase=key, attempt=item.attempt + 1))
 
     def _stop_rolling_back(self, phase: PhaseState) -> None:
         """What can't be undone needs a person: the run ends as it is."""
         title = f"{phase.key} could not be undone, so the rollback stopped"
-        problem = Problem("rollback_failed", title, "permanent", str(phase.problem))
+        cause = phase.problem.as_cause() if phase.problem is not None else None
+        problem = Problem("rollback_failed", title, "permanent", str(phase.problem), cause=cause)
         still_open = [other.key for other in self.state.phases.values() if other.status not in TERMINAL]
-        self.emit(*(PhaseCancelled(phase=key, reason=title) for key in still_open), RunFailed(problem=problem))
+        self.emit(*(PhaseCancelled(phase=key, reason=title) for key in still_open))
+        self.end_failed(problem)
+
+    def end_failed(self, problem: Problem) -> None:
+        """No phase is open any more, and the run has failed. If its plan says so, what it did is undone first."""
+        state, rollback = self.state, self.state.rollback
+        if rollback is not None and rollback.left:
+            if rollback.problem is not None:
+                detail = "; ".join(filter(None, [problem.detail, f"it was undone because {rollback.problem}"]))
+                problem = msgspec.structs.replace(problem, detail=detail)
+            self.emit(RunFailed(problem=problem))
+            return
+        undo = to_undo(state, state.phases) if state.plan.on_failure == "rollback" else ()
+        if not undo:
+            self.emit(RunFailed(problem=problem))
+            return
+        self.emit(RunRollingBack(by=PLAN, phases=(), undo=undo, deadline_at=extended(state, self.now), problem=problem))
+        self.roll_back()
 
     def open(self, keys: Sequence[str]) -> None:
         """Open those of `keys` whose time has come, and whatever follows from that at once."""
@@ -222,7 +244,8 @@ class Draft:
             return
         detail = f"the first, item {failed[0].index}: {failed[0].problem}"
         title = f"{len(failed)} of {len(phase.items)} items failed"
-        self.emit(PhaseFailed(phase=phase.key, problem=Problem("items_failed", title, "permanent", detail)))
+        problem = Problem("items_failed", title, "permanent", detail, cause=_first_cause(failed))
+        self.emit(PhaseFailed(phase=phase.key, problem=problem))
 
     def _end_run(self) -> None:
         state = self.state
@@ -239,4 +262,14 @@ class Draft:
         title = (
             f"{len(failed) or len(stopped)} of {len(state.phases)} phases {'failed' if failed else 'were cancelled'}"
         )
-        self.emit(RunFailed(problem=Problem("phases_failed", title, "permanent", detail)))
+        self.end_failed(Problem("phases_failed", title, "permanent", detail, cause=_first_cause(failed)))
+
+
+def extended(state: RunState, now: datetime) -> datetime:
+    """The deadline of a run that does something again: as if it began now, and not before the one it had."""
+    return max(state.deadline_at, now + timedelta(seconds=state.plan.timeout_s))
+
+
+def _first_cause(failed: Sequence[Item] | Sequence[PhaseState]) -> Problem | None:
+    """The problem of the first of them that has one."""
+    return next((each.problem.as_cause() for each in failed if each.problem is not None), None)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from bus.problem import Problem
+
 
 class BusError(Exception):
     """The root: `except BusError` catches whatever this library raises on purpose."""
@@ -75,6 +77,10 @@ class ScheduleError(BusError, ValueError):
     """A schedule that can't work, refused when it is made. Names the schedule and what is wrong with it."""
 
 
+class DecisionError(BusError, ValueError):
+    """A proposal that can't be voted on, refused when it is made. Names the field and what it accepts."""
+
+
 class SettingsError(BusError, ValueError):
     """A setting with a wrong value. Names the setting and says what it accepts."""
 
@@ -85,6 +91,20 @@ class Refused(BusError):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+class OutcomeUnknown(BusError):
+    """What a handler did outside was begun by an earlier attempt, and nobody knows whether it happened.
+
+    It is not repeated. Give `context.once` a `reconcile`, or find out and say so: `phasebus run effect settle`.
+    """
+
+    def __init__(self, key: str) -> None:
+        super().__init__(
+            f"effect {key!r} was begun, and nobody knows whether it happened: find out, say so with "
+            "`phasebus run effect settle`, and redrive"
+        )
+        self.key = key
 
 
 class NotFound(BusError, LookupError):
@@ -117,5 +137,27 @@ class TimedOut(BusError, TimeoutError):
     """A bound the caller gave has passed. The work itself goes on or ends by its own deadline."""
 
 
+class LeaseLost(BusError):
+    """A lock, a permit or the lead is not yours any more. Stop what it was for; whoever has it now goes on.
+
+    `token` is the one you had: whatever is guarded by it refuses you from now on.
+    """
+
+    def __init__(self, what: str, token: int, reason: str) -> None:
+        super().__init__(f"{what} (token {token}) is lost: {reason}")
+        self.what = what
+        self.token = token
+        self.reason = reason
+
+
 class Misconfigured(BusError):
     """The server or a stream is not what this library promises. Names the setting and its value."""
+
+
+class WorkFailed(BusError):
+    """The work was given up for good. `problem` says why; the whole story is in the log under `run`."""
+
+    def __init__(self, run: str, problem: Problem) -> None:
+        super().__init__(f"{problem} (run {run})")
+        self.run = run
+        self.problem = problem

@@ -39,13 +39,27 @@ class Parent(msgspec.Struct, frozen=True):
     phase: str
 
 
+class Source(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The completion that a cached output comes from: which attempt, and when that was."""
+
+    run: str
+    phase: str
+    attempt: int
+    at: Instant
+    item: int | None = None
+
+
 class RunStarted(_Event, frozen=True, tag="run.started.v1"):
-    """A run exists: its plan (kept for its whole life), its input, and the instant at which it is given up."""
+    """A run exists: its plan (kept for its whole life), its input, and the instant at which it is given up.
+
+    With `force` nothing of it is taken from the cache.
+    """
 
     plan: Plan
     input: msgspec.Raw
     deadline_at: Instant
     parent: Parent | None = None
+    force: bool = False
 
 
 class RunCompleted(_Event, frozen=True, tag="run.completed.v1"):
@@ -116,7 +130,7 @@ class RunCheckpointed(_Event, frozen=True, tag="run.checkpointed.v1"):
 class RunRollingBack(_Event, frozen=True, tag="run.rolling_back.v1"):
     """The run goes back to before `phases`: those in `undo` are compensated first, one after the other, in this order.
 
-    A RunRedriven follows when that is done.
+    A RunRedriven follows when that is done; or with `problem`, of which the run has failed, a RunFailed.
     """
 
     by: str
@@ -124,14 +138,19 @@ class RunRollingBack(_Event, frozen=True, tag="run.rolling_back.v1"):
     undo: tuple[str, ...]
     deadline_at: Instant
     reason: str = ""
+    problem: Problem | None = None
 
 
 class PhaseUndoing(_Event, frozen=True, tag="phase.undoing.v1"):
-    """What the phase did is being undone: its next attempts are those of its compensation, with this as their input."""
+    """What the phase did is being undone: its next attempts are those of its compensation, with this as their input.
+
+    `effects` are what its handlers did outside, by name, each with its `outcome` if that is known.
+    """
 
     phase: str
     input: msgspec.Raw
     output: msgspec.Raw
+    effects: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
 class RunArchived(_Event, frozen=True, tag="run.archived.v1"):
@@ -174,7 +193,10 @@ class PhaseReady(_Event, frozen=True, tag="phase.ready.v1"):
 
 
 class PhaseStarted(_Event, frozen=True, tag="phase.started.v1"):
-    """An instance holds the attempt, and has until `deadline_at`."""
+    """An instance holds the attempt, and has until `deadline_at`.
+
+    `because` says why what could have been in the cache was not taken from there: "input.config changed".
+    """
 
     phase: str
     attempt: int
@@ -182,6 +204,7 @@ class PhaseStarted(_Event, frozen=True, tag="phase.started.v1"):
     instance: str
     deadline_at: Instant
     item: int | None = None
+    because: str = ""
 
 
 class PhaseProgressed(_Event, frozen=True, tag="phase.progressed.v1"):
@@ -204,23 +227,53 @@ class PhaseEffectIntended(_Event, frozen=True, tag="phase.effect_intended.v1"):
 
 
 class PhaseEffectDone(_Event, frozen=True, tag="phase.effect_done.v1"):
-    """It happened, and this came of it: it is not done again by a later attempt."""
+    """It happened, and this came of it: it is not done again by a later attempt.
+
+    `by` is who vouches for that, if it was not the handler.
+    """
 
     phase: str
     attempt: int
     effect: str
     outcome: msgspec.Raw
     item: int | None = None
+    by: str = ""
+    reason: str = ""
+
+
+class PhaseEffectNotDone(_Event, frozen=True, tag="phase.effect_not_done.v1"):
+    """It did not happen, says the handler, or `by`: it may be begun anew."""
+
+    phase: str
+    attempt: int
+    effect: str
+    item: int | None = None
+    by: str = ""
+    reason: str = ""
+
+
+class PhaseSaved(_Event, frozen=True, tag="phase.saved.v1"):
+    """How far the handler is, in its own words, for the attempt that has to go on from there."""
+
+    phase: str
+    attempt: int
+    state: msgspec.Raw
+    item: int | None = None
 
 
 class PhaseCompleted(_Event, frozen=True, tag="phase.completed.v1"):
-    """The attempt's result was accepted. Without an attempt: all items are done, or the signal `by` somebody came."""
+    """The attempt's result was accepted. Without an attempt: all items are done, or the signal `by` somebody came.
+
+    `key` is the hash of all that the output depends on, if it may be used again; `cached` where it was taken from.
+    """
 
     phase: str
     attempt: int | None = None
     item: int | None = None
     output: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     by: str = ""
+    key: str = ""
+    cached: Source | None = None
 
 
 class PhaseAttemptFailed(_Event, frozen=True, tag="phase.attempt_failed.v1"):
@@ -332,6 +385,8 @@ Known = (
     | PhaseProgressed
     | PhaseEffectIntended
     | PhaseEffectDone
+    | PhaseEffectNotDone
+    | PhaseSaved
     | PhaseCompleted
     | PhaseAttemptFailed
     | PhaseFailed

@@ -22,12 +22,14 @@ from bus.events import (
     PhaseCompleted,
     PhaseEffectDone,
     PhaseEffectIntended,
+    PhaseEffectNotDone,
     PhaseEscalated,
     PhaseExpanded,
     PhaseFailed,
     PhaseInputReplaced,
     PhaseProgressed,
     PhaseReady,
+    PhaseSaved,
     PhaseSkipped,
     PhaseStarted,
     PhaseUndoing,
@@ -137,16 +139,9 @@ class Folding:
             case RunRollingBack():
                 state.status, state.problem, state.ended_at = "in_progress", None, None
                 state.deadline_at = event.deadline_at
-                state.rollback = Rollback(event.by, event.phases, event.undo)
+                state.rollback = Rollback(event.by, event.phases, event.undo, event.problem)
             case PhaseUndoing():
-                before = self._phase(state, event.phase, at)
-                epoch = max((item.attempt for item in before.items), default=before.epoch)
-                undoing = Undoing(Output(event.input), Output(event.output))
-                work = Item(attempt=epoch, died=before.death_of(None) if before.undoing is not None else None)
-                phase = PhaseState(key=event.phase, items=[work], open_items=1, epoch=epoch, undoing=undoing)
-                phase.opened_at = at
-                state.phases[event.phase] = phase
-                state.open_phases += 1
+                self._undo(state, event, at)
             case RunArchived():
                 state.archived = True
             case PhaseExpanded():
@@ -169,6 +164,7 @@ class Folding:
                     instance=event.instance,
                     started_at=at,
                     deadline_at=event.deadline_at,
+                    because=event.because,
                 )
                 item = _item(phase, event.item)
                 _put(phase, _with(item, status="in_progress", attempts=(*item.attempts, attempt)))
@@ -186,6 +182,14 @@ class Folding:
                 phase = self._phase(state, event.phase, at)
                 item = _item(phase, event.item)
                 _put(phase, _with(item, effects=item.effects | {event.effect: Output(event.outcome)}))
+            case PhaseEffectNotDone():
+                phase = self._phase(state, event.phase, at)
+                item = _item(phase, event.item)
+                effects = {effect: outcome for effect, outcome in item.effects.items() if effect != event.effect}
+                _put(phase, _with(item, effects=effects))
+            case PhaseSaved():
+                phase = self._phase(state, event.phase, at)
+                _put(phase, _with(_item(phase, event.item), saved=Output(event.state)))
             case PhaseCompleted():
                 self._completed(state, event, at)
             case PhaseAttemptFailed():
@@ -261,11 +265,29 @@ class Folding:
         if event.item is None or phase.status == "pending":
             phase.status = "ready"
 
+    def _undo(self, state: RunState, event: PhaseUndoing, at: datetime) -> None:
+        """From here on the phase's work is that of its compensation."""
+        before = self._phase(state, event.phase, at)
+        epoch = max((item.attempt for item in before.items), default=before.epoch)
+        effects = None if event.effects is msgspec.UNSET else Output(event.effects)
+        undoing = Undoing(Output(event.input), Output(event.output), effects)
+        # A compensation that did not come to its end is begun anew: what it has done, it has done.
+        old = before.items[0] if before.undoing is not None else Item()
+        work = Item(attempt=epoch, effects=old.effects, saved=old.saved, died=old.death or old.died)
+        buried = before.buried
+        if before.undoing is None:
+            buried = tuple((item.index, item.death) for item in before.items if item.death is not None)
+        phase = PhaseState(key=event.phase, epoch=epoch, begun=before.begun, undoing=undoing, opened_at=at)
+        phase.buried = buried
+        phase.items, phase.open_items = [work], 1
+        state.phases[event.phase] = phase
+        state.open_phases += 1
+
     def _completed(self, state: RunState, event: PhaseCompleted, at: datetime) -> None:
         phase = self._phase(state, event.phase, at)
         if event.attempt is not None:
             output = Output(b"null" if event.output is msgspec.UNSET else event.output)
-            item = _touch(phase, _item(phase, event.item), ended_at=at)
+            item = _touch(phase, _item(phase, event.item), ended_at=at, cached=event.cached)
             _put(phase, _with(item, status="completed", output=output, ended_at=at))
             phase.open_items -= 1
         if event.item is not None:
@@ -279,7 +301,7 @@ class Folding:
         if event.attempt is None and event.output is not msgspec.UNSET:
             phase.answered_by, phase.output = event.by, Output(event.output)
         else:
-            phase.output = _output_of(phase)
+            phase.output = phase.results
         _close(state, phase, "completed", at, lets_pass=True)
 
     def _failed(self, state: RunState, event: PhaseFailed, at: datetime) -> None:
@@ -298,7 +320,7 @@ class Folding:
             is_optional = state.plan.graph[event.phase].phase.optional and phase.undoing is None
             if is_optional and phase.items and phase.items[0].index is not None:
                 # What did succeed is there for those that go on.
-                phase.output = _output_of(phase)
+                phase.output = phase.results
             _close(state, phase, "failed", at, lets_pass=is_optional)
 
     def _reopen(self, state: RunState, event: RunRedriven, at: datetime) -> None:
@@ -323,14 +345,23 @@ class Folding:
                 or (item.status not in SUCCEEDED and (only is None or item.status != "failed" or item.index == only))
             ]
             epoch = max((item.attempt for item in before.items), default=before.epoch)
+            begun = state.passes if event.afresh or before.undoing is not None else before.begun
             if before.undoing is not None or (event.afresh and state.plan.graph[key].each is not None):
                 # What it goes over may be another list now; the numbers of its attempts go on.
-                state.phases[key] = PhaseState(key=key, epoch=epoch, died=before.death or before.died)
+                died = before.death_of(None) or before.died
+                state.phases[key] = PhaseState(key=key, epoch=epoch, forced=event.afresh, begun=begun, died=died)
             else:
                 anew = {item.index: _anew(item, afresh=event.afresh) for item in again}
                 items = [anew.get(item.index, item) for item in before.items]
-                died = before.death or before.died
-                state.phases[key] = PhaseState(key=key, items=items, open_items=len(again), epoch=epoch, died=died)
+                state.phases[key] = PhaseState(
+                    key=key,
+                    items=items,
+                    open_items=len(again),
+                    epoch=epoch,
+                    forced=event.afresh,
+                    begun=begun,
+                    died=before.death or before.died,
+                )
             self._owned.add(key)
             state.open_phases += 1
 
@@ -350,6 +381,7 @@ def _born(commit: Commit) -> RunState:
         open_phases=len(phases),
         parent=first.parent,
         origin=commit.position,
+        force=first.force,
     )
 
 
@@ -360,6 +392,7 @@ def _with(item: Item, **changes: Any) -> Item:
 def _anew(item: Item, *, afresh: bool) -> Item:
     """For a new pass. What was done outside has been done, and an input that was replaced stays so, unless all of it is
     to be done again."""
+    left: dict[str, Any] = {"effects": {}, "saved": None, "given": None} if afresh else {}
     return _with(
         item,
         status="pending",
@@ -367,11 +400,10 @@ def _anew(item: Item, *, afresh: bool) -> Item:
         output=None,
         ended_at=None,
         earlier=len(item.attempts),
-        effects={} if afresh else item.effects,
-        given=None if afresh else item.given,
         origin=0,
         death=None,
         died=item.death or item.died,
+        **left,
     )
 
 
@@ -412,13 +444,6 @@ def _touch(phase: PhaseState, item: Item, **changes: Any) -> Item:
     return item
 
 
-def _output_of(phase: PhaseState) -> Output:
-    if len(phase.items) == 1 and phase.items[0].index is None:
-        return phase.items[0].output or Output(b"null")
-    outputs: Sequence[bytes] = [bytes(item.output.raw) if item.output else b"null" for item in phase.items]
-    return Output(b"[" + b",".join(outputs) + b"]")
-
-
 def _close(state: RunState, phase: PhaseState, status: Status, at: datetime, *, lets_pass: bool = False) -> None:
     phase.status, phase.ended_at, phase.lets_pass = status, at, lets_pass
     state.open_phases -= 1
@@ -426,4 +451,7 @@ def _close(state: RunState, phase: PhaseState, status: Status, at: datetime, *, 
 
 def _end(state: RunState, status: RunStatus, at: datetime, problem: Problem | None = None) -> None:
     state.status, state.ended_at, state.problem = status, at, problem
+    if state.rollback is not None and not state.rollback.left:
+        # All is undone. What could not be is kept, to go on with.
+        state.rollback = None
     state.paused_at, state.paused_by = None, ""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from bus.context import Facts
 from bus.envelope import UNDECODABLE
 from bus.logs import Level
+from bus.notebook import Note
 from bus.problem import Problem
 
 LENGTH_BYTES = 4
@@ -44,12 +45,15 @@ class Broken(_Frame, frozen=True):
 
 
 class Begin(_Frame, frozen=True):
-    """Call the handler. `bound` are the fields of its log lines."""
+    """Call the handler. `bound` are the fields of its log lines; the rest is what its notebook holds already."""
 
     capability: str
     input: msgspec.Raw
     facts: Facts
     bound: dict[str, Any]
+    outcomes: dict[str, msgspec.Raw] = {}
+    unknown: list[str] = []
+    saved: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
 class Alive(_Frame, frozen=True):
@@ -61,6 +65,21 @@ class Reported(_Frame, frozen=True):
 
     fraction: float
     note: str
+
+
+class Noted(_Frame, frozen=True):
+    """To be written into the log: the handler waits for it."""
+
+    number: int
+    note: Note
+
+
+class Written(_Frame, frozen=True):
+    """The worker has written the note of that number, or has not."""
+
+    number: int
+    failure: Literal["", "refused", "unavailable", "malformed"] = ""
+    reason: str = ""
 
 
 class Answered(_Frame, frozen=True):
@@ -75,7 +94,7 @@ class Failed(_Frame, frozen=True):
     problem: Problem
 
 
-Frame = Setup | Ready | Broken | Begin | Alive | Reported | Answered | Failed
+Frame = Setup | Ready | Broken | Begin | Alive | Reported | Noted | Written | Answered | Failed
 _decoder: msgspec.json.Decoder[Frame] = msgspec.json.Decoder(Frame)
 
 

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from datetime import datetime
 
 import msgspec
-from msgspec.structs import replace
 
 from bus.envelope import Envelope, decode
 from bus.errors import MalformedMessage
@@ -73,22 +72,33 @@ class Happening(msgspec.Struct, frozen=True, kw_only=True):
 
 def happenings(position: int, subject: str, stored_at: datetime, body: bytes) -> Sequence[Happening]:
     """What a record says: at least one happening. Never raises."""
-    whole = Happening(position=position, subject=subject, stored_at=stored_at)
+    message: Envelope | None = None
     try:
-        whole = replace(whole, message=decode(body))
-        if whole.kind != "run":
-            return [whole]
-        found = _commit_of(whole)
+        message = decode(body)
+        if subject.split(".", 2)[1] != "run":
+            return [Happening(position=position, subject=subject, stored_at=stored_at, message=message)]
+        found = _commit_of(message, position, subject)
     except MalformedMessage as error:
-        return [replace(whole, problem=str(error))]
-    return [replace(whole, index=index, commit=found, event=event) for index, event in enumerate(found.events)]
+        problem = str(error)
+        return [Happening(position=position, subject=subject, stored_at=stored_at, message=message, problem=problem)]
+    return [
+        Happening(
+            position=position,
+            subject=subject,
+            stored_at=stored_at,
+            index=index,
+            message=message,
+            commit=found,
+            event=event,
+        )
+        for index, event in enumerate(found.events)
+    ]
 
 
-def _commit_of(whole: Happening) -> Commit:
+def _commit_of(message: Envelope, position: int, subject: str) -> Commit:
     """Raises MalformedMessage, also for another run's commit."""
-    assert whole.message is not None, "it has been decoded"
-    found = commit(whole.message, whole.position)
-    on = whole.subject.split(".", 2)[2]
+    found = commit(message, position)
+    on = subject.split(".", 2)[2]
     if found.run != on:
-        raise MalformedMessage(f"position {whole.position} holds a commit of {found.run!r} on the subject of {on!r}")
+        raise MalformedMessage(f"position {position} holds a commit of {found.run!r} on the subject of {on!r}")
     return found

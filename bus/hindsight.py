@@ -25,12 +25,15 @@ from bus.commands import (
     Redrive,
     Report,
     Resume,
+    Reuse,
     Revive,
     Rollback,
+    Save,
     Settle,
     Signal,
     Skip,
     Take,
+    Vouch,
 )
 from bus.decide import OUTSIDE
 from bus.events import (
@@ -41,9 +44,11 @@ from bus.events import (
     PhaseCompleted,
     PhaseEffectDone,
     PhaseEffectIntended,
+    PhaseEffectNotDone,
     PhaseEscalated,
     PhaseFailed,
     PhaseInputReplaced,
+    PhaseSaved,
     PhaseSkipped,
     PhaseStarted,
     RunCancelled,
@@ -105,7 +110,7 @@ def _begin(started: RunStarted, events: list[Event]) -> Begin:
     outside = {event.phase for event in events if isinstance(event, PhaseSkipped) and _is_outside(event)}
     inside = [key for key in started.plan.graph if key not in outside]
     first, last = (inside[0], inside[-1]) if outside and inside else (None, None)
-    return Begin(started.plan, started.input, first, last, adopted, origin, started.parent)
+    return Begin(started.plan, started.input, first, last, adopted, origin, started.parent, started.force)
 
 
 def _is_outside(event: Event) -> bool:
@@ -118,10 +123,13 @@ def _command(state: RunState, event: Event, later: Event | None, commit: Commit)
         case PhaseStarted():
             capability = state.capability(event.phase) or ""
             bound_s = (event.deadline_at - commit.at).total_seconds()
-            return Take(event.phase, event.item, event.attempt, capability, event.agent, event.instance, bound_s)
-        case PhaseCompleted(attempt=int(attempt)):
+            reuse = _reuse(event, later)
+            where = (event.phase, event.item, event.attempt, capability, event.agent, event.instance)
+            return Take(*where, bound_s, event.because, reuse)
+        case PhaseCompleted(attempt=int(attempt), cached=None):
             output = _NULL if event.output is msgspec.UNSET else event.output
-            return Complete(event.phase, event.item, attempt, _holder(state, event.phase, event.item), output)
+            holder = _holder(state, event.phase, event.item)
+            return Complete(event.phase, event.item, attempt, holder, output, key=event.key)
         case PhaseCompleted(by=by) if by and state.phases[event.phase].child:
             return Report(event.phase, by, _NULL if event.output is msgspec.UNSET else event.output)
         case PhaseCompleted(by=by) if by:
@@ -131,9 +139,11 @@ def _command(state: RunState, event: Event, later: Event | None, commit: Commit)
         case PhaseEffectIntended():
             holder = _holder(state, event.phase, event.item)
             return Intend(event.phase, event.item, event.attempt, holder, event.effect)
-        case PhaseEffectDone():
+        case PhaseEffectDone() | PhaseEffectNotDone():
+            return _settled(state, event)
+        case PhaseSaved():
             holder = _holder(state, event.phase, event.item)
-            return Settle(event.phase, event.item, event.attempt, holder, event.effect, event.outcome)
+            return Save(event.phase, event.item, event.attempt, holder, event.state)
         case PhaseAttemptFailed():
             instance = event.instance or ""
             return Fail(event.phase, event.item, event.attempt, instance, event.problem, event.cause, event.evidence)
@@ -150,7 +160,9 @@ def _command(state: RunState, event: Event, later: Event | None, commit: Commit)
         case RunRollingBack():
             return _rollback(state, event)
         case RunFailed(problem=problem) if problem.code == "expired":
-            return Expire()
+            # Of a run that was rolled back because of that, it came before.
+            is_undone = state.rollback is not None and not state.rollback.left
+            return None if is_undone else Expire()
         case RunSignalled():
             return Signal(event.signal, event.by, event.data)
         case RunCheckpointed():
@@ -164,6 +176,15 @@ def _command(state: RunState, event: Event, later: Event | None, commit: Commit)
     return None
 
 
+def _reuse(started: PhaseStarted, later: Event | None) -> Reuse | None:
+    """What was taken from the cache follows in the same commit."""
+    if not isinstance(later, PhaseCompleted) or later.cached is None:
+        return None
+    if (later.phase, later.item) != (started.phase, started.item):
+        return None
+    return Reuse(_NULL if later.output is msgspec.UNSET else later.output, later.cached)
+
+
 def _holder(state: RunState, key: str, index: int | None) -> str:
     item = state.phases[key].item(index)
     return item.holder.instance if item is not None and item.holder is not None else ""
@@ -173,7 +194,10 @@ def _failed(state: RunState, event: PhaseFailed, commit: Commit) -> Command | No
     """A gate that was answered, or a phase whose time was over. All else follows from an attempt or from the input."""
     phase = state.phases[event.phase]
     code = event.problem.code
-    run_is_late = any(isinstance(other, RunFailed) and other.problem.code == "expired" for other in commit.events)
+    run_is_late = any(
+        isinstance(other, RunFailed | RunRollingBack) and other.problem is not None and other.problem.code == "expired"
+        for other in commit.events
+    )
     total_s = state.plan.graph[event.phase].phase.total_timeout_s
     if code == "expired" and not run_is_late and total_s is not None and phase.opened_at is not None:
         is_over = (commit.at - phase.opened_at).total_seconds() >= total_s
@@ -187,6 +211,14 @@ def _failed(state: RunState, event: PhaseFailed, commit: Commit) -> Command | No
             event.phase, False, _EXPIRY if code == "expired" else by, event.problem.detail, expired=code == "expired"
         )
     return None
+
+
+def _settled(state: RunState, event: PhaseEffectDone | PhaseEffectNotDone) -> Settle | Vouch:
+    outcome = event.outcome if isinstance(event, PhaseEffectDone) else msgspec.UNSET
+    if event.by:
+        return Vouch(event.phase, event.item, event.effect, event.by, outcome, event.reason)
+    holder = _holder(state, event.phase, event.item)
+    return Settle(event.phase, event.item, event.attempt, holder, event.effect, outcome, event.reason)
 
 
 def _redrive(state: RunState, event: RunRedriven, later: Event | None) -> Command | None:
@@ -220,8 +252,12 @@ def _revive(state: RunState, event: RunRedriven, later: Event | None) -> Command
     )
 
 
-def _rollback(state: RunState, event: RunRollingBack) -> Command:
-    """The phase, or the checkpoint, that leads to just these phases."""
+def _rollback(state: RunState, event: RunRollingBack) -> Command | None:
+    """The phase, or the checkpoint, that leads to just these phases; or what a run that has failed leads to."""
+    if event.problem is not None and not state.is_open:
+        return Redrive(event.by)
+    if event.problem is not None:
+        return Expire() if event.problem.code == "expired" else None
     wanted = set(event.phases)
     for key in event.phases:
         if _begun(state, _behind(state, key)) == wanted:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
 from bus.conditions import holds
 from bus.references import ABSENT, ITEM, RUN_INPUT, Unresolved, follow, resolve
-from bus.run import RunState
+from bus.run import Output, RunState
 from bus.subjects import Work
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
-    """What an attempt is about, as its handler's process derives it from the run."""
+    """What an attempt is about, as its handler's process derives it from the run.
+
+    `begun` is the pass in which this work was begun from nothing, `undoes` says that it undoes the phase's own;
+    `effects` and `saved` are what attempts before it have left.
+    """
 
     run: str
     plan: str
@@ -24,6 +29,10 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     correlation: str
     item: int | None = None
     silence_timeout_s: float | None = None
+    begun: int = 1
+    undoes: bool = False
+    effects: Mapping[str, Output | None] = {}
+    saved: Output | None = None
 
 
 def input_of(state: RunState, key: str, index: int | None) -> Any:
@@ -31,7 +40,8 @@ def input_of(state: RunState, key: str, index: int | None) -> Any:
     node = state.plan.graph[key]
     undoing = state.phases[key].undoing
     if undoing is not None:
-        return {"input": undoing.input.value, "output": undoing.output.value}
+        about = {"input": undoing.input.value, "output": undoing.output.value}
+        return about if undoing.effects is None else about | {"effects": undoing.effects.value}
     item = state.phases[key].item(index)
     if item is not None and item.given is not None:
         return item.given.value
@@ -88,6 +98,10 @@ def order(state: RunState, key: str, index: int | None) -> Order:
         input=msgspec.json.decode(msgspec.json.encode(input_of(state, key, index))),
         correlation=state.correlation,
         silence_timeout_s=state.plan.graph[key].phase.silence_timeout_s,
+        begun=state.phases[key].begun,
+        undoes=state.phases[key].undoing is not None,
+        effects=item.effects,
+        saved=item.saved,
     )
 
 
@@ -103,6 +117,9 @@ def _root(state: RunState, root: str) -> Any:
     if root == RUN_INPUT:
         return state.input.value
     phase = state.phases[root]
+    if phase.undoing is not None:
+        # What it gave is what others were given, also while it is undone.
+        return phase.undoing.output.value
     if phase.output is None:
         assert phase.lets_pass, f"phase {root} has ended, the plan's graph sees to that"
         return ABSENT

@@ -28,9 +28,11 @@ from bus import frames, logs
 from bus.agent import Agent, Capability
 from bus.context import SAID, Context, Pulse, Said
 from bus.diagnosis import printable, text_of
+from bus.dictation import Dictation
 from bus.frames import Alive, Answered, Begin, Broken, Failed, Frame, Ready, Reported, Setup
 from bus.handling import answer
 from bus.keeper import keep
+from bus.notebook import Notebook
 from bus.problem import Problem
 from bus.whereabouts import imported
 
@@ -97,7 +99,12 @@ def _attend(sock: socket.socket, line: int, agent: Agent) -> None:
     faulthandler.enable(file=line)
     structlog.contextvars.bind_contextvars(**begin.bound)
     voice = _Voice(sock)
-    context = Context(**msgspec.structs.asdict(begin.facts), report=voice.report, pulse=voice)
+    notebook = Notebook(
+        {**begin.outcomes, **dict.fromkeys(begin.unknown)},
+        None if begin.saved is msgspec.UNSET else begin.saved,
+        Dictation(voice.send, lambda: _receive(sock)),
+    )
+    context = Context(**msgspec.structs.asdict(begin.facts), report=voice.report, pulse=voice, notebook=notebook)
     threading.Thread(target=_end_with_keeper, args=(os.getppid(),), daemon=True).start()
     asyncio.run(_answer(capability, begin, context, voice))
 

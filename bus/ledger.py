@@ -17,7 +17,7 @@ from bus.connection import Connection
 from bus.envelope import Envelope, encode, envelope
 from bus.errors import Archived, BusError, MalformedMessage, NotFound, TooLarge, Unavailable
 from bus.events import Commit, archived
-from bus.folding import fold
+from bus.folding import evolve, fold
 from bus.halts import Halt
 from bus.inputs import work
 from bus.log import Log, Part
@@ -104,7 +104,7 @@ class Ledger:
             events.COMMIT, events.body(commit.events), after, id=commit.id, at=commit.at, causation=causation
         )
         expected = before.position if before is not None else 0
-        letters = dead.letters(after, commit.events, known=expected)
+        letters = dead.letters(before, commit)
         if not letters:
             return await self._log.append(subject, message, expected=expected)
         try:
@@ -132,8 +132,8 @@ class Ledger:
             await self._log.append_together(parts[begin : begin + LETTERS_IN_BATCH])
         return position
 
-    async def complete_letters(self, after: RunState, commit: Commit) -> int:
-        """Store the letters of a commit that are not there; returns how many. `after` is the run with it.
+    async def complete_letters(self, before: RunState | None, commit: Commit) -> int:
+        """Store the letters of a commit that are not there; returns how many. `before` is the run without it.
 
         Raises TooLarge, Unavailable.
         """
@@ -145,7 +145,8 @@ class Ledger:
                 continue
             if message.causationid == commit.id:
                 there.add(message.id)
-        missing = [each for each in dead.letters(after, commit.events) if dead.name_of(each) not in there]
+        missing = [each for each in dead.letters(before, commit) if dead.name_of(each) not in there]
+        after = evolve(before, commit)
         # In one stream of bytes, each for itself: a batch that holds an id the server knows is refused as a whole.
         async with self._log.pipeline() as pipeline:
             for letter in missing:

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from bus.appending import Appender, Part, VersionConflict
+from bus.appending import Appender, Fence, Part, VersionConflict
 from bus.connection import Connection
 from bus.envelope import Envelope
 from bus.payloads import Payloads
@@ -58,14 +58,18 @@ class Log:
         """
         await set_up(self._connection, self.subjects, self._settings, create=create)
 
-    async def append(self, subject: str, message: Envelope, *, expected: int | None = None) -> int:
+    async def append(
+        self, subject: str, message: Envelope, *, expected: int | None = None, fence: Fence | None = None
+    ) -> int:
         """Store one message; returns its position.
 
         `expected` is the position of the newest message on `subject` the caller has seen, 0 for none. Raises
-        VersionConflict: someone wrote first. Raises TooLarge before sending; Unavailable: not known, see
-        `bus.appending`. Source: headers Nats-Msg-Id and Nats-Expected-Last-Subject-Sequence; a resend repeats both.
+        VersionConflict: someone wrote first. `fence` is a lease: the server stores the message only while the caller
+        has it, otherwise LeaseLost is raised. Raises TooLarge before sending; Unavailable: not known, see
+        `bus.appending`. Source: headers Nats-Msg-Id and Nats-Expected-Last-Subject-Sequence(-Subject); a resend
+        repeats them.
         """
-        return await self._appender.append(Part(subject, message, expected))
+        return await self._appender.append(Part(subject, message, expected, fence))
 
     async def pack(self, subject: str, message: Envelope) -> bytes:
         """The bytes an append of the message on `subject` would send; what they refer to is stored for an hour or more.

@@ -16,8 +16,9 @@ from typing import NamedTuple
 import msgspec
 from msgspec.structs import replace
 
-from bus import dead
+from bus import barrier, dead
 from bus.dead import DeadLetter, Unreadable
+from bus.decision import DECIDED
 from bus.errors import Archived, MalformedMessage
 from bus.ledger import fold_records
 from bus.letters import letter_judged
@@ -71,7 +72,13 @@ async def select(log: Log, policy: Policy, now: datetime) -> Outgoing:
         if name == "run":
             await _Runs(log, chosen, tally, letters).select(before, upto)
         else:
-            why = {"dead": _Dead(log, letters).why, "ops": _Ops(log, letters).why}.get(name, _old_enough)
+            why = {
+                "dead": _Dead(log, letters).why,
+                "ops": _Ops(log, letters).why,
+                "lease": _Newest(log).why,
+                "barrier": _Barriers(log).why,
+                "decision": _Decisions(log).why,
+            }.get(name, _old_enough)
             await _select_beginnings(log, f"{log.subjects.namespace}.{name}.>", chosen, tally, why, upto)
     return chosen
 
@@ -190,6 +197,49 @@ class _Ops:
         return "its dead letter is there" if _letter_judged(record) in self._letters else None
 
 
+class _Newest:
+    """The newest of a subject stays: the next one is expected to stand after it."""
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self._newest: dict[str, int] = {}
+
+    async def why(self, record: Record) -> str | None:
+        if record.subject not in self._newest:
+            newest = await self._log.last(record.subject)
+            self._newest[record.subject] = newest.position if newest is not None else 0
+        return "says how it stands" if record.position >= self._newest[record.subject] else None
+
+
+class _Barriers:
+    """The parties of the newest generation stay: they may be waiting still."""
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self._newest: dict[str, int] = {}
+
+    async def why(self, record: Record) -> str | None:
+        if record.subject not in self._newest:
+            newest = await self._log.last(record.subject)
+            self._newest[record.subject] = _generation(newest) if newest is not None else 0
+        return "says how it stands" if _generation(record) >= self._newest[record.subject] else None
+
+
+class _Decisions:
+    """A decision goes when it has its outcome; that stays, so that the id stays taken."""
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self._newest = _Newest(log)
+        self._is_open: dict[str, bool] = {}
+
+    async def why(self, record: Record) -> str | None:
+        if record.subject not in self._is_open:
+            newest = await self._log.last(record.subject)
+            self._is_open[record.subject] = newest is None or not _is_decided(newest)
+        return "is not decided" if self._is_open[record.subject] else await self._newest.why(record)
+
+
 async def _old_enough(record: Record) -> None:
     """Only what is old enough is asked about."""
 
@@ -212,6 +262,21 @@ async def _select_beginnings(log: Log, subjects: str, chosen: Outgoing, tally: T
             tally.records += 1
             tally.size_bytes += len(record.body)
             chosen.upto[record.subject] = record.position
+
+
+def _generation(record: Record) -> int:
+    """Of a barrier; 0: it says nothing."""
+    try:
+        return barrier.read(record.envelope()).generation
+    except MalformedMessage:
+        return 0
+
+
+def _is_decided(record: Record) -> bool:
+    try:
+        return record.envelope().type == DECIDED
+    except MalformedMessage:
+        return False
 
 
 def _can_be_named(subject: str) -> bool:

@@ -5,18 +5,27 @@ A terminal status never changes: what is done again is done in a new pass, and h
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import datetime, timedelta
+from collections.abc import Iterator, Sequence
 
 from bus.commands import Checkpoint, Redrive, Rollback, Skip
-from bus.draft import Draft
+from bus.draft import Draft, extended
 from bus.errors import Refused
 from bus.events import PhaseCancelled, PhaseSkipped, RunCheckpointed, RunRedriven, RunRollingBack
-from bus.run import TERMINAL, PhaseState, RunState
+from bus.run import TERMINAL, RunState
+from bus.run import Rollback as RollbackState
+from bus.undoing import to_undo
 
 
 def redrive(draft: Draft, command: Redrive) -> None:
     state = draft.state
+    if not state.is_open and not command.afresh and state.rollback is not None and state.rollback.left:
+        wrong = next((key for key in command.phases if key not in state.rollback.left), None)
+        if wrong is not None:
+            raise Refused(
+                f"run {state.run} is being rolled back: only {', '.join(state.rollback.left)} can be redriven"
+            )
+        go_on_rolling_back(draft, state.rollback, command.by)
+        return
     must_not_roll_back(state)
     if command.afresh:
         _must_have_ended(state)
@@ -68,15 +77,28 @@ def roll_back(draft: Draft, command: Rollback) -> None:
     reason = command.reason or f"rolled back by {command.by}"
     still_open = [key for key in chosen if state.phases[key].status not in TERMINAL]
     draft.emit(*(PhaseCancelled(phase=key, reason=reason) for key in still_open))
-    undo = [key for key in chosen if state.plan.graph[key].phase.compensate and _is_to_be_undone(state.phases[key])]
-    undo.sort(key=lambda key: state.phases[key].ended_at or draft.now, reverse=True)
     draft.emit(
         RunRollingBack(
             by=command.by,
             phases=tuple(chosen),
-            undo=tuple(undo),
-            deadline_at=extended(draft),
+            undo=to_undo(draft.state, chosen),
+            deadline_at=extended(draft.state, draft.now),
             reason=command.reason,
+        )
+    )
+    draft.roll_back()
+
+
+def go_on_rolling_back(draft: Draft, rollback: RollbackState, by: str, reason: str = "") -> None:
+    """What could not be undone is tried again; when all is undone, what was to follow does."""
+    draft.emit(
+        RunRollingBack(
+            by=by,
+            phases=rollback.phases,
+            undo=rollback.left,
+            deadline_at=extended(draft.state, draft.now),
+            reason=reason,
+            problem=rollback.problem,
         )
     )
     draft.roll_back()
@@ -93,11 +115,12 @@ def checkpoint(draft: Draft, command: Checkpoint) -> None:
 
 
 def _begin_pass(draft: Draft, phases: Sequence[str], by: str, *, afresh: bool = False) -> dict[str, None]:
-    """A new pass over `phases`, and over all that was skipped only because of them, or afresh: all that needs them."""
-    chosen = dict.fromkeys(phases)
-    for key in chosen.copy():
-        add_downstream(draft.state, key, chosen, afresh=afresh)
-    draft.emit(RunRedriven(by=by, phases=tuple(chosen), deadline_at=extended(draft), afresh=afresh))
+    """A new pass over `phases`, and over all that was skipped only because of them, or afresh: all that needs them.
+
+    What any of them needs and was undone is done again as well.
+    """
+    chosen = taken_along(draft.state, phases, afresh=afresh)
+    draft.emit(RunRedriven(by=by, phases=tuple(chosen), deadline_at=extended(draft.state, draft.now), afresh=afresh))
     return chosen
 
 
@@ -108,20 +131,25 @@ def _reopen(draft: Draft, phases: Sequence[str], by: str, *, afresh: bool = Fals
     draft.open([key for key in chosen if not any(need in chosen for need in graph[key].needs)])
 
 
-def extended(draft: Draft) -> datetime:
-    """The deadline of a run that does something again: as if it began now, and not before the one it had."""
-    return max(draft.state.deadline_at, draft.now + timedelta(seconds=draft.state.plan.timeout_s))
-
-
-def add_downstream(state: RunState, key: str, chosen: dict[str, None], *, afresh: bool) -> None:
-    """Add to `chosen` what has ended only because of phase `key`, or afresh: all that needs it."""
-    frontier = [key]
+def taken_along(state: RunState, phases: Sequence[str], *, afresh: bool = False) -> dict[str, None]:
+    """`phases`, and whatever else goes into a new pass because of them."""
+    chosen = dict.fromkeys(phases)
+    frontier = list(chosen)
     while frontier:
-        for later in state.plan.graph[frontier.pop()].feeds:
-            phase = state.phases[later]
-            if later not in chosen and phase.status in TERMINAL and (afresh or not phase.lets_pass):
-                chosen[later] = None
-                frontier.append(later)
+        for other in _beside(state, frontier.pop(), afresh=afresh):
+            if other not in chosen:
+                chosen[other] = None
+                frontier.append(other)
+    return chosen
+
+
+def _beside(state: RunState, key: str, *, afresh: bool) -> Iterator[str]:
+    """The phases next to one in the graph that go into a new pass with it."""
+    for later in state.plan.graph[key].feeds:
+        phase = state.phases[later]
+        if phase.status in TERMINAL and (afresh or not phase.lets_pass):
+            yield later
+    yield from (need for need in state.plan.graph[key].needs if state.phases[need].status == "rolled_back")
 
 
 def _since(state: RunState, command: Rollback) -> list[str]:
@@ -144,11 +172,6 @@ def _since(state: RunState, command: Rollback) -> list[str]:
         behind.update(later)
         frontier += later
     return [key for key in state.phases if key in behind]
-
-
-def _is_to_be_undone(phase: PhaseState) -> bool:
-    """It did something; or a compensation of it has failed before."""
-    return phase.status == "completed" or (phase.undoing is not None and phase.status != "rolled_back")
 
 
 def must_not_roll_back(state: RunState) -> None:

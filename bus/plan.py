@@ -65,6 +65,7 @@ class Phase(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fiel
     hold the phase is skipped, and what needs it goes on. `optional`: what needs it goes on even if it failed.
     `compensate` is the capability that undoes it when a run is rolled back: it gets `{"input": ..., "output": ...}`.
     A child run gets the phase's input, ends with its parent, and its output holds those of its phases, by key.
+    `cache=False`: done anew each time, and not kept, even if its agent says that its answers can be used again.
 
     Four clocks: `queue_timeout_s` bounds the wait for somebody to take the work, `timeout_s` one attempt (otherwise
     the capability's own bound does), `silence_timeout_s` how long a handler may say nothing of itself (unbounded
@@ -89,17 +90,18 @@ class Phase(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fiel
     total_timeout_s: float | None = None
     compensate: str | None = None
     plan: Plan | None = None
+    cache: bool = True
 
     def __post_init__(self) -> None:
         # In builtins from here on: what is compared, stored and resolved is the JSON form.
         try:
-            given = msgspec.json.decode(msgspec.json.encode(self.input))
+            if self.input is not None:
+                msgspec.structs.force_setattr(self, "input", msgspec.json.decode(msgspec.json.encode(self.input)))
             # Text is a sequence too, of letters; it is left as it is, and refused for its type.
-            after = self.after if isinstance(self.after, str) else tuple(self.after)
+            if not isinstance(self.after, (str, tuple)):
+                msgspec.structs.force_setattr(self, "after", tuple(self.after))
         except (TypeError, ValueError, RecursionError, OverflowError) as error:
             raise PlanError(f"phase {self.key!r}: input or after can't be written as JSON: {error}") from None
-        msgspec.structs.force_setattr(self, "input", given)
-        msgspec.structs.force_setattr(self, "after", after)
         if isinstance(self.wait_for, str):
             msgspec.structs.force_setattr(self, "wait_for", WaitFor(self.wait_for))
         if isinstance(self.retry, str):
@@ -128,6 +130,9 @@ class Phase(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fiel
 class Plan(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True, dict=True):
     """A named, versioned graph of phases; `timeout_s` bounds a whole run (30 days by default).
 
+    `on_failure`: of a run that has failed, keep what it did, or roll it back: what `compensate` can undo is undone, the
+    last first, before the run ends as failed.
+
     Raises PlanError when it is made: unknown dependency, cycle, duplicate key, unknown reference, wrong name.
     """
 
@@ -135,12 +140,12 @@ class Plan(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_field
     version: str = "1"
     phases: Sequence[Phase] = ()
     timeout_s: float = 30 * DAY_S
+    on_failure: Literal["keep", "rollback"] = "keep"
 
     def __post_init__(self) -> None:
         try:
             msgspec.structs.force_setattr(self, "phases", tuple(self.phases))
-            assert self.graph is not None
-            _check_types(self)
+            self.__dict__["graph"] = _checked(self)
         except (TypeError, AttributeError) as error:
             raise PlanError(f"plan {self.name!r}: a value has the wrong type: {error}") from None
         except RecursionError as error:
@@ -148,7 +153,8 @@ class Plan(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_field
 
     @cached_property
     def graph(self) -> Graph:
-        return _graph(self)
+        """Every phase by key, with what it needs and feeds. It was made when the plan was checked."""
+        return _checked(self)
 
     @property
     def capabilities(self) -> list[str]:
@@ -172,6 +178,26 @@ Graph = dict[str, Node]
 """Every phase by key, in the author's order."""
 
 
+_GRAPHS: dict[bytes, Graph] = {}
+_KNOWN_GRAPHS = 256
+
+
+def _checked(plan: Plan) -> Graph:
+    """The plan's graph. Each run's first event holds its plan, and most are of a few: the same is checked once."""
+    try:
+        known = msgspec.json.encode([plan.name, plan.version, plan.timeout_s, plan.phases])
+    except (TypeError, ValueError, RecursionError, OverflowError):
+        known = b""  # it can't be written: the checks say why
+    graph = _GRAPHS.get(known)
+    if graph is None:
+        graph = _graph(plan)
+        _check_types(plan)
+        if len(_GRAPHS) >= _KNOWN_GRAPHS:
+            _GRAPHS.clear()
+        _GRAPHS[known] = graph
+    return graph
+
+
 def _graph(plan: Plan) -> Graph:
     _check_name(plan)
     phases = _by_key(plan)
@@ -192,7 +218,7 @@ def _graph(plan: Plan) -> Graph:
 def _check_types(plan: Plan) -> None:
     """A value of a wrong type would be stored, and could not be read back: the whole run would be lost."""
     try:
-        msgspec.convert({"name": plan.name, "version": plan.version, "timeout_s": plan.timeout_s}, _Header)
+        msgspec.convert({each: getattr(plan, each) for each in _Header.__struct_fields__}, _Header)
         read = msgspec.json.decode(msgspec.json.encode(plan.phases), type=tuple[Phase, ...])
     except (TypeError, ValueError) as error:
         raise PlanError(f"plan {plan.name!r}: {error}") from None
@@ -205,6 +231,7 @@ class _Header(msgspec.Struct):
     name: str
     version: str
     timeout_s: float
+    on_failure: Literal["keep", "rollback"]
 
 
 def _check_name(plan: Plan) -> None:
@@ -231,6 +258,8 @@ def _by_key(plan: Plan) -> dict[str, Phase]:
             raise PlanError(f"plan {plan.name!r} has two phases {key!r}")
         _check_phase(plan, key, phase)
         phases[key] = phase
+    if plan.on_failure == "rollback" and not any(phase.compensate for phase in plan.phases):
+        raise PlanError(f"plan {plan.name!r}: on_failure is 'rollback', and no phase has a compensate")
     return phases
 
 
@@ -242,6 +271,8 @@ def _check_phase(plan: Plan, key: str, phase: Phase) -> None:
         raise PlanError(f"{where}: a plan of its own has no each")
     if phase.compensate is not None and phase.capability is None:
         raise PlanError(f"{where}: a gate does nothing that compensate could undo")
+    if not phase.cache and phase.capability is None:
+        raise PlanError(f"{where}: cache goes with a capability")
     for capability in (phase.capability, phase.compensate):
         try:
             subjects.capability(capability or "none")

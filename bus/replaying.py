@@ -22,11 +22,13 @@ from bus import feed
 from bus.agent import Agent, Capability
 from bus.client import Client
 from bus.context import Context, Pulse
-from bus.events import PhaseAttemptFailed, PhaseCompleted, PhaseStarted, RunStarted
+from bus.errors import SettingsError
+from bus.events import PhaseAttemptFailed, PhaseCompleted, PhaseEffectDone, PhaseStarted, RunStarted
 from bus.handling import Halted, perform
 from bus.happening import Happening
-from bus.inputs import order
+from bus.inputs import Order, order
 from bus.ledger import utc_now
+from bus.notebook import Intended, Note, Notebook
 from bus.presence import Held
 from bus.problem import Problem
 from bus.progress import Reporter
@@ -118,10 +120,12 @@ async def paced(happenings: AsyncGenerator[Happening, None], speed: float | None
 
 
 class _Past(msgspec.Struct):
-    """What the log says of a run: the capability of each phase, and the result of each attempt that has one."""
+    """What the log says of a run: the capability of each phase, the result of each attempt that has one, and what came
+    of what each did outside."""
 
     capabilities: dict[str, str | None] = {}
     results: dict[tuple[str, int | None, int], Result] = {}
+    effects: dict[tuple[str, int | None, int], dict[str, msgspec.Raw]] = {}
 
 
 class _Forking:
@@ -150,6 +154,9 @@ class _Forking:
                         case PhaseCompleted(attempt=int(attempt)):
                             output = msgspec.Raw(b"null") if event.output is msgspec.UNSET else event.output
                             past.results[event.phase, event.item, attempt] = Result(output)
+                        case PhaseEffectDone():
+                            where = (event.phase, event.item, event.attempt)
+                            past.effects.setdefault(where, {})[event.effect] = event.outcome
                         case PhaseAttemptFailed() if event.cause in _OF_THE_HANDLER:
                             result = Result(problem=event.problem)
                             past.results[event.phase, event.item, event.attempt] = result
@@ -167,6 +174,26 @@ class _Forking:
                 else:
                     await fork.log.append(fork.subjects.run(run), record.envelope())
         self._copied[run] = upto
+
+
+class _Closed:
+    """Writes nothing down, and lets nothing be done outside."""
+
+    async def write(self, note: Note) -> None:
+        self.write_now(note)
+
+    def write_now(self, note: Note) -> None:
+        if isinstance(note, Intended):
+            raise SettingsError(
+                f"a replay does nothing outside, and no outcome of {note.effect!r} was recorded for this attempt"
+            )
+
+
+def _notebook(past: _Past, due: Order) -> Notebook:
+    """What the attempt found done, and what came of what it did then: nothing of it is done again."""
+    found = {name: outcome.raw for name, outcome in due.effects.items() if outcome is not None}
+    found |= past.effects.get((due.phase, due.item, due.attempt), {})
+    return Notebook(found, None if due.saved is None else due.saved.raw, _Closed())
 
 
 async def _again(
@@ -193,8 +220,11 @@ async def _again(
         instance=started.instance,
         correlation=due.correlation,
         deadline_at=utc_now() + given,
+        begun=due.begun,
+        undoes=due.undoes,
         report=Reporter(forking.fork.runs, held, started.instance, pulse).report,
         pulse=pulse,
+        notebook=_notebook(past, due),
     )
     with structlog.contextvars.bound_contextvars(agent=agent.name, run=run, phase=due.phase, attempt=due.attempt):
         answer = await perform(capability, due.input, context, timeout_s=max(given.total_seconds(), 0.0))

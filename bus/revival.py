@@ -9,11 +9,11 @@ from __future__ import annotations
 import msgspec
 
 from bus.commands import Revive
-from bus.draft import Draft
+from bus.draft import Draft, extended
 from bus.errors import Refused
-from bus.events import PhaseInputReplaced, RunRedriven, RunRollingBack
-from bus.passes import add_downstream, extended, must_not_roll_back
-from bus.run import TERMINAL, Death, PhaseState
+from bus.events import PhaseInputReplaced, RunRedriven
+from bus.passes import go_on_rolling_back, must_not_roll_back, taken_along
+from bus.run import TERMINAL, Death, PhaseState, RunState
 
 
 def revive(draft: Draft, command: Revive) -> None:
@@ -22,18 +22,19 @@ def revive(draft: Draft, command: Revive) -> None:
         raise Refused(f"run {draft.state.run} has no phase {command.phase!r}")
     if phase.death_of(command.item) != Death(command.attempt, command.passes):
         raise Refused(f"the dead letter was dealt with before: {_standing(phase, command.item)}")
-    if phase.undoing is not None:
+    if phase.status == "rolled_back":
+        _must_have_ended(draft.state, phase)
+    elif phase.undoing is not None:
         _undo_again(draft, phase, command)
         return
     must_not_roll_back(draft.state)
     is_open = phase.status not in TERMINAL
-    chosen = {phase.key: None}
-    add_downstream(draft.state, phase.key, chosen, afresh=False)
+    chosen = {phase.key: None} if is_open else taken_along(draft.state, [phase.key])
     draft.emit(
         RunRedriven(
             by=command.by,
             phases=tuple(chosen),
-            deadline_at=extended(draft),
+            deadline_at=extended(draft.state, draft.now),
             item=command.item,
             letter=command.letter,
             operation=command.operation,
@@ -51,8 +52,8 @@ def revive(draft: Draft, command: Revive) -> None:
 
 def _replace_input(draft: Draft, command: Revive, input: msgspec.Raw) -> None:
     key = command.phase
-    if command.item is None and draft.state.plan.graph[key].each is not None:
-        raise Refused(f"phase {key} goes over a list that could not be had: it has no input to replace, only its items")
+    if draft.state.plan.graph[key].each is not None and draft.state.phases[key].item(command.item) is None:
+        raise Refused(f"phase {key} goes over its list anew: until then it has no items whose input could be replaced")
     draft.emit(
         PhaseInputReplaced(
             phase=key,
@@ -74,16 +75,12 @@ def _undo_again(draft: Draft, phase: PhaseState, command: Revive) -> None:
         )
     if command.input is not msgspec.UNSET:
         raise Refused(f"what undoes phase {phase.key} gets what the phase had and gave: that can't be replaced")
-    draft.emit(
-        RunRollingBack(
-            by=command.by,
-            phases=rollback.phases,
-            undo=rollback.left,
-            deadline_at=extended(draft),
-            reason=command.reason,
-        )
-    )
-    draft.roll_back()
+    go_on_rolling_back(draft, rollback, command.by, command.reason)
+
+
+def _must_have_ended(state: RunState, phase: PhaseState) -> None:
+    if state.is_open:
+        raise Refused(f"phase {phase.key} was undone: its work can be done again when run {state.run} has ended")
 
 
 def _standing(phase: PhaseState, index: int | None) -> str:

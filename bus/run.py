@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from bus.events import Parent
+from bus.events import Parent, Source
 from bus.plan import Plan
 from bus.problem import Problem
 
@@ -51,6 +51,7 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     """One try, numbered from 1; the number is also its fencing epoch. Without `ended_at` it is under way.
 
     `cause` is how it ended without a result (`bus.events.Cause`, or `cancelled`), `evidence` what a recoverer had seen.
+    `cached` is where its output was taken from, `because` why it was not, where it could have been.
     """
 
     number: int
@@ -65,6 +66,8 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     cause: str = ""
     evidence: str = ""
     duration_s: float | None = None
+    because: str = ""
+    cached: Source | None = None
 
     def __post_init__(self) -> None:
         if self.ended_at is not None and self.duration_s is None:
@@ -93,9 +96,9 @@ class Item(msgspec.Struct, frozen=True, kw_only=True):
 
     `attempt` is the current one's number, `ready_at` when it could first be taken, `problem` why it was given up,
     `earlier` how many of the attempts belong to passes before this one. `effects` are what its handlers did outside,
-    each once: with what came of it, or None while nobody knows whether it happened. `given` is an input that somebody
-    put in place of the plan's, `origin` the position of the commit that opened it in this pass, `death` is how it was
-    given up, and `died` how it had been before.
+    each once: with what came of it, or None while nobody knows whether it happened. `saved` is how far they got, in
+    their own words. `given` is an input that somebody put in place of the plan's, `origin` the position of the commit
+    that opened it in this pass, `death` is how it was given up, and `died` how it had been before.
     """
 
     index: int | None = None
@@ -112,6 +115,12 @@ class Item(msgspec.Struct, frozen=True, kw_only=True):
     origin: int = 0
     death: Death | None = None
     died: Death | None = None
+    saved: Output | None = None
+
+    @property
+    def unknown(self) -> list[str]:
+        """The effects of which nobody knows whether they happened. While it is held, its handler may be about to."""
+        return [effect for effect, outcome in self.effects.items() if outcome is None]
 
     @property
     def holder(self) -> Attempt | None:
@@ -120,27 +129,34 @@ class Item(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Undoing(msgspec.Struct, frozen=True):
-    """What a compensation is about: what the phase was given, and what came of it."""
+    """What a compensation is about: what the phase was given, what came of it, and what it did outside."""
 
     input: Output
     output: Output
+    effects: Output | None = None
 
 
 class Rollback(msgspec.Struct, frozen=True):
-    """A rollback under way: `phases` get a new pass when those in `left` are undone, one after the other."""
+    """A rollback under way: `phases` get a new pass when those in `left` are undone, one after the other.
+
+    With a `problem`, of which the run has failed, it ends then instead.
+    """
 
     by: str
     phases: tuple[str, ...]
     left: tuple[str, ...]
+    problem: Problem | None = None
 
 
 class PhaseState(msgspec.Struct, kw_only=True):
     """One phase of a run. `items` holds one entry for a plain phase, one per element for an `each` phase.
 
     `lets_pass`: it has ended, and what needs it goes on, because it succeeded, or does not have to.
-    `epoch` is the highest number an attempt had before this pass. A gate that waits is known by the pass it was opened
+    `epoch` is the highest number an attempt had before this pass, `begun` the pass in which its work was begun from
+    nothing, the last time. A gate that waits is known by the pass it was opened
     in (`gate`), and answered by one of `asked` (anybody, if that is empty). `child` is the run it waits for.
-    `death` and `died` are those of a phase that was given up before it had items.
+    `forced`: this pass does it again, whatever is in the cache. `death` and `died` are those of a phase that was given
+    up before it had items; `buried`, of one that is undone, those of its items.
     """
 
     key: str
@@ -157,13 +173,24 @@ class PhaseState(msgspec.Struct, kw_only=True):
     output: Output | None = None
     lets_pass: bool = False
     epoch: int = 0
+    begun: int = 1
     gate: int = 0
     asked: tuple[str, ...] = ()
     is_escalated: bool = False
     undoing: Undoing | None = None
     child: str = ""
+    forced: bool = False
     death: Death | None = None
     died: Death | None = None
+    buried: tuple[tuple[int | None, Death], ...] = ()
+
+    @property
+    def results(self) -> Output:
+        """The output of its work: of an `each` phase a list, with null where there is none."""
+        if len(self.items) == 1 and self.items[0].index is None:
+            return self.items[0].output or Output(b"null")
+        outputs = [bytes(item.output.raw) if item.output else b"null" for item in self.items]
+        return Output(b"[" + b",".join(outputs) + b"]")
 
     def item(self, index: int | None) -> Item | None:
         """The item with that index (None for a plain phase), if it has been opened."""
@@ -174,6 +201,8 @@ class PhaseState(msgspec.Struct, kw_only=True):
 
     def death_of(self, index: int | None) -> Death | None:
         """How the work of an item (None: of a plain phase) was given up, if that is how it stands now."""
+        if self.status == "rolled_back":
+            return next((death for place, death in self.buried if place == index), None)
         item = self.item(index)
         if item is not None:
             return item.death
@@ -187,7 +216,7 @@ class RunState(msgspec.Struct, kw_only=True):
     `checkpoints` name what had ended well at a moment, so that it can be gone back to.
     Once `archived`, it can be read, and nothing more happens to it.
     `unknown_events` of the `events` are of types this version does not know: what they say is not in this state.
-    `late` are the results that came for attempts that were over.
+    `late` are the results that came for attempts that were over. With `force` nothing is taken from the cache.
     """
 
     run: str
@@ -213,6 +242,7 @@ class RunState(msgspec.Struct, kw_only=True):
     parent: Parent | None = None
     rollback: Rollback | None = None
     checkpoints: dict[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
+    force: bool = False
 
     def capability(self, key: str) -> str | None:
         """What the phase's work needs now: its own capability, or that which undoes it."""
@@ -229,6 +259,13 @@ class RunState(msgspec.Struct, kw_only=True):
     @property
     def is_open(self) -> bool:
         return self.status == "in_progress"
+
+    def unknown(self) -> Iterator[tuple[PhaseState, Item, str]]:
+        """Every effect of which nobody knows whether it happened, unless a handler is at it."""
+        for phase in self.phases.values():
+            for item in phase.items:
+                if item.effects and item.holder is None:
+                    yield from ((phase, item, effect) for effect in item.unknown)
 
     def held(self) -> Iterator[tuple[PhaseState, Item, Attempt]]:
         """Every attempt under way."""

@@ -34,6 +34,7 @@ class Settings(BaseModel):
     replicas: int = Field(1, ge=1, le=5, description="copies of the log, on as many servers")
     durability: Literal["synced", "fast"] = Field("synced", description="synced: on disk before it is acknowledged")
     archive: Path | None = Field(None, description="folder of an archive: what it holds is read as if still in the log")
+    projections: str | None = Field(None, description="where rows are kept: sqlite:///FILE or postgresql://...")
     append_timeout_s: float = Field(30.0, gt=0, description="how long an append is tried again before it is given up")
     request_timeout_s: float = Field(5.0, gt=0, description="how long one answer of the server is waited for")
     payload_limit_bytes: int = Field(64 * 2**20, ge=1, le=2**30, description="no larger payload is written or read")

@@ -20,9 +20,11 @@ from bus.commands import (
     Rollback,
     Signal,
     Skip,
+    Vouch,
 )
 from bus.errors import MalformedMessage, PlanError, Refused
 from bus.ledger import Ledger
+from bus.notebook import Done, NotDone
 from bus.plan import Plan
 from bus.run import SUCCEEDED, RunState
 from bus.runs import Runs
@@ -76,6 +78,24 @@ class Steering:
         """Tell a run what a phase waits for, or will (`Phase(wait_for=...)`); `data` is that phase's output."""
         return await self._decide(run, Signal(signal, by, as_json(data)))
 
+    async def settle(
+        self,
+        run: str,
+        phase: str,
+        effect: str,
+        found: Done | NotDone,
+        *,
+        by: str,
+        item: int | None = None,
+        reason: str = "",
+    ) -> RunState:
+        """Say what became of an effect that nobody knew of: `Done(outcome)`, or `NotDone()`: it may be done again.
+
+        The next attempt acts on it: redrive the phase if it has failed.
+        """
+        outcome = as_json(found.outcome) if isinstance(found, Done) else msgspec.UNSET
+        return await self._decide(run, Vouch(phase, item, effect, by, outcome, reason))
+
     async def checkpoint(self, run: str, name: str, *, by: str) -> RunState:
         """Name this moment of a run, to go back to it."""
         return await self._decide(run, Checkpoint(name, by))
@@ -114,7 +134,12 @@ class Steering:
 
 def new_run(plan: Plan) -> str:
     """An id for a run of a plan."""
-    return f"{plan.name[:50]}-{''.join(secrets.choice(_ALPHABET) for _ in range(10))}"
+    return new_id(plan.name[:50])
+
+
+def new_id(name: str) -> str:
+    """An id nobody else makes, that begins with a name."""
+    return f"{name}-{''.join(secrets.choice(_ALPHABET) for _ in range(10))}"
 
 
 def as_json(value: object) -> msgspec.Raw:

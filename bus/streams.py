@@ -16,6 +16,8 @@ from bus.subjects import Subjects
 
 _NAME_IN_USE = 10058
 _NO_STREAM = 10059
+# The server has two words for a message that is not there.
+_NOT_THERE = frozenset({10037, 10057})
 _SECOND_NS = 1_000_000_000
 _API = "$JS.API"
 
@@ -136,6 +138,41 @@ def timers_config(subjects: Subjects, replicas: int) -> dict[str, Any]:
     }
 
 
+def cache_config(subjects: Subjects, replicas: int) -> dict[str, Any]:
+    """Where outputs are found that can be used again. It follows from the log, and losing it costs time only."""
+    relaxed = {"persist_mode": "async"} if replicas == 1 else {}
+    return {
+        "name": subjects.cache_stream,
+        "subjects": [subjects.all_cached],
+        "retention": "limits",
+        "storage": "file",
+        "num_replicas": replicas,
+        # The newest counts; of very many the oldest go.
+        "discard": "old",
+        "max_msgs_per_subject": 1,
+        "max_msgs": 1_000_000,
+        "allow_direct": True,
+        "allow_msg_ttl": True,
+        **relaxed,
+    }
+
+
+def leases_config(subjects: Subjects, replicas: int) -> dict[str, Any]:
+    """A key-value bucket as every NATS client knows it (ADR-8), whose keys end by themselves if nobody renews them."""
+    bucket = subjects.leases_bucket
+    return {
+        "name": f"KV_{bucket}",
+        "subjects": [f"$KV.{bucket}.>"],
+        "max_msgs_per_subject": 1,
+        "storage": "file",
+        "num_replicas": replicas,
+        "discard": "new",
+        "allow_direct": True,
+        "allow_rollup_hdrs": True,
+        "allow_msg_ttl": True,
+    }
+
+
 async def set_up(connection: Connection, subjects: Subjects, settings: Settings, *, create: bool) -> None:
     """Check what is there, and create what is not. Raises Misconfigured; without `create`, NotFound."""
     for config in (log_config(subjects, settings.replicas), work_config(subjects, settings.replicas)):
@@ -159,6 +196,18 @@ async def set_up_payloads(connection: Connection, subjects: Subjects, settings: 
 async def set_up_timers(connection: Connection, subjects: Subjects, settings: Settings) -> None:
     """The stream for schedules: made when the first one is, since many namespaces never need it."""
     config = timers_config(subjects, settings.replicas)
+    await ensure_stream(connection, config, settings.request_timeout_s, create=True)
+
+
+async def set_up_cache(connection: Connection, subjects: Subjects, settings: Settings) -> None:
+    """The stream for the cache: made when somebody serves what may be cached, since many namespaces never need it."""
+    config = cache_config(subjects, settings.replicas)
+    await ensure_stream(connection, config, settings.request_timeout_s, create=True)
+
+
+async def set_up_leases(connection: Connection, subjects: Subjects, settings: Settings) -> None:
+    """The bucket of leases: made when somebody first wants one."""
+    config = leases_config(subjects, settings.replicas)
     await ensure_stream(connection, config, settings.request_timeout_s, create=True)
 
 
@@ -209,6 +258,15 @@ async def purge(connection: Connection, stream: str, subject: str, timeout_s: fl
     if answer.error is not None:
         raise _refusal(f"purging {subject!r} of {stream!r}", answer.error)
     return answer.purged
+
+
+async def remove(connection: Connection, stream: str, position: int, timeout_s: float) -> bool:
+    """Take out the message at a position; returns whether it was there. Raises Unavailable, Misconfigured."""
+    body = {"seq": position, "no_erase": True}
+    answer = await _ask(connection, f"{_API}.STREAM.MSG.DELETE.{stream}", body, timeout_s)
+    if answer.error is not None and answer.error.err_code not in _NOT_THERE:
+        raise _refusal(f"removing {position} of {stream!r}", answer.error)
+    return answer.error is None
 
 
 async def ensure_consumer(connection: Connection, subjects: Subjects, capability: str, settings: Settings) -> str:

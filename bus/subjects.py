@@ -17,6 +17,9 @@ _PHASE = re.compile(r"-?[a-z0-9][a-z0-9_-]{0,62}")
 _WILD = {"*": r"[^.]+", ">": ".+"}
 _CAPABILITY_CHARACTERS = 128
 
+KINDS = ("run", "mail", "topic", "agent", "dead", "ops", "lease", "barrier", "decision")
+"""What there is in the log: the second token of its subjects."""
+
 
 def name(value: str, what: str) -> str:
     """`value` itself if it is a name: 1-63 of `a-z 0-9 _ -`, the first a letter or digit. Raises InvalidName."""
@@ -74,11 +77,16 @@ class Subjects:
         self.payloads_bucket = f"{self.stream}_PAYLOADS"
         self.timers_stream = f"{self.stream}_TIMERS"
         self.leases_bucket = f"{self.stream}_LEASES"
+        self.cache_stream = f"{self.stream}_CACHE"
         self.runs = f"{namespace}.run.*"
         self.dead_letters = f"{namespace}.dead.*"
+        self.leases = f"{namespace}.lease.>"
+        self.decisions = f"{namespace}.decision.*"
         self.all_work = f"{namespace}.work.>"
         self.all_timers = f"{namespace}.timer.>"
         self.all_rung = f"{namespace}.timer.rung.>"
+        self.all_cached = f"{namespace}.cache.>"
+        self.cached_of_all = f"{namespace}.cache.key.>"
         self.everyone = f"{namespace}.ping"
         self.beats = f"{namespace}.beat.*"
         # The server publishes what it has stored once more, under `live.`: what is seen there is in the log.
@@ -86,7 +94,7 @@ class Subjects:
 
     def logged(self) -> list[str]:
         """What the log's stream stores. Pings and beats are not facts, so they are not among it."""
-        return [f"{self.namespace}.{kind}.>" for kind in ("run", "mail", "topic", "agent", "dead", "ops")]
+        return [f"{self.namespace}.{kind}.>" for kind in KINDS]
 
     def ours(self, subject: str) -> str:
         """The subject in this namespace that is called `subject` in its own."""
@@ -112,6 +120,22 @@ class Subjects:
     def skipped(self, schedule: str) -> str:
         """The occurrences of a schedule that were not started."""
         return f"{self.namespace}.ops.skipped.{name(schedule, 'schedule')}"
+
+    def lease(self, path: str) -> str:
+        """Who got, gave back and lost what `path` names: `lock.deploy`, `leader.indexer`, `permit.gpu.2`."""
+        for part in path.split("."):
+            name(part, "lease")
+        return f"{self.namespace}.lease.{path}"
+
+    def barrier(self, barrier: str) -> str:
+        return f"{self.namespace}.barrier.{name(barrier, 'barrier')}"
+
+    def decision(self, decision: str) -> str:
+        return f"{self.namespace}.decision.{name(decision, 'decision')}"
+
+    def decision_of(self, subject: str) -> str:
+        """The decision whose events are on `subject`."""
+        return subject.rpartition(".")[2]
 
     def work(self, work: Work) -> str:
         name(work.run, "run")
@@ -156,6 +180,15 @@ class Subjects:
         if not same:
             raise MalformedMessage(f"{subject!r} is not a timer's subject of namespace {self.namespace!r}")
         return found
+
+    def cached(self, capability: str, key: str = "*") -> str:
+        """Where the output of a capability is found that was computed under this key; by default under any."""
+        return f"{self.namespace}.cache.key.{capability_token(capability)}.{key}"
+
+    def cached_at(self, capability: str, plan: str, phase: str, item: int | None) -> str:
+        """What a capability has computed last at a place of a plan: all tasks share one place."""
+        token = phase_key(phase) if item is None else f"{phase_key(phase)}:{item}"
+        return f"{self.namespace}.cache.place.{capability_token(capability)}.{name(plan, 'plan')}.{token}"
 
     def who(self, capability: str) -> str:
         """Every live instance with the capability answers here; if there is none, the server says so at once."""

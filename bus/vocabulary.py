@@ -10,13 +10,18 @@ from typing import Any, Literal
 
 import msgspec
 
+from bus.barrier import EVENTS as BARRIERS
+from bus.cache import CACHED, FORGOTTEN, CacheForgotten
+from bus.cache import Entry as CacheEntry
 from bus.dead import LETTERS
+from bus.decision import EVENTS as DECISIONS
 from bus.document import Entry
 from bus.envelope import Envelope
 from bus.errors import SettingsError
 from bus.events import COMMIT, EVENTS, Body, Known
 from bus.garbage import COLLECTED, PayloadsCollected
 from bus.halts import Halt
+from bus.lease import EVENTS as LEASES
 from bus.ledger import WORK
 from bus.messages import MESSAGES
 from bus.notices import REMOVED, SEALED, STARTED, ArchiveRemoved, ArchiveSealed, ArchiveStarted
@@ -76,7 +81,8 @@ ReferringEnvelope = _with_form(
 def vocabulary() -> dict[str, Entry]:
     """Every type by its wire name. Raises SettingsError if one of the program's has a name of the library's."""
     entries = {wire: Entry("event", type) for wire, type in EVENTS.types.items()}
-    entries |= {wire: Entry("data", type) for wire, type in LETTERS.types.items()}
+    for catalogue in (LETTERS, LEASES, BARRIERS, DECISIONS):
+        entries |= {wire: Entry("data", type) for wire, type in catalogue.types.items()}
     entries |= {
         ENVELOPE: Entry("body", Envelope),
         COMPRESSED: Entry("body", CompressedEnvelope),
@@ -97,6 +103,8 @@ def vocabulary() -> dict[str, Entry]:
         SCHEDULED: Entry("data", Scheduled),
         UNSCHEDULED: Entry("data", Unscheduled),
         SKIPPED: Entry("data", OccurrenceSkipped),
+        CACHED: Entry("data", CacheEntry),
+        FORGOTTEN: Entry("data", CacheForgotten),
         BEAT: Entry("body", Beat),
         HALT: Entry("body", Halt),
     }

@@ -27,7 +27,7 @@ from bus.presence import Beat, announce
 from bus.problem import Problem
 from bus.pull import Delivery, Intake
 from bus.signals import until_signalled
-from bus.streams import ensure_consumer, set_up_work
+from bus.streams import ensure_consumer, set_up_cache, set_up_work
 
 if TYPE_CHECKING:
     from bus.cells import Cells
@@ -146,6 +146,8 @@ class Worker:
             task.add_done_callback(self._serving.discard)
             task.add_done_callback(lambda _: intake.grant(1))
 
+        if capability.cache is not None:
+            await set_up_cache(client.connection, client.subjects, client.settings)
         consumer = await ensure_consumer(client.connection, client.subjects, capability.name, client.settings)
         stream = client.subjects.work_stream
         intake = Intake(client.connection, stream, consumer, deliver=deliver, missing=restore)

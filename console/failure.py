@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import click
 
@@ -21,15 +22,18 @@ _NAMES = {
     REFUSED: "refused",
     INTERRUPTED: "interrupted",
 }
+# As an attempt's problem has it (`bus.problem`), which is not imported for a word.
+_CLASSES = {UNREACHABLE: "dependency", TIMED_OUT: "transient", FAILED: "unknown", INTERRUPTED: "unknown"}
 
 
 class Failure(Exception):
-    """The command ends with `code`. `next_step` is what to type, or to do, now."""
+    """The command ends with `code`. `next_step` is what to type, or to do, now; `cause` the problem behind it, told."""
 
-    def __init__(self, code: int, what: str, next_step: str = "") -> None:
+    def __init__(self, code: int, what: str, next_step: str = "", cause: dict[str, Any] | None = None) -> None:
         super().__init__(what)
         self.code = code
         self.next_step = next_step
+        self.cause = cause
 
 
 def failure_of(error: BaseException) -> Failure | None:
@@ -48,8 +52,16 @@ def report(failure: Failure, *, as_json: bool) -> None:
     if as_json:
         import json
 
-        said = {"title": str(failure), "detail": failure.next_step, "code": _NAMES[failure.code]}
-        sys.stdout.write(json.dumps(said) + "\n")
+        name, error_class = _NAMES[failure.code], _CLASSES.get(failure.code, "permanent")
+        said = {
+            "type": f"urn:phasebus:problem:{name}",
+            "code": name,
+            "title": str(failure),
+            "class": error_class,
+            "retryable": error_class != "permanent",
+            "next_step": failure.next_step,
+        }
+        sys.stdout.write(json.dumps(said | ({"cause": failure.cause} if failure.cause else {})) + "\n")
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:
@@ -81,6 +93,10 @@ def _of_bus(error: BaseException) -> Failure | None:
 
     if isinstance(error, errors.Unavailable) and (refusal := _refused_login(error)):
         return refusal
+    if isinstance(error, errors.WorkFailed):
+        from bus.problem import told
+
+        return Failure(FAILED, str(error), f"phasebus run show {error.run}", told(error.problem))
     rules: list[tuple[type[errors.BusError] | tuple[type[errors.BusError], ...], int, str]] = [
         (errors.NoLiveAgent, REFUSED, "start one: phasebus agent run FILE.py:agent"),
         (errors.Archived, NOT_FOUND, "PHASEBUS_ARCHIVE=DIR, and the same command again"),
@@ -93,7 +109,14 @@ def _of_bus(error: BaseException) -> Failure | None:
             "is it running? start a bus with `phasebus up`, or set NATS_URL",
         ),
         (
-            (errors.PlanError, errors.ScheduleError, errors.SettingsError, errors.InvalidName, errors.TooLarge),
+            (
+                errors.PlanError,
+                errors.ScheduleError,
+                errors.DecisionError,
+                errors.SettingsError,
+                errors.InvalidName,
+                errors.TooLarge,
+            ),
             USAGE,
             "",
         ),

@@ -25,6 +25,7 @@ from projections.catchup import build
 from projections.eta import Eta
 from projections.history import History, learn
 from projections.progress import Progress, progress
+from projections.projection import View, fold
 from projections.runs import RUNS
 
 _REDRAW_S = 0.2
@@ -52,13 +53,12 @@ async def follow(client: Client, run: str) -> RunState:
 
 async def states(client: Client, run: str) -> AsyncGenerator[tuple[RunState, datetime], None]:
     """The run after each of its commits, the first included, with the commit's time; ends with it. Raises NotFound."""
-    seen = RUNS.initial()
+    view: View[RunState] = View()
     async with aclosing(client.watch(run)) as happenings:
         async for happening in happenings:
-            if happening.index == 0 and happening.commit is not None:
-                before, seen = seen, RUNS.fold(seen, [happening.commit])
-                if seen.by_id.get(run) is not before.by_id.get(run):
-                    yield seen.by_id[run], happening.at
+            before, view = view, fold(RUNS, view, [happening])
+            if view.rows.get(run) is not before.rows.get(run):
+                yield view.rows[run], happening.at
 
 
 async def known_history(client: Client, run: str) -> History:
@@ -68,7 +68,7 @@ async def known_history(client: Client, run: str) -> History:
     """
     try:
         async with asyncio.timeout(_HISTORY_S):
-            runs = (await build(client, RUNS)).by_id
+            runs = (await build(client, RUNS)).rows
     except (TimeoutError, BusError):
         return History()
     began_at = runs[run].started_at if run in runs else utc_now()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from bus.client import Client
@@ -11,7 +11,7 @@ from bus.run import RunState
 from console.failure import REFUSED, Failure
 from console.printer import Printer
 from projections.catchup import build
-from projections.runs import RUNS, find
+from projections.runs import RUNS, Glance, find, glance
 
 
 async def find_run(client: Client, text: str) -> RunState:
@@ -23,7 +23,23 @@ async def find_run(client: Client, text: str) -> RunState:
     except (NotFound, InvalidName):
         # Only now: to know all ids is to read the whole log.
         runs = await build(client, RUNS)
-        return find(runs.by_id, text)
+        return find(runs.rows, text)
+
+
+async def glances(client: Client) -> Iterable[Glance]:
+    """Every run at a glance: from the rows that are kept, if the settings say where, and what came since."""
+    if client.settings.projections is None:
+        return map(glance, (await build(client, RUNS)).rows.values())
+    from projections.kept import Kept
+    from projections.runner import Runner
+    from projections.shelf import open_shelf
+
+    shelf = open_shelf(client.settings.projections)
+    try:
+        await Runner(client, shelf, [RUNS]).catch_up()
+        return (await (await Kept.find(client, shelf, RUNS)).glances(Glance)).values()
+    finally:
+        shelf.close()
 
 
 @contextmanager

@@ -16,12 +16,14 @@ from bus.events import (
     PhaseCompleted,
     PhaseEffectDone,
     PhaseEffectIntended,
+    PhaseEffectNotDone,
     PhaseEscalated,
     PhaseExpanded,
     PhaseFailed,
     PhaseInputReplaced,
     PhaseProgressed,
     PhaseReady,
+    PhaseSaved,
     PhaseSkipped,
     PhaseStarted,
     PhaseUndoing,
@@ -102,6 +104,8 @@ def _said(event: Event) -> str:
         case RunCheckpointed():
             return f"{event.name} by {event.by}"
         case RunRollingBack():
+            if event.problem is not None:
+                return f"by {event.by}: {', '.join(event.undo)}, because {event.problem}"
             return f"by {event.by} to before {', '.join(event.phases)}{_because(event.reason)}"
         case PhaseUndoing():
             return event.phase
@@ -116,9 +120,12 @@ def _said(event: Event) -> str:
             due = f", due {event.due_at:%H:%M:%S}" if event.due_at is not None else ""
             return f"{_attempt(event)}{due}"
         case PhaseStarted():
-            return f"{_attempt(event)} on {event.instance}"
+            because = f", because {event.because}" if event.because else ""
+            return f"{_attempt(event)} on {event.instance}{because}"
         case PhaseProgressed():
             return f"{_attempt(event)}: {event.fraction:.0%}{_because(event.note)}"
+        case PhaseCompleted(cached=source) if source is not None:
+            return f"{_attempt(event)}, cached from {source.run}: {to_json(event.output)}"
         case PhaseCompleted():
             if event.attempt is not None:
                 return f"{_attempt(event)}: {to_json(event.output)}"
@@ -126,7 +133,13 @@ def _said(event: Event) -> str:
         case PhaseEffectIntended():
             return f"{_attempt(event)}: {event.effect}"
         case PhaseEffectDone():
-            return f"{_attempt(event)}: {event.effect} gave {to_json(event.outcome)}"
+            vouched = f", says {event.by}" if event.by else ""
+            return f"{_attempt(event)}: {event.effect} gave {to_json(event.outcome)}{vouched}{_because(event.reason)}"
+        case PhaseEffectNotDone():
+            vouched = f", says {event.by}" if event.by else ""
+            return f"{_attempt(event)}: {event.effect} was not done{vouched}{_because(event.reason)}"
+        case PhaseSaved():
+            return f"{_attempt(event)}: {to_json(event.state)}"
         case PhaseAttemptFailed():
             return f"{_attempt(event)} {event.cause}: {event.problem}"
         case PhaseFailed():
@@ -157,6 +170,8 @@ def _place(
     | PhaseCompleted
     | PhaseEffectIntended
     | PhaseEffectDone
+    | PhaseEffectNotDone
+    | PhaseSaved
     | PhaseAttemptFailed
     | PhaseFailed
     | PhaseCancelled
@@ -172,6 +187,8 @@ def _attempt(
     | PhaseCompleted
     | PhaseEffectIntended
     | PhaseEffectDone
+    | PhaseEffectNotDone
+    | PhaseSaved
     | PhaseAttemptFailed
     | ResultRefused,
 ) -> str:

@@ -174,10 +174,26 @@ def _details(phase: PhaseState, now: datetime, drawn: Glyphs) -> Iterator[str]:
         yield f"{len(broke_off) - _DETAILS} more whose attempts broke off"
     if phase.problem is not None and not broke_off:
         yield f"{drawn.broken} {escaped(str(phase.problem))}"
+    yield from _provenance(phase, now)
     worked = [item for item in phase.items if item.index is not None and item.attempts]
     if len(worked) > 1:
         slowest = max(worked, key=lambda item: _spent_s(item, now))
         yield f"slowest {label(phase.key, slowest.index)}, {duration(_spent_s(slowest, now))}"
+
+
+def _provenance(phase: PhaseState, now: datetime) -> Iterator[str]:
+    """What was taken from the cache, and why the rest was not, where it could have been."""
+    latest = [item.attempts[-1] for item in phase.items if item.attempts]
+    is_plain = len(phase.items) == 1 and phase.items[0].index is None
+    sources = [attempt.cached for attempt in latest if attempt.cached is not None]
+    if sources:
+        runs = list(dict.fromkeys(source.run for source in sources))
+        where = runs[0] if len(runs) == 1 else f"{len(runs)} runs"
+        since = duration((now - min(source.at for source in sources)).total_seconds())
+        many = "" if is_plain else f"{len(sources)} of {len(phase.items)} "
+        yield f"{many}cached from {escaped(where)}, {since} ago"
+    for because, count in Counter(attempt.because for attempt in latest if attempt.because).most_common(_NAMED):
+        yield f"{'' if is_plain else f'{count} '}ran because {escaped(because)}"
 
 
 def _story(item: Item, now: datetime) -> str:

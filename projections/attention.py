@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Iterator, Set
 from datetime import datetime
 from typing import Literal
@@ -200,18 +201,29 @@ def opening(state: RunState, phase: PhaseState) -> str:
     return f"phasebus run approve {state.run} {'-- ' if phase.key.startswith('-') else ''}{phase.key}"
 
 
+def settling(state: RunState, phase: PhaseState, item: Item, effect: str) -> str:
+    """The command that says what became of an effect nobody knows of."""
+    place = phase.key if item.index is None else f"{phase.key}:{item.index}"
+    end_of_options = "-- " if phase.key.startswith("-") else ""
+    words = " ".join(shlex.quote(word) for word in (state.run, place, effect))
+    return f"phasebus run effect settle --outcome JSON {end_of_options}{words}"
+
+
 def _failed(state: RunState) -> Concern:
     assert state.ended_at is not None, "a failed run has ended"
     failed = [phase for phase in state.phases.values() if phase.status == "failed"]
     # Work that was given up left a dead letter, which shows what it was; a rejection or a deadline did not.
     is_work = any(state.plan.graph[phase.key].phase.capability is not None for phase in failed)
+    unknown = next(state.unknown(), None)
+    next_step = "phasebus dead ls" if is_work else f"phasebus run redrive {state.run}"
     return Concern(
         run=state.run,
         kind="failed",
         since=state.ended_at,
         phase=failed[0].key if len(failed) == 1 else None,
         cause=str(state.problem),
-        next_step="phasebus dead ls" if is_work else f"phasebus run redrive {state.run}",
+        # Before it can go on, somebody has to find out what happened.
+        next_step=next_step if unknown is None else settling(state, *unknown),
     )
 
 

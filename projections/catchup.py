@@ -1,115 +1,87 @@
-"""Catching up: a projection's state from the log, as of a position or live. The only part here that waits.
-
-Whoever may publish on a run's subject can put anything there. What is not a commit of that run is counted and logged,
-and the projection goes on after it.
-"""
+"""Catching up: a projection's rows in memory, from the log, as of a position or live. Whoever wants to keep them stores
+them (`projections.runner`)."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 
 import structlog
 
 from bus.client import Client
-from bus.errors import BusError, MalformedMessage
-from bus.events import Commit
-from bus.ledger import commit_in
+from bus.errors import BusError
+from bus.feed import read
 from bus.record import Record
 from bus.subjects import Subjects
-from projections.projection import Projection, S
+from projections.projection import Projection, R, View, fold
 
 logger = structlog.get_logger(__name__)
 
 _BATCH = 1_000
 
 
-async def build(client: Client, projection: Projection[S], upto: int | None = None) -> S:
-    """The state as of now, or as of a position of the log, that one included. Raises Unavailable."""
-    state, _ = await _build(client, projection, _Reader(client.subjects), upto)
-    return state
+async def build(client: Client, projection: Projection[R], upto: int | None = None) -> View[R]:
+    """The rows as of now, or as of a position of the log, that one included. Raises Unavailable."""
+    view: View[R] = View()
+    batch: list[Record] = []
+    async with aclosing(client.log.read(*seen_by(projection, client.subjects), upto=upto)) as records:
+        async for record in records:
+            batch.append(record)
+            if len(batch) == _BATCH:
+                view = _folded(projection, view, batch)
+                batch.clear()
+    return _folded(projection, view, batch)
 
 
-async def follow(client: Client, projection: Projection[S]) -> AsyncGenerator[tuple[S, int], None]:
-    """The state as of now with the position of the last record in it (0: there is none), then as the log goes on.
+async def follow(client: Client, projection: Projection[R]) -> AsyncGenerator[View[R], None]:
+    """The rows as of now, then as the log goes on.
 
-    What arrives while the consumer is busy is folded together: each state is the newest there is. Never ends by
+    What arrives while the consumer is busy is folded together: each view is the newest there is. Never ends by
     itself; a lost line is waited for. Raises Unavailable if the log can't be read at the start. Close it
     (`contextlib.aclosing`), or it goes on reading.
     """
-    reader = _Reader(client.subjects)
-    state, position = await _build(client, projection, reader, None)
-    yield state, position
-    async with _arrivals(client, after=position) as arrivals:
+    view = await build(client, projection)
+    yield view
+    async with arrivals(client, seen_by(projection, client.subjects), after=view.position) as arriving:
         while True:
-            records = await arrivals.take()
-            state = projection.fold(state, reader.commits(records))
-            position = records[-1].position
-            yield state, position
+            view = _folded(projection, view, await arriving.take())
+            yield view
 
 
-async def _build(client: Client, projection: Projection[S], reader: _Reader, upto: int | None) -> tuple[S, int]:
-    state, position = projection.initial(), 0
-    batch: list[Record] = []
-    async with aclosing(client.log.read(client.subjects.runs, upto=upto)) as records:
-        async for record in records:
-            batch.append(record)
-            position = record.position
-            if len(batch) == _BATCH:
-                state = projection.fold(state, reader.commits(batch))
-                batch.clear()
-    return projection.fold(state, reader.commits(batch)), position
+def seen_by(projection: Projection[R], subjects: Subjects) -> list[str]:
+    """The subjects a projection wants, in this namespace."""
+    return [f"{subjects.namespace}.{subject}" for subject in projection.subjects]
 
 
-class _Reader:
-    """Turns records into commits. `unreadable` counts those that are none."""
-
-    def __init__(self, subjects: Subjects) -> None:
-        self.unreadable = 0
-        self._subjects = subjects
-
-    def commits(self, records: list[Record]) -> list[Commit]:
-        return [found for record in records if (found := self._commit(record)) is not None]
-
-    def _commit(self, record: Record) -> Commit | None:
-        try:
-            return commit_in(self._subjects.run_of(record.subject), record)
-        except MalformedMessage as error:
-            self._skip(record, str(error))
-            return None
-
-    def _skip(self, record: Record, reason: str) -> None:
-        self.unreadable += 1
-        logger.warning(
-            "unreadable record",
-            position=record.position,
-            subject=record.subject,
-            reason=reason,
-            unreadable=self.unreadable,
-        )
+def _folded(projection: Projection[R], view: View[R], records: Sequence[Record]) -> View[R]:
+    after = fold(projection, view, (each for record in records for each in read(record)))
+    for aside in after.asides[len(view.asides) :]:
+        logger.warning("set aside", projection=projection.name, position=aside.position, reason=aside.reason)
+    return after
 
 
 @asynccontextmanager
-async def _arrivals(client: Client, *, after: int) -> AsyncIterator[_Arrivals]:
-    arrivals = _Arrivals(client, after)
+async def arrivals(client: Client, filters: Sequence[str], *, after: int) -> AsyncIterator[Arrivals]:
+    """What the log brings from now on, to be taken as it comes."""
+    arriving = Arrivals(client, filters, after)
     try:
-        yield arrivals
+        yield arriving
     finally:
-        arrivals.pump.cancel()
+        arriving.pump.cancel()
         with suppress(asyncio.CancelledError, BusError):
-            await arrivals.pump
+            await arriving.pump
 
 
-class _Arrivals:
-    """What the log has brought and nobody has taken yet: at most `_BATCH` records, then the log waits."""
+class Arrivals:
+    """What the log has brought and nobody has taken yet: at most 1,000 records, then the log waits."""
 
-    def __init__(self, client: Client, after: int) -> None:
+    def __init__(self, client: Client, filters: Sequence[str], after: int) -> None:
         self._records: list[Record] = []
         self._woken = asyncio.Event()
         self._room = asyncio.Event()
         self._room.set()
-        self.pump = asyncio.create_task(self._pump(client, after))
+        self.pump = asyncio.create_task(self._pump(client, filters, after))
         # A pump that breaks wakes the taker too, who then raises what it raised.
         self.pump.add_done_callback(lambda _: self._woken.set())
 
@@ -124,8 +96,8 @@ class _Arrivals:
             self._woken.clear()
         return taken
 
-    async def _pump(self, client: Client, after: int) -> None:
-        async with aclosing(client.log.follow(client.subjects.runs, after=after)) as records:
+    async def _pump(self, client: Client, filters: Sequence[str], after: int) -> None:
+        async with aclosing(client.log.follow(*filters, after=after)) as records:
             async for record in records:
                 self._records.append(record)
                 self._woken.set()

@@ -20,7 +20,7 @@ import msgspec
 
 from bus.run import SUCCEEDED, TERMINAL, Item, PhaseState, RunState
 from projections.durations import Durations, deviates
-from projections.history import History, PhaseHistory, begun_at, item_s
+from projections.history import History, PhaseHistory, begun_at, is_cached, item_s
 
 _SAMPLES = 200
 _SCHEDULES = 40
@@ -108,7 +108,11 @@ def _grounds(state: RunState, history: History, random: Random) -> dict[str, _Gr
 def _own(state: RunState) -> dict[str, list[float]]:
     """How long this run's finished units took, by phase."""
     return {
-        key: [item_s(phase, item) for item in phase.items if item.status in SUCCEEDED and item.attempts]
+        key: [
+            item_s(phase, item)
+            for item in phase.items
+            if item.status in SUCCEEDED and item.attempts and not is_cached(item)
+        ]
         for key, phase in state.phases.items()
     }
 

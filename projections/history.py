@@ -75,7 +75,7 @@ def learn(runs: Iterable[RunState]) -> History:
     for _, _, state in newest:
         for key, phase in state.phases.items():
             capability = state.plan.graph[key].phase.capability
-            if capability is not None and phase.items:
+            if capability is not None and phase.items and not any(map(is_cached, phase.items)):
                 pasts[Kind(state.plan.name, key, capability)].append(phase)
     return History({kind: _past(phases) for kind, phases in pasts.items()})
 
@@ -85,6 +85,11 @@ def item_s(phase: PhaseState, item: Item) -> float:
     `each` phase from when it was first taken: before that it waited for its turn, which is the phase's business."""
     assert item.ended_at is not None, "the unit has ended"
     return (item.ended_at - begun_at(phase, item)).total_seconds()
+
+
+def is_cached(item: Item) -> bool:
+    """Whether its output was taken over: how long that took says nothing of the work."""
+    return bool(item.attempts) and item.attempts[-1].cached is not None
 
 
 def begun_at(phase: PhaseState, item: Item) -> datetime:

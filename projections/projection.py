@@ -1,26 +1,124 @@
-"""The contract: a projection is a name, a version, a first state, and a pure fold over the log's commits."""
+"""The contract: a projection is a name, a version, a kind of row, and a pure fold of one event into its rows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Generic, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Generic, TypeVar
 
 import msgspec
 
-from bus.events import Commit
+from bus.happening import Happening
 
-S = TypeVar("S")
+R = TypeVar("R")
+_ABSENT: Any = object()
 
 
-class Projection(msgspec.Struct, Generic[S], frozen=True):
-    """What is true, as a function of the log.
+class Projection(msgspec.Struct, Generic[R], frozen=True, kw_only=True):
+    """What is true, as a function of the log: rows by key, which each event may change.
 
-    `fold(state, commits)` leaves the state it is given untouched and ignores commits at or before the state's
-    position, so any split of the log, and any part of it read twice, ends with the same state. `version` goes up
-    when the fold changes what it makes of the same commits: states kept from an older one are built again.
+    `fold(rows, happening)` reads and writes rows by key, and nothing else: no clock, no other state. A row is a value
+    that is never changed in place. If the fold raises, nothing of that event counts: it is set aside, and the
+    projection goes on. `subjects` are those it wants to see, without the namespace. `glance` makes of a row the little
+    that a list shows, which is stored beside it. `version` goes up when the fold makes something else of the same
+    events: rows kept from an older one are built again.
     """
 
     name: str
     version: int
-    initial: Callable[[], S]
-    fold: Callable[[S, Iterable[Commit]], S]
+    row: Any
+    fold: Callable[[Rows[R], Happening], None]
+    subjects: Sequence[str] = (">",)
+    glance: Callable[[R], Any] | None = None
+
+
+class Aside(msgspec.Struct, frozen=True):
+    """An event that was passed over: where it stands, and why."""
+
+    position: int
+    index: int
+    subject: str
+    reason: str
+
+
+class Rows(Generic[R]):
+    """Rows by key, as a fold sees them: what is stored, and the changes since.
+
+    They can't be listed: a fold that looks at every row for each event takes the longer the more there are.
+    """
+
+    def __init__(self, stored: Callable[[str], R | None]) -> None:
+        self._stored = stored
+        self._before: dict[str, R | None] = {}
+        self.changes: dict[str, R | None] = {}
+        """What has changed, by key. None: the row is gone."""
+
+    def get(self, key: str) -> R | None:
+        """The row, or None."""
+        found = self.changes.get(key, _ABSENT)
+        return self._stored(key) if found is _ABSENT else found
+
+    def __getitem__(self, key: str) -> R:
+        row = self.get(key)
+        if row is None:
+            raise KeyError(key)
+        return row
+
+    def __contains__(self, key: str) -> bool:
+        return self.get(key) is not None
+
+    def __setitem__(self, key: str, row: R) -> None:
+        self._change(key, row)
+
+    def __delitem__(self, key: str) -> None:
+        self._change(key, None)
+
+    def _change(self, key: str, row: R | None) -> None:
+        if key not in self._before:
+            self._before[key] = self.changes.get(key, _ABSENT)
+        self.changes[key] = row
+
+    def add(self, projection: Projection[R], happening: Happening) -> Aside | None:
+        """Fold one event in, whole or not at all. Says so if it had to be set aside."""
+        self._before.clear()
+        reason = happening.problem
+        if not reason:
+            try:
+                projection.fold(self, happening)
+            except Exception as error:  # noqa: BLE001 - whatever a fold raises, the events behind it are not to blame
+                reason = f"{type(error).__name__}: {error}"
+                self._take_back()
+        return Aside(happening.position, happening.index, happening.subject, reason) if reason else None
+
+    def _take_back(self) -> None:
+        for key, row in self._before.items():
+            if row is _ABSENT:
+                del self.changes[key]
+            else:
+                self.changes[key] = row
+
+
+class View(msgspec.Struct, Generic[R], frozen=True):
+    """A projection's rows by key, in memory, as of `position` (0: nothing has been folded), and what was set aside."""
+
+    rows: Mapping[str, R] = msgspec.field(default_factory=dict)
+    position: int = 0
+    asides: Sequence[Aside] = ()
+
+
+def fold(projection: Projection[R], view: View[R], happenings: Iterable[Happening]) -> View[R]:
+    """The view after these events; the one it is given stays as it is. Those at or before its position are ignored."""
+    rows: Rows[R] = Rows(view.rows.get)
+    asides = list(view.asides)
+    position = view.position
+    for each in happenings:
+        if each.position > view.position:
+            position = max(position, each.position)
+            if (aside := rows.add(projection, each)) is not None:
+                asides.append(aside)
+    after = dict(view.rows)
+    for key, row in rows.changes.items():
+        if row is None:
+            after.pop(key, None)
+        else:
+            after[key] = row
+    return View(after, position, tuple(asides))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from typing import Literal
 
 import msgspec
 
@@ -39,11 +40,12 @@ class Driver:
         first: str | None = None,
         last: str | None = None,
         parent: str = "",
+        on_failure: Literal["keep", "rollback"] = "keep",
     ) -> None:
         self.now = BEGAN_AT
         self.commits: list[Commit] = []
         self._state: RunState | None = None
-        plan = Plan("plan", phases=list(phases), timeout_s=timeout_s)
+        plan = Plan("plan", phases=list(phases), timeout_s=timeout_s, on_failure=on_failure)
         above = Parent(*parent.split("/")) if parent else None
         self.do(Begin(plan, msgspec.Raw(msgspec.json.encode(input)), first, last, parent=above))
 

@@ -25,7 +25,7 @@ async def attention(client: Client, printer: Printer) -> None:
     from projections.history import learn
     from projections.runs import RUNS
 
-    runs = (await build(client, RUNS)).by_id.values()
+    runs = (await build(client, RUNS)).rows.values()
     beats = await client.agents()
     living = Living({beat.instance for beat in beats}, {name for beat in beats for name in beat.capabilities})
     now = utc_now()

@@ -55,7 +55,7 @@ async def _of_plan(client: Client, plan: Plan, recent: int, is_all: bool) -> lis
     from projections.catchup import build
     from projections.runs import RUNS, rows
 
-    found = [row for row in rows((await build(client, RUNS)).by_id, utc_now()) if row.plan == plan.name]
+    found = [row for row in rows((await build(client, RUNS)).rows, utc_now()) if row.plan == plan.name]
     still_open = [row.run for row in found if row.status == "in_progress"]
     ended = [row.run for row in found if row.status != "in_progress"]
     return still_open + (ended if is_all else ended[:recent])

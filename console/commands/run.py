@@ -23,6 +23,7 @@ _COMMANDS = {
     "checkpoint": ("console.commands.steering:checkpoint", "Name this moment of a run, to go back to it."),
     "rollback": ("console.commands.steering:rollback", "Undo what a run has done since, then do it again."),
     "fork": ("console.commands.steering:fork", "Start a run that takes over what another has done."),
+    "effect": ("console.commands.effect:effect", "Say what became of what a handler did outside."),
     "diff": ("console.commands.run_diff:diff", "Compare two runs phase by phase, and find where they part."),
     "verify": ("console.commands.verify:verify", "Check that runs keep what is promised of every run."),
 }

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from bus.client import Client
-    from bus.run import RunState
+    from bus.run import Item, PhaseState, RunState
     from console.printer import Printer
     from projections.runs import RunRow
 
@@ -30,14 +30,13 @@ _INPUT_CHARACTERS = 200
 async def ls(client: Client, printer: Printer, status: str | None, plan: str | None, tasks: bool, limit: int) -> None:
     """List the runs, newest first."""
     from bus.ledger import utc_now
-    from console.lookup import say_if_archived
-    from projections.catchup import build
-    from projections.runs import RUNS, rows
+    from console.lookup import glances, say_if_archived
+    from projections.runs import listed
 
     now = utc_now()
     found = [
         row
-        for row in rows((await build(client, RUNS)).by_id, now, tasks=tasks)
+        for row in listed(await glances(client), now, tasks=tasks)
         if status in (None, row.status) and plan in (None, row.plan)
     ]
     if printer.as_json:
@@ -74,6 +73,8 @@ async def show(client: Client, printer: Printer, run: str, at: int | datetime | 
         return
     for line in _facts(state, now):
         printer.line(line)
+    for phase, item, effect in state.unknown():
+        printer.line(_doubt(state, phase, item, effect))
     printer.line()
     printer.line(timeline(state, now))
 
@@ -100,6 +101,16 @@ def _cells(row: RunRow, now: datetime) -> list[str]:
     ]
 
 
+def _doubt(state: RunState, phase: PhaseState, item: Item, effect: str) -> str:
+    """An effect nobody knows of, and the command that settles it."""
+    from console.text import escaped
+    from console.timeline import label
+    from projections.attention import settling
+
+    said = f"nobody knows whether {effect!r} of {label(phase.key, item.index)} happened"
+    return escaped(f"{'unknown':<9} {said}: {settling(state, phase, item, effect)}")
+
+
 def _facts(state: RunState, now: datetime) -> list[str]:
     """What the timeline does not tell."""
     from console.printer import to_json
@@ -118,4 +129,6 @@ def _facts(state: RunState, now: datetime) -> list[str]:
         facts.append(("pass", str(state.passes)))
     if state.problem is not None:
         facts.append(("problem", str(state.problem)))
+    if state.rollback is not None and state.rollback.problem is not None:
+        facts.append(("undoing", f"{', '.join(state.rollback.left)}; the run has failed: {state.rollback.problem}"))
     return [f"{name:<9} {escaped(value)}" for name, value in facts]

@@ -56,6 +56,7 @@ def read_input(_context: click.Context, _parameter: click.Parameter, value: str 
 @click.option("--fail-fast", is_flag=True, help="Refuse (exit code 6) if nobody offers a capability now.")
 @click.option("--from", "first", metavar="PHASE", help="Leave out the phases in front of this one.")
 @click.option("--to", "last", metavar="PHASE", help="Leave out the phases behind this one.")
+@click.option("--force", is_flag=True, help="Compute all of it anew, whatever is in the cache.")
 @on_live_bus
 async def start(
     client: Client,
@@ -67,13 +68,14 @@ async def start(
     fail_fast: bool,
     first: str | None,
     last: str | None,
+    force: bool,
 ) -> int:
     """Start a run of a plan; prints its id."""
     from console.lookup import refusals
     from console.offers import lonely
 
     with refusals(run or ""):
-        receipt = await client.start(plan, value, run=run, fail_fast=fail_fast, first=first, last=last)
+        receipt = await client.start(plan, value, run=run, fail_fast=fail_fast, first=first, last=last, force=force)
     if printer.as_json:
         printer.record(receipt)
     else:

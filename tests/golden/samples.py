@@ -12,7 +12,11 @@ from pathlib import Path
 import msgspec
 
 from bus import document, vocabulary
+from bus.barrier import ARRIVED, LEFT, BarrierArrived, BarrierLeft
+from bus.cache import CACHED, FORGOTTEN, CacheForgotten
+from bus.cache import Entry as CacheEntry
 from bus.dead import LETTER, UNREADABLE, DeadLetter, Try, Unreadable
+from bus.decision import DECIDED, PROPOSED, VOTED, Decided, Proposed, Voted
 from bus.envelope import encode, envelope
 from bus.events import (
     COMMIT,
@@ -24,12 +28,14 @@ from bus.events import (
     PhaseCompleted,
     PhaseEffectDone,
     PhaseEffectIntended,
+    PhaseEffectNotDone,
     PhaseEscalated,
     PhaseExpanded,
     PhaseFailed,
     PhaseInputReplaced,
     PhaseProgressed,
     PhaseReady,
+    PhaseSaved,
     PhaseSkipped,
     PhaseStarted,
     PhaseUndoing,
@@ -46,11 +52,13 @@ from bus.events import (
     RunRollingBack,
     RunSignalled,
     RunStarted,
+    Source,
     body,
     type_of,
 )
 from bus.garbage import COLLECTED, PayloadsCollected
 from bus.halts import Halt
+from bus.lease import ACQUIRED, LOST, RELEASED, LeaseAcquired, LeaseLost, LeaseReleased
 from bus.ledger import WORK
 from bus.notices import REMOVED as ARCHIVE_REMOVED
 from bus.notices import SEALED, STARTED, ArchiveRemoved, ArchiveSealed, ArchiveStarted, SealedSegment
@@ -106,13 +114,20 @@ PROBLEM = Problem(
 )
 BARE = Problem("rejected", "no such sku")
 
+KEY = "5f" * 32
+SOURCE = Source("release-1a2b", "collect", 1, AT, 3)
+
 # Of each type the fullest event, and the barest where that differs.
 EVENTS: dict[str, Sequence[Event]] = {
     type_of(events[0]): events
     for events in (
         [
             RunStarted(
-                plan=PLAN, input=msgspec.Raw(b'{"path":"src"}'), deadline_at=LATER, parent=Parent("ci-1", "sub")
+                plan=PLAN,
+                input=msgspec.Raw(b'{"path":"src"}'),
+                deadline_at=LATER,
+                parent=Parent("ci-1", "sub"),
+                force=True,
             ),
             RunStarted(plan=PLAN, input=msgspec.Raw(b'{"path":"src"}'), deadline_at=LATER),
         ],
@@ -138,8 +153,17 @@ EVENTS: dict[str, Sequence[Event]] = {
         [
             RunRollingBack(by="ann", phases=("write",), undo=("write",), deadline_at=LATER, reason="wrong branch"),
             RunRollingBack(by="ann", phases=("write",), undo=(), deadline_at=LATER),
+            RunRollingBack(by="the plan", phases=(), undo=("write",), deadline_at=LATER, problem=BARE),
         ],
-        [PhaseUndoing(phase="write", input=msgspec.Raw(b'{"a":1}'), output=msgspec.Raw(b"2"))],
+        [
+            PhaseUndoing(phase="write", input=msgspec.Raw(b'{"a":1}'), output=msgspec.Raw(b"2")),
+            PhaseUndoing(
+                phase="write",
+                input=msgspec.Raw(b'{"a":1}'),
+                output=msgspec.Raw(b"2"),
+                effects=msgspec.Raw(b'{"charge":{"outcome":7},"mail":{}}'),
+            ),
+        ],
         [RunSignalled(signal="go", by="ann", data=msgspec.Raw(b'{"until":5}'))],
         [RunArchived(by="ann", upto=41, archive="3f2a1b0c9d8e")],
         [RunRedriven(by="ann", phases=("write", "review"), deadline_at=LATER)],
@@ -157,7 +181,15 @@ EVENTS: dict[str, Sequence[Event]] = {
         ],
         [PhaseReady(phase="-8", item=0, attempt=2, due_at=LATER), PhaseReady(phase="collect", attempt=1)],
         [
-            PhaseStarted(phase="-8", item=0, attempt=2, agent="coder", instance="coder-1", deadline_at=LATER),
+            PhaseStarted(
+                phase="-8",
+                item=0,
+                attempt=2,
+                agent="coder",
+                instance="coder-1",
+                deadline_at=LATER,
+                because="input.config changed",
+            ),
             PhaseStarted(phase="collect", attempt=1, agent="git", instance="git-1", deadline_at=LATER),
         ],
         [
@@ -171,11 +203,24 @@ EVENTS: dict[str, Sequence[Event]] = {
         [
             PhaseEffectDone(phase="-8", item=0, attempt=2, effect="charge", outcome=msgspec.Raw(b'{"id":7}')),
             PhaseEffectDone(phase="collect", attempt=1, effect="charge", outcome=msgspec.Raw(b"null")),
+            PhaseEffectDone(
+                phase="collect", attempt=1, effect="charge", outcome=msgspec.Raw(b"7"), by="ann", reason="I looked"
+            ),
+        ],
+        [
+            PhaseEffectNotDone(phase="-8", item=0, attempt=2, effect="charge", by="ann", reason="not in the books"),
+            PhaseEffectNotDone(phase="collect", attempt=1, effect="charge"),
+        ],
+        [
+            PhaseSaved(phase="-8", item=0, attempt=2, state=msgspec.Raw(b'{"upto":7}')),
+            PhaseSaved(phase="collect", attempt=1, state=msgspec.Raw(b"7")),
         ],
         [
             PhaseCompleted(phase="-8", item=0, attempt=2, output=msgspec.Raw(b'{"lines": 3}')),
             PhaseCompleted(phase="collect", attempt=1, output=msgspec.Raw(b"null")),
             PhaseCompleted(phase="-8"),
+            PhaseCompleted(phase="-8", item=0, attempt=2, output=msgspec.Raw(b"1"), key=KEY),
+            PhaseCompleted(phase="collect", attempt=1, output=msgspec.Raw(b"1"), cached=SOURCE),
             PhaseCompleted(phase="go", output=msgspec.Raw(b'{"until":5}'), by="ann"),
         ],
         [
@@ -297,6 +342,36 @@ SCHEDULES = {
     UNSCHEDULED: Unscheduled("ann", "nightly"),
     SKIPPED: OccurrenceSkipped("nightly", LATER, "overlap", "nightly-20260102t013000"),
 }
+CACHE = {
+    CACHED: CacheEntry(
+        capability="code.analyse",
+        key=KEY,
+        components={"code": "3c" * 32, "input.path": "7a" * 32},
+        source=SOURCE,
+        position=41,
+        expires_at=LATER,
+    ),
+    FORGOTTEN: CacheForgotten("ann", "code.analyse", KEY),
+}
+LEASE = {"kind": "permit", "name": "gpu", "slot": 2, "lease": "0a1b2c", "holder": "coder@vault:4711"}
+COORDINATION: dict[str, object] = {
+    ACQUIRED: LeaseAcquired(**LEASE, ttl_s=3),
+    RELEASED: LeaseReleased(**LEASE),
+    LOST: LeaseLost(**LEASE, reason="broken", by="ann"),
+    ARRIVED: BarrierArrived(name="ready", generation=2, party="coder-1", parties=3),
+    LEFT: BarrierLeft(name="ready", generation=2, party="coder-1", reason="gone"),
+    PROPOSED: Proposed(
+        by="ann",
+        question="ship it? ✓",
+        options=("yes", "no"),
+        voters={"ann": 2, "bob": 1},
+        quorum=0.5,
+        tie="reject",
+        deadline_at=LATER,
+    ),
+    VOTED: Voted(by="bob", option="no", comment="tests are red"),
+    DECIDED: Decided(why="votes", tally={"yes": 2, "no": 1}, option="yes"),
+}
 BEAT = Beat(
     agent="coder",
     version="1.2.0",
@@ -357,6 +432,8 @@ MESSAGES: dict[str, bytes] = {
     COLLECTED: about_agent(COLLECTED, REMOVED),
     **{kind: about_agent(kind, notice) for kind, notice in NOTICES.items()},
     **{kind: about_agent(kind, said) for kind, said in SCHEDULES.items()},
+    **{kind: about_agent(kind, said) for kind, said in CACHE.items()},
+    **{kind: about_agent(kind, said) for kind, said in COORDINATION.items()},
     AGENT_REGISTERED: about_agent(AGENT_REGISTERED, BEAT),
     AGENT_DEREGISTERED: about_agent(AGENT_DEREGISTERED, BEAT),
     "beat": msgspec.json.encode(BEAT),

@@ -21,6 +21,7 @@ from bus.worker import AGENT_DEREGISTERED, AGENT_REGISTERED
 from tests.golden.samples import (
     AT,
     BEAT,
+    COORDINATION,
     DIED,
     EVENTS,
     FOLDER,
@@ -82,7 +83,7 @@ def test_a_golden_dead_letter_is_read_back_equal(name: str, expected: object) ->
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [(COLLECTED, REMOVED), *VERDICTS.items(), *NOTICES.items(), *SCHEDULES.items()],
+    [(COLLECTED, REMOVED), *VERDICTS.items(), *NOTICES.items(), *SCHEDULES.items(), *COORDINATION.items()],
 )
 def test_what_operators_did_is_read_back_equal(name: str, expected: object) -> None:
     message = decode(golden(name).read_bytes())

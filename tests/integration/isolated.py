@@ -37,6 +37,31 @@ async def facts(_: object, context: Context) -> dict[str, Any]:
     }
 
 
+ACTS = iter(range(1, 100))
+
+
+@agent.capability("once.async", isolation="process")
+async def once(query: dict[str, int], context: Context) -> dict[str, Any]:
+    """Charges once, and mails once; each is told its number among all that were done in this process."""
+    numbers = await asyncio.gather(
+        context.once("charge", lambda _: next(ACTS)), context.once("mail", lambda _: next(ACTS))
+    )
+    again = await context.once("charge", lambda _: next(ACTS))
+    await context.save("x" * query.get("saves", 0) if "saves" in query else (context.saved(int) or 0) + 1)
+    if context.attempt <= query["fails"]:
+        raise RuntimeError("not yet")
+    return {"numbers": [*numbers, again], "saved": context.saved(int) - 1, "attempt": context.attempt}
+
+
+@agent.capability("once.thread", isolation="process")
+def once_in_thread(query: dict[str, int], context: Context) -> dict[str, Any]:
+    numbers = [context.once(key, lambda _: next(ACTS)) for key in ("charge", "mail", "charge")]
+    context.save((context.saved(int) or 0) + 1)
+    if context.attempt <= query["fails"]:
+        raise RuntimeError("not yet")
+    return {"numbers": numbers, "saved": context.saved(int) - 1, "attempt": context.attempt}
+
+
 @agent.capability("end", isolation="process")
 async def end(how: str, context: Context) -> None:
     match how:
@@ -86,6 +111,11 @@ def family(folder: str, context: Context) -> str:
         context.alive()
         time.sleep(0.02)
     return "left"
+
+
+@agent.capability("pid_kept", isolation="process", cache=True)
+def pid_kept(query: int) -> list[int]:
+    return [query, os.getpid()]
 
 
 if __name__ == "__main__":

@@ -144,7 +144,7 @@ async def test_an_archived_run_is_found_told_and_listed_only_where_the_archive_i
             with pytest.raises(Archived, match="PHASEBUS_ARCHIVE"):
                 await reading
         runs = await build(without, RUNS)
-        assert not runs.by_id and not runs.set_aside
+        assert not runs.rows and not runs.asides
         with pytest.raises(NotFound):
             await without.runs.load("never")
     async with connect(server.url, archive=folder) as reading_it:
@@ -152,7 +152,7 @@ async def test_an_archived_run_is_found_told_and_listed_only_where_the_archive_i
         assert found.archived and found.status == "completed" and found.ended_at == state.ended_at
         assert await reading_it.ledger.as_of("gone", state.position) == state
         assert [each.event for each in await happenings(reading_it, "gone")] == [each.event for each in told]
-        assert list((await build(reading_it, RUNS)).by_id) == ["gone"]
+        assert list((await build(reading_it, RUNS)).rows) == ["gone"]
 
 
 async def test_an_archived_run_does_not_go_on_and_its_id_stays_taken(

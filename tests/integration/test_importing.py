@@ -59,7 +59,7 @@ async def views(client: Client, *runs: str) -> list[object]:
     """What `run show`, `run ls` and `dead ls` say, but for positions."""
     letters = [msgspec.structs.replace(each, number=0) async for each in client.dead_letters()]
     states = [_without_positions(await client.runs.load(run)) for run in runs]
-    listed = rows((await build(client, RUNS)).by_id, NOW, tasks=True)
+    listed = rows((await build(client, RUNS)).rows, NOW, tasks=True)
     return [states, listed, letters]
 
 

@@ -94,7 +94,7 @@ async def test_a_log_of_this_version_is_read_by_one_two_versions_on(
         then = await fresh.ledger.as_of("twice-1", first.position)
         assert then.phases["one"].status == "in_progress"
         assert then.phases["two"].status == "pending"
-        assert [row.status for row in rows((await build(fresh, RUNS)).by_id, utc_now())] == ["completed"]
+        assert [row.status for row in rows((await build(fresh, RUNS)).rows, utc_now())] == ["completed"]
 
 
 async def test_this_version_keeps_what_a_newer_one_wrote_and_says_so_once(server: Server) -> None:

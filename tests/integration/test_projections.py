@@ -12,12 +12,14 @@ from structlog.testing import capture_logs
 from bus import Agent, Approval, Client, Phase, Plan, connect, ref
 from bus.envelope import decode, encode
 from bus.ledger import utc_now
+from bus.run import RunState
 from bus.server import Server
 from projections.attention import Living, concerns
 from projections.catchup import build, follow
 from projections.history import History, learn
 from projections.progress import progress
-from projections.runs import RUNS, AllRuns, rows
+from projections.projection import View
+from projections.runs import RUNS, rows
 from tests.harness import BOUND_S, serving
 
 PLAN = Plan(
@@ -40,52 +42,52 @@ def squares() -> Agent:
     return agent
 
 
-async def seen(client: Client, condition: Callable[[AllRuns], bool]) -> tuple[AllRuns, int]:
+async def seen(client: Client, condition: Callable[[View[RunState]], bool]) -> View[RunState]:
     """What a follower sees as soon as the condition holds."""
-    async with asyncio.timeout(BOUND_S), aclosing(follow(client, RUNS)) as states:
-        async for state, position in states:
-            if condition(state):
-                return state, position
+    async with asyncio.timeout(BOUND_S), aclosing(follow(client, RUNS)) as views:
+        async for view in views:
+            if condition(view):
+                return view
     raise AssertionError("following never ends by itself")
 
 
 async def test_an_empty_log_has_a_state_at_position_0(server: Server) -> None:
     async with connect(server.url) as client:
-        assert await build(client, RUNS) == AllRuns()
-        assert await seen(client, lambda _: True) == (AllRuns(), 0)
+        assert await build(client, RUNS) == View()
+        assert await seen(client, lambda _: True) == View()
 
 
 async def test_a_follower_sees_what_a_rebuild_sees_at_every_position(server: Server) -> None:
     async with serving(server, squares()), connect(server.url) as client:
         following = asyncio.create_task(
-            seen(client, lambda runs: bool(runs.by_id) and not any(run.is_open for run in runs.by_id.values()))
+            seen(client, lambda runs: bool(runs.rows) and not any(run.is_open for run in runs.rows.values()))
         )
         receipt = await client.start(PLAN, {"numbers": list(range(20))}, run="squares-1")
-        waiting, position = await seen(client, _waits)
+        waiting = await seen(client, _waits)
         now = utc_now()
         beats = await client.agents()
         living = Living({beat.instance for beat in beats}, {name for beat in beats for name in beat.capabilities})
-        concern = concerns(waiting.by_id.values(), living, History(), now)[0]
+        concern = concerns(waiting.rows.values(), living, History(), now)[0]
         assert (concern.kind, concern.next_step) == ("waiting", "phasebus run approve squares-1 ok")
-        done = progress(waiting.by_id["squares-1"], History(), now)
+        done = progress(waiting.rows["squares-1"], History(), now)
         assert (done.phases_done, done.items_done, done.items_total, done.gates_left) == (1, 20, 20, 1)
 
         await client.approve(receipt.run, "ok", by="ann")
-        last, _ = await following
+        last = await following
         assert last == await build(client, RUNS)
-        assert await build(client, RUNS, upto=position) == waiting
-        assert last.by_id[receipt.run] == await client.runs.load(receipt.run)
-        assert [(row.run, row.status, row.current) for row in rows(last.by_id, utc_now())] == [
+        assert await build(client, RUNS, upto=waiting.position) == waiting
+        assert last.rows[receipt.run] == await client.runs.load(receipt.run)
+        assert [(row.run, row.status, row.current) for row in rows(last.rows, utc_now())] == [
             ("squares-1", "completed", ())
         ]
-        assert {kind.phase for kind in learn(last.by_id.values()).phases} == {"each"}
+        assert {kind.phase for kind in learn(last.rows.values()).phases} == {"each"}
 
 
 async def test_records_that_are_no_commits_are_counted_and_logged_and_do_not_stop_a_projection(
     server: Server,
 ) -> None:
     async with serving(server, squares()), connect(server.url) as client:
-        following = asyncio.create_task(seen(client, lambda runs: "later" in runs.by_id))
+        following = asyncio.create_task(seen(client, lambda runs: "later" in runs.rows))
         await client.start(PLAN, {"numbers": [1]}, run="first")
         record = await client.log.last(client.subjects.run("first"))
         assert record is not None
@@ -99,13 +101,13 @@ async def test_records_that_are_no_commits_are_counted_and_logged_and_do_not_sto
                 await client.connection.request(client.subjects.run("broken"), body, timeout_s=5)
             await client.connection.request(client.subjects.run("stray"), encode(stray), timeout_s=5)
             await client.start(PLAN, {"numbers": [1]}, run="later")
-            live, _ = await following
-        assert set(live.by_id) == {"first", "later"}
-        assert live.set_aside["stray"].commits == 1
-        unreadable = [log for log in logs if log["event"] == "unreadable record"]
-        assert [log["unreadable"] for log in unreadable] == [1, 2, 3, 4, 5, 6]
-        assert set((await build(client, RUNS)).by_id) == {"first", "later"}
+            live = await following
+        assert set(live.rows) == {"first", "later"}
+        assert [aside.subject.split(".")[-1] for aside in live.asides] == ["broken"] * 6 + ["stray"]
+        said = [log["position"] for log in logs if log["event"] == "set aside"]
+        assert said == [aside.position for aside in live.asides]
+        assert set((await build(client, RUNS)).rows) == {"first", "later"}
 
 
-def _waits(runs: AllRuns) -> bool:
-    return any(run.phases["ok"].status == "waiting" for run in runs.by_id.values())
+def _waits(runs: View[RunState]) -> bool:
+    return any(run.phases["ok"].status == "waiting" for run in runs.rows.values())

@@ -21,8 +21,8 @@ from bus.run import SUCCEEDED, RunState
 from projections.eta import eta
 from projections.history import History, learn
 from projections.progress import progress
-from projections.runs import RUNS
-from tests.unit.test_projections_runs import START, Driver, everything, simulate
+from projections.projection import View
+from tests.unit.test_projections_runs import START, Driver, everything, folded, simulate
 
 MIXED = Plan(
     "mixed",
@@ -88,13 +88,13 @@ def test_a_fold_of_any_split_equals_the_fold_of_the_whole(
     one: Driver, two: Driver, cuts: list[int], again: bool
 ) -> None:
     log = everything(one, two)
-    whole = RUNS.fold(RUNS.initial(), log)
+    whole = folded(*log)
     places = [0, *sorted(min(cut, len(log)) for cut in cuts), len(log)]
-    state = RUNS.initial()
+    state: View[RunState] = View()
     for begin, end in pairwise(places):
-        state = RUNS.fold(state, log[0 if again else begin : end])
+        state = folded(*log[0 if again else begin : end], before=state)
     assert state == whole
-    assert whole.set_aside == {}
+    assert whole.asides == ()
 
 
 @settings(deadline=None)
@@ -102,7 +102,7 @@ def test_a_fold_of_any_split_equals_the_fold_of_the_whole(
 def test_progress_stays_in_bounds_and_never_falls_within_a_pass(driver: Driver, known: History, later_s: float) -> None:
     before, passes = 0.0, 1
     for end in range(1, len(driver.commits) + 1):
-        state = RUNS.fold(RUNS.initial(), driver.commits[:end]).by_id["r"]
+        state = folded(*driver.commits[:end]).rows["r"]
         found = progress(state, known, state.started_at + timedelta(seconds=later_s))
         if state.passes == passes:
             assert found.fraction >= before

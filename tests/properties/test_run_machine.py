@@ -32,12 +32,15 @@ from bus.commands import (
     Redrive,
     Report,
     Resume,
+    Reuse,
     Revive,
     Rollback,
+    Save,
     Settle,
     Signal,
     Skip,
     Take,
+    Vouch,
 )
 from bus.dead import DeadLetter
 from bus.decide import decide
@@ -48,12 +51,14 @@ from bus.events import (
     Event,
     PhaseAttemptFailed,
     PhaseCompleted,
+    PhaseEffectIntended,
     PhaseFailed,
     PhaseReady,
     PhaseStarted,
     PhaseUndoing,
     ResultRefused,
     RunRedriven,
+    Source,
     body,
 )
 from bus.folding import Folding, evolve, fold
@@ -65,6 +70,7 @@ from bus.references import ref
 from bus.retry import RetryPolicy
 from bus.run import SUCCEEDED, TERMINAL, Item, PhaseState, RunState
 from bus.timers import Kind, armed
+from bus.undoing import to_undo
 from bus.verify import violations
 from tests.driver import BEGAN_AT, RUN, through_the_log
 
@@ -159,21 +165,28 @@ def plans(draw: st.DrawFn) -> Plan:
             )
         phases.append(phase)
         with_output.append(str(key))
-    return Plan("plan", phases=phases, timeout_s=draw(st.sampled_from([50.0, 86_400.0, 86_400.0])))
+    timeout_s = draw(st.sampled_from([50.0, 86_400.0, 86_400.0]))
+    can_undo = any(phase.compensate for phase in phases)
+    on_failure: Any = draw(st.sampled_from(["keep", "rollback"])) if can_undo else "keep"
+    return Plan("plan", phases=phases, timeout_s=timeout_s, on_failure=on_failure)
 
 
+SOURCE = Source("run-0", "a", 1, BEGAN_AT)
 keys = st.sampled_from([*map(str, KEYS), "nowhere"])
 items = st.sampled_from([None, None, 0, 1, 2, 3, -1])
 attempts = st.integers(0, 5)
 instances = st.sampled_from(INSTANCES)
 raws = st.sampled_from(OUTPUTS).map(msgspec.Raw)
+maybe_raws = st.one_of(st.just(msgspec.UNSET), raws)
 outcomes = st.one_of(raws, raws, problems, st.none())
 commands: st.SearchStrategy[Command] = st.one_of(
     st.builds(Take, keys, items, attempts, st.just("agent"), instances, st.sampled_from([1.0, 60.0])),
     st.builds(Complete, keys, items, attempts, instances, raws),
     st.builds(Fail, keys, items, attempts, instances, problems, st.sampled_from(CAUSES)),
     st.builds(Intend, keys, items, attempts, instances, SIGNALS),
-    st.builds(Settle, keys, items, attempts, instances, SIGNALS, raws),
+    st.builds(Settle, keys, items, attempts, instances, SIGNALS, maybe_raws),
+    st.builds(Vouch, keys, items, SIGNALS, st.just("ann"), maybe_raws),
+    st.builds(Save, keys, items, attempts, instances, raws),
     st.builds(Progress, keys, items, attempts, instances, st.floats(), st.just("note")),
     st.builds(
         Answer,
@@ -184,7 +197,7 @@ commands: st.SearchStrategy[Command] = st.one_of(
         gate=st.sampled_from([None, None, 1, 2]),
     ),
     st.builds(Redrive, st.just("ann"), st.lists(keys, max_size=2).map(tuple), st.booleans()),
-    st.builds(Skip, keys, st.just("ann"), output=st.one_of(st.just(msgspec.UNSET), raws)),
+    st.builds(Skip, keys, st.just("ann"), output=maybe_raws),
     st.builds(Signal, SIGNALS, st.just("ann"), raws),
     st.builds(GiveUp, keys),
     st.builds(Report, keys, st.sampled_from(["", "another"]), raws),
@@ -237,7 +250,7 @@ class RunMachine(RuleBasedStateMachine):
         self.state = evolve(None, Commit(RUN, "1", self.now, 1, happened[:1]))
         self.watch(happened[1:])
         self.state = evolve(None, commit)
-        self.letters += dead.letters(self.state, happened)
+        self.letters += dead.letters(None, commit)
         self.commits.append(commit)
 
     @precondition(lambda self: self.state.is_open)
@@ -270,7 +283,10 @@ class RunMachine(RuleBasedStateMachine):
                 return Signal(awaited.signal, "ann", outcome if isinstance(outcome, msgspec.Raw) else msgspec.Raw(b"1"))
             return Answer(key, not isinstance(outcome, Problem), "ann")
         if item.holder is None:
-            return Take(key, item.index, item.attempt, _capability(self.state, key), "agent", instance, 60.0)
+            where = (key, item.index, item.attempt, _capability(self.state, key), "agent", instance, 60.0)
+            if instance == "two" and isinstance(outcome, msgspec.Raw):
+                return Take(*where, reuse=Reuse(outcome, SOURCE))
+            return Take(*where)
         where = (key, item.index, item.attempt, item.holder.instance)
         match outcome:
             case None:
@@ -284,12 +300,14 @@ class RunMachine(RuleBasedStateMachine):
     def anything(self, data: st.DataObject, command: Command, near: bool) -> None:
         """Things go any way at all: any command, about any place or one that is nearly right."""
         places = list(self.open_places())
-        if near and places and isinstance(command, Take | Complete | Fail | Progress | Intend | Settle):
+        if near and places and isinstance(command, Take | Complete | Fail | Progress | Intend | Settle | Save | Vouch):
             key, item = data.draw(st.sampled_from(places))
             if item is not None:
-                attempt = item.attempt + data.draw(st.sampled_from([-1, 0, 0, 1]))
-                command = msgspec.structs.replace(command, phase=key, item=item.index, attempt=attempt)
-                if item.holder is not None and data.draw(st.booleans()):
+                command = msgspec.structs.replace(command, phase=key, item=item.index)
+                if not isinstance(command, Vouch):
+                    attempt = item.attempt + data.draw(st.sampled_from([-1, 0, 0, 1]))
+                    command = msgspec.structs.replace(command, attempt=attempt)
+                if item.holder is not None and not isinstance(command, Vouch) and data.draw(st.booleans()):
                     command = msgspec.structs.replace(command, instance=item.holder.instance)
         self.fire(command)
 
@@ -297,6 +315,27 @@ class RunMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def something_once_more(self, data: st.DataObject) -> None:
         self.fire(data.draw(st.sampled_from(self.sent)))
+
+    @precondition(lambda self: list(self.held_items()))
+    @rule(data=st.data(), effect=SIGNALS, output=maybe_raws, saved=raws)
+    def do_something_outside(self, data: st.DataObject, effect: str, output: Any, saved: msgspec.Raw) -> None:
+        key, item, instance = data.draw(st.sampled_from(list(self.held_items())))
+        where = (key, item.index, item.attempt, instance)
+        assert self.fire(Save(*where, saved))
+        if effect not in item.effects:
+            assert self.fire(Intend(*where, effect))
+        elif effect in item.unknown:
+            assert self.fire(Settle(*where, effect, output))
+
+    def held_items(self) -> Iterator[tuple[str, Item, str]]:
+        for phase, item, attempt in self.state.held():
+            yield phase.key, item, attempt.instance
+
+    @precondition(lambda self: not self.state.is_open and self.state.rollback is not None)
+    @rule()
+    def go_on_undoing(self) -> None:
+        assert self.fire(Redrive("ann"))
+        assert self.state.rollback is not None and self.state.is_open
 
     @precondition(lambda self: not self.state.is_open and self.state.status != "completed")
     @precondition(lambda self: not (self.state.rollback and self.state.rollback.left))
@@ -362,9 +401,9 @@ class RunMachine(RuleBasedStateMachine):
         after = evolve(self.state, read)
         assert snapshot(self.state) == before, "a fold leaves the state it is given as it is"
         self.watch_halts(after, happened)
-        letters = dead.letters(after, happened)
+        letters = dead.letters(self.state, commit)
         assert len(letters) == sum(1 for event in happened if self.is_given_up_work(event))
-        assert all(dead.is_open(letter, after) for letter in letters)
+        assert all(dead.is_open(letter, after) or after.phases[letter.phase].undoing for letter in letters)
         self.letters += letters
         names = [dead.name_of(each) for each in self.letters]
         assert len(set(names)) == len(names), "a death has one letter"
@@ -400,7 +439,11 @@ class RunMachine(RuleBasedStateMachine):
                 phase = folding.state.phases[key]
                 assert status not in final or phase.status == status, f"{key} was {status}, is {phase.status}"
                 for was, now in zip(were, phase.items, strict=False):
-                    assert was.status not in final or was == now, f"{key}: an item that had ended has changed"
+                    # What became of an effect may be found out later.
+                    as_was = msgspec.structs.replace(now, effects=was.effects)
+                    assert was.status not in final or was == as_was, f"{key}: an item that had ended has changed"
+                    if type(event) not in (PhaseEffectIntended, RunRedriven, PhaseUndoing):
+                        assert set(now.effects) <= set(was.effects), f"{key}: an effect without an intention"
 
     def watch_halts(self, after: RunState, happened: Sequence[Event]) -> None:
         """Whoever loses an attempt is told, unless it has handed in its result."""
@@ -471,6 +514,13 @@ class RunMachine(RuleBasedStateMachine):
         assert all(phase.lets_pass for phase in self.state.phases.values() if phase.status in SUCCEEDED)
         assert (self.state.status == "failed") == (self.state.problem is not None)
         assert self.state.is_open == (self.state.ended_at is None)
+
+    @invariant()
+    def what_a_failed_run_did_is_undone_or_somebody_has_to_see_to_it(self) -> None:
+        state = self.state
+        if state.status != "failed" or state.plan.on_failure == "keep" or state.rollback is not None:
+            return
+        assert not to_undo(state, state.phases)
 
     @invariant()
     def an_attempt_is_open_only_while_it_is_held(self) -> None:

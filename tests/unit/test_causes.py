@@ -11,6 +11,7 @@ from bus import dead
 from bus.causes import alike, cause_of
 from bus.dead import DeadLetter, Unreadable
 from bus.errors import SettingsError
+from bus.folding import fold
 from bus.plan import Phase
 from bus.problem import Problem
 from bus.wanted import Wanted
@@ -20,7 +21,7 @@ from tests.driver import BEGAN_AT, LOST, PERMANENT, Driver
 def letter(problem: Problem = PERMANENT) -> DeadLetter:
     run = Driver(Phase("a", "price"))
     run.fail("a", problem)
-    (found,) = dead.letters(run.state, run.commits[-1].events)
+    (found,) = dead.letters(fold(run.commits[:-1]), run.commits[-1])
     return found
 
 
@@ -81,7 +82,7 @@ def test_the_cause_is_how_it_ended() -> None:
     run = Driver(Phase("a", "do"))
     for _ in range(4):
         run.fail("a", LOST, cause="crashed")
-    (crashed,) = dead.letters(run.state, run.commits[-1].events)
+    (crashed,) = dead.letters(fold(run.commits[:-1]), run.commits[-1])
     assert (crashed.cause, letter().cause) == ("crashed", "error")
 
 

@@ -12,6 +12,7 @@ from bus.envelope import decode as decode_envelope
 from bus.envelope import encode, envelope
 from bus.errors import MalformedMessage
 from bus.events import Event
+from bus.folding import fold
 from bus.plan import Approval, Phase
 from bus.problem import Problem
 from bus.references import ref
@@ -23,7 +24,7 @@ UNCLAIMED = Problem("unclaimed", "nobody took the work", "dependency")
 
 def letters_of(run: Driver) -> list[DeadLetter]:
     """The dead letters of the newest commit."""
-    return dead.letters(run.state, run.commits[-1].events)
+    return dead.letters(fold(run.commits[:-1]), run.commits[-1])
 
 
 def the_letter(run: Driver) -> DeadLetter:
@@ -48,10 +49,11 @@ def test_work_that_is_given_up_leaves_a_letter_with_all_there_is_to_know() -> No
         None,
     )
     assert json.loads(bytes(letter.payload)) == {"sku": "A-7"}
-    assert letter.problem == PERMANENT
+    lost, rejected = LOST.at("agent", "run-1", "a", None, 1), PERMANENT.at("agent", "run-1", "a", None, 2)
+    assert letter.problem == rejected
     assert [(each.number, each.instance, each.cause, each.problem) for each in letter.attempts] == [
-        (1, "one", "crashed", LOST),
-        (2, "two", "error", PERMANENT),
+        (1, "one", "crashed", lost),
+        (2, "two", "error", rejected),
     ]
 
 

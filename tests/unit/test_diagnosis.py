@@ -16,10 +16,20 @@ from urllib.error import HTTPError
 import msgspec
 import pytest
 
-from bus import BusError, NoLiveAgent, Refused, Reject, Retry, SettingsError, TimedOut, TooLarge, Unavailable
-from bus.client import WorkFailed
+from bus import (
+    BusError,
+    NoLiveAgent,
+    Refused,
+    Reject,
+    Retry,
+    SettingsError,
+    TimedOut,
+    TooLarge,
+    Unavailable,
+    WorkFailed,
+)
 from bus.diagnosis import problem_of
-from bus.problem import ErrorClass, Problem
+from bus.problem import ErrorClass, Problem, told
 
 NOW = datetime(2026, 1, 2, 12, 0, 0, tzinfo=UTC)
 
@@ -256,3 +266,37 @@ def test_what_a_handler_says_itself_is_not_judged(error: Exception) -> None:
 def test_a_problem_with_a_status_can_be_stored() -> None:
     problem = problem_of(StatusError(429, {"Retry-After": "3"}), NOW)
     assert msgspec.json.decode(msgspec.json.encode(problem), type=Problem) == problem
+
+
+def test_a_problem_says_what_rfc_9457_names_and_what_follows_from_its_class() -> None:
+    said = told(Problem("timed_out", "no result within 5 s", "transient", detail="d", status=503))
+    assert said == {
+        "type": "urn:phasebus:problem:timed_out",
+        "title": "no result within 5 s",
+        "status": 503,
+        "detail": "d",
+        "code": "timed_out",
+        "class": "transient",
+        "retryable": True,
+    }
+    assert "retryable" not in told(Problem("rejected", "no", "permanent"))
+
+
+def test_a_problem_of_work_that_was_waited_for_is_the_cause_of_the_handler_s_own() -> None:
+    theirs = Problem("rejected", "no such sku", "permanent", trace="File ...").at("pricing", "task-1", "do", None, 2)
+    mine = problem_of(WorkFailed("task-1", theirs), NOW).at("orders", "run-1", "price", 3, 1)
+    assert (mine.agent, mine.instance) == ("orders", "runs/run-1/phases/price:3/attempts/1")
+    assert mine.cause is not None
+    assert (mine.cause.agent, mine.cause.attempt, mine.cause.title) == ("pricing", 2, "no such sku")
+    assert mine.cause.instance == "runs/task-1/phases/do/attempts/2" and not mine.cause.trace
+
+
+def test_a_chain_across_agents_is_kept_to_its_nearest_ten() -> None:
+    problem = Problem("rejected", "0")
+    for number in range(1, 30):
+        problem = Problem("handler_error", str(number), cause=problem.as_cause())
+    titles, link = [], problem.as_cause()
+    while link is not None:
+        titles.append(link.title)
+        link = link.cause
+    assert titles == [str(29 - number) for number in range(10)]

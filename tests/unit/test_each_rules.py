@@ -120,7 +120,7 @@ def test_an_each_input_that_leads_nowhere_for_every_item_ends_the_run() -> None:
 def test_a_failed_item_lets_the_others_finish_and_then_fails_the_phase() -> None:
     run = each([1, 2, 3], width=1)
     happened = run.fail("measure", PERMANENT, 0)
-    assert PhaseFailed(phase="measure", item=0, problem=PERMANENT) in happened
+    assert PhaseFailed(phase="measure", item=0, problem=PERMANENT.at("agent", "run-1", "measure", 0, 1)) in happened
     assert run.statuses["measure"] == "in_progress"
     run.complete("measure", None, 1)
     run.complete("measure", None, 2)

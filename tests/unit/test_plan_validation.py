@@ -238,3 +238,4 @@ def test_the_defaults_are_what_stored_plans_rely_on() -> None:
         "max_s": 300.0,
     }
     assert (Plan("p", phases=[Phase("a", "x")]).timeout_s, Approval().expires_s) == (2_592_000.0, 604_800.0)
+    assert Plan("p", phases=[Phase("a", "x")]).on_failure == "keep"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 
 import msgspec
@@ -13,12 +13,15 @@ from bus.commands import Answer, Begin, Command, Complete, Fail, Progress, Take
 from bus.decide import decide
 from bus.errors import NotFound
 from bus.events import Commit, Event, PhaseCompleted, PhaseReady, RunRedriven
-from bus.folding import evolve, fold
+from bus.folding import evolve
+from bus.folding import fold as fold_run
+from bus.happening import Happening
 from bus.plan import TASK, Approval, Phase, Plan
 from bus.problem import ErrorClass, Problem
 from bus.references import ref
 from bus.run import RunState
-from projections.runs import RUNS, AllRuns, Ambiguous, find, is_task, row, rows
+from projections.projection import View, fold
+from projections.runs import RUNS, Ambiguous, find, is_task, row, rows
 from tests.driver import due
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -122,8 +125,24 @@ def everything(*drivers: Driver) -> list[Commit]:
     return [msgspec.structs.replace(commit, position=place) for place, commit in enumerate(commits, 1)]
 
 
-def folded(*commits: Commit) -> AllRuns:
-    return RUNS.fold(RUNS.initial(), commits)
+def told(commits: Iterable[Commit]) -> list[Happening]:
+    """The commits as the log tells of them, event by event."""
+    return [
+        Happening(
+            position=commit.position,
+            subject=f"bus.run.{commit.run}",
+            stored_at=commit.at,
+            index=index,
+            commit=commit,
+            event=event,
+        )
+        for commit in commits
+        for index, event in enumerate(commit.events)
+    ]
+
+
+def folded(*commits: Commit, before: View[RunState] | None = None) -> View[RunState]:
+    return fold(RUNS, before or View(), told(commits))
 
 
 def test_every_run_has_the_state_its_own_commits_make() -> None:
@@ -132,25 +151,25 @@ def test_every_run_has_the_state_its_own_commits_make() -> None:
     log = everything(one, two)
     runs = folded(*log)
     for name in ("one", "two"):
-        own = fold(commit for commit in log if commit.run == name)
+        own = fold_run(commit for commit in log if commit.run == name)
         assert own is not None
-        assert runs.by_id[name].phases == own.phases
-    assert (runs.position, runs.set_aside) == (5, {})
+        assert runs.rows[name].phases == own.phases
+    assert (runs.position, runs.asides) == (5, ())
 
 
 def test_a_fold_leaves_the_state_it_was_given_untouched() -> None:
     driver = Driver(CHAIN)
     before = folded(*driver.commits)
     driver.take("a")
-    after = RUNS.fold(before, driver.commits)
-    assert before.by_id["r"].phases["a"].status == "ready"
-    assert after.by_id["r"].phases["a"].status == "in_progress"
+    after = folded(*driver.commits, before=before)
+    assert before.rows["r"].phases["a"].status == "ready"
+    assert after.rows["r"].phases["a"].status == "in_progress"
 
 
 def test_commits_that_were_folded_before_change_nothing() -> None:
     commits = Driver(CHAIN).take("a").commits
     once = folded(*commits)
-    assert RUNS.fold(once, commits) == once
+    assert folded(*commits, before=once) == once
 
 
 @pytest.mark.parametrize(
@@ -168,24 +187,24 @@ def test_a_commit_that_does_not_follow_is_set_aside_whole_and_the_run_goes_on(fo
     bad = Commit("r", "bad", driver.now, 3, [PhaseCompleted(phase="a", attempt=1), foreign])
     after = msgspec.structs.replace(driver.complete("a", at_s=2).commits[-1], position=4)
     runs = folded(driver.commits[0], good, bad, after)
-    own = fold([driver.commits[0], good, after])
+    own = fold_run([driver.commits[0], good, after])
     assert own is not None
-    assert runs.by_id["r"].phases == own.phases
-    assert (runs.set_aside["r"].commits, runs.set_aside["r"].position, runs.position) == (1, 3, 4)
-    assert runs.set_aside["r"].reason
+    assert runs.rows["r"].phases == own.phases
+    assert [(aside.position, aside.index) for aside in runs.asides] == [(3, 0)]
+    assert runs.asides[0].reason and runs.position == 4
 
 
-def test_commits_of_a_run_that_never_started_are_counted() -> None:
+def test_commits_of_a_run_that_never_started_are_set_aside() -> None:
     stray = [Commit("ghost", f"{place}", START, place, [PhaseReady(phase="a", attempt=1)]) for place in (1, 2)]
-    runs = folded(*stray, Commit("empty", "3", START, 3, []))
-    assert runs.by_id == {}
-    assert {run: aside.commits for run, aside in runs.set_aside.items()} == {"ghost": 2, "empty": 1}
+    runs = folded(*stray)
+    assert runs.rows == {}
+    assert [aside.position for aside in runs.asides] == [1, 2]
 
 
 def test_rows_say_what_a_list_needs_newest_first() -> None:
     old = Driver(CHAIN, "old").take("a", at_s=1).complete("a", at_s=2).take("b", at_s=3)
     new = Driver(GATED, "new", at_s=5).take("a", at_s=6).fail("a", at_s=7)
-    first, second = rows(folded(*everything(old, new)).by_id, START + timedelta(seconds=10))
+    first, second = rows(folded(*everything(old, new)).rows, START + timedelta(seconds=10))
     assert (first.run, first.status, first.phases_done, first.phases_total) == ("new", "failed", 0, 2)
     assert (first.elapsed_s, first.current) == (2.0, ())
     assert first.problem is not None and "it broke" in first.problem
@@ -201,14 +220,14 @@ def test_an_open_run_shows_the_problem_of_a_phase_that_failed() -> None:
 
 def test_tasks_are_told_apart() -> None:
     task = Driver(Plan(TASK, phases=[Phase("work", "work")]), "t")
-    runs = folded(*everything(task, Driver(CHAIN))).by_id
+    runs = folded(*everything(task, Driver(CHAIN))).rows
     assert is_task(runs["t"]) and not is_task(runs["r"])
     assert [each.run for each in rows(runs, START)] == ["r"]
     assert len(rows(runs, START, tasks=True)) == 2
 
 
 def test_a_run_is_found_by_what_only_its_id_begins_with() -> None:
-    runs = folded(*everything(Driver(CHAIN, "chain-1"), Driver(CHAIN, "chain-12", at_s=1))).by_id
+    runs = folded(*everything(Driver(CHAIN, "chain-1"), Driver(CHAIN, "chain-12", at_s=1))).rows
     assert find(runs, "chain-12").run == "chain-12"
     assert find(runs, "chain-1").run == "chain-1"
     with pytest.raises(Ambiguous) as ambiguous:

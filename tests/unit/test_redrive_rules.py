@@ -96,10 +96,11 @@ def test_attempts_keep_counting_and_retries_begin_anew() -> None:
 def test_what_is_redriven_forgets_why_it_was_given_up_and_keeps_its_attempts() -> None:
     run = Driver(Phase("a", "do"))
     run.fail("a")
-    assert (run.item("a").problem, run.item("a").ended_at) == (PERMANENT, run.now)
+    problem = PERMANENT.at("agent", "run-1", "a", None, 1)
+    assert (run.item("a").problem, run.item("a").ended_at) == (problem, run.now)
     run.redrive()
     assert (run.item("a").problem, run.item("a").ended_at, run.state.phases["a"].problem) == (None, None, None)
-    assert [attempt.problem for attempt in run.item("a").attempts] == [PERMANENT]
+    assert [attempt.problem for attempt in run.item("a").attempts] == [problem]
 
 
 def test_an_each_phase_keeps_its_completed_items() -> None:

@@ -10,7 +10,7 @@ from bus.dead import DeadLetter
 from bus.decide import decide
 from bus.errors import Refused, SettingsError
 from bus.events import Commit, RunArchived
-from bus.folding import evolve
+from bus.folding import evolve, fold
 from bus.plan import Approval, Phase
 from bus.retention import CLASSES, Policy, age, class_of, letter_stays, run_stays
 from bus.run import RunState
@@ -24,7 +24,7 @@ def failed() -> tuple[Driver, list[DeadLetter]]:
     """A run whose work was given up, and its dead letter."""
     run = Driver(Phase("a", "do"))
     run.fail("a", PERMANENT)
-    return run, dead.letters(run.state, run.commits[-1].events)
+    return run, dead.letters(fold(run.commits[:-1]), run.commits[-1])
 
 
 def archived(state: RunState) -> RunState:

@@ -8,11 +8,11 @@ import msgspec
 import pytest
 
 from bus import dead
-from bus.commands import Cancel, Redrive, Revive, Rollback, Skip
+from bus.commands import Cancel, Intend, Redrive, Revive, Rollback, Skip
 from bus.dead import DeadLetter
 from bus.errors import Refused
 from bus.events import Event, PhaseInputReplaced, PhaseReady, RunRedriven
-from bus.folding import Folding
+from bus.folding import Folding, fold
 from bus.hindsight import asked
 from bus.plan import Phase
 from bus.references import ref
@@ -21,7 +21,7 @@ from tests.driver import PERMANENT, Driver
 
 def died(run: Driver) -> DeadLetter:
     """The dead letter of the newest commit."""
-    (letter,) = dead.letters(run.state, run.commits[-1].events)
+    (letter,) = dead.letters(fold(run.commits[:-1]), run.commits[-1])
     return letter
 
 
@@ -140,7 +140,7 @@ def test_work_without_an_input_that_stays_so_has_one_open_letter() -> None:
 
 def test_a_list_that_could_not_be_had_can_not_be_given() -> None:
     run = Driver(Phase("a", "do", each="input.x"), input={})
-    assert "goes over a list" in run.refusal(reviving(died(run), input=msgspec.Raw(b"[1]")))
+    assert "goes over its list anew" in run.refusal(reviving(died(run), input=msgspec.Raw(b"[1]")))
 
 
 @pytest.mark.parametrize("ending", [Cancel("ann"), Skip("a", "ann")])
@@ -216,3 +216,28 @@ def test_hindsight_knows_what_was_asked() -> None:
     run.do(command)
     folding = Folding(None)
     assert [each for commit in run.commits for each in asked(folding, commit)][-1] == command
+
+
+def test_work_that_was_undone_after_it_died_can_be_done_again_when_its_run_has_ended() -> None:
+    plan = [Phase("a", "do", compensate="undo"), Phase("b", "do", compensate="undo", after=["a"])]
+    run = Driver(*plan, on_failure="rollback")
+    run.complete("a", 1)
+    run.take("b")
+    run.do(Intend("b", None, 1, "one", "charge"))
+    run.fail("b")
+    letter = died(run)
+    assert (dead.is_open(letter, run.state), dead.standing(letter, run.state)) == (False, "open")
+    assert "dealt with before" in run.refusal(reviving(letter))
+    run.complete("b")
+    assert "has ended" in run.refusal(reviving(letter))
+    run.complete("a")
+    assert (run.state.status, dead.is_open(letter, run.state)) == ("failed", True)
+    revive(run, letter, input=msgspec.Raw(b'"mended"'))
+    assert dead.standing(letter, run.state) == "redriven"
+    assert run.refusal(reviving(letter))
+    # What it needs was undone too, and comes first.
+    assert run.statuses == {"a": "ready", "b": "pending"}
+    run.complete("a")
+    assert run.given("b") == "mended"
+    run.fail("b")
+    assert died(run).earlier == dead.name_of(letter)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from bus.commands import Begin, Cancel, Checkpoint, Redrive, Rollback, Skip
+from bus.commands import Begin, Cancel, Checkpoint, Intend, Redrive, Rollback, Skip
 from bus.decide import decide
-from bus.events import Commit, PhaseReady
+from bus.events import Commit, PhaseReady, RunRollingBack
 from bus.folding import fold
 from bus.plan import Approval, Phase, Plan
 from bus.references import ref
@@ -106,12 +106,59 @@ def test_what_can_not_be_undone_ends_the_run_and_can_be_tried_again_or_skipped()
     run.fail("pay")
     assert run.state.status == "failed"
     assert run.state.problem is not None and run.state.problem.code == "rollback_failed"
-    assert "being rolled back" in run.refusal(Redrive("ann"))
+    assert "only pay, book can be redriven" in run.refusal(Redrive("ann", ("ship",)))
+    assert "being rolled back" in run.refusal(Redrive("ann", afresh=True))
+    run.redrive("pay")
+    assert run.given("pay") == {"input": ["a", "b"], "output": [10, 20]}
+    run.fail("pay")
     run.do(Rollback("ann", "book"))
     assert run.given("pay") == {"input": ["a", "b"], "output": [10, 20]}
     run.do(Skip("pay", "ann", "refunded by hand"))
     assert (run.statuses["pay"], run.statuses["book"]) == ("rolled_back", "ready")
     assert not list(violations(run.commits, run.now))
+
+
+def test_what_could_not_be_undone_is_redriven_and_the_new_pass_follows() -> None:
+    run = saga()
+    run.do(Rollback("ann", "book"))
+    run.fail("pay")
+    run.redrive()
+    run.complete("pay")
+    run.complete("book")
+    assert (run.statuses["book"], run.state.capability("book"), run.state.rollback) == ("ready", "do", None)
+    assert not list(violations(run.commits, run.now))
+
+
+def test_what_needs_a_phase_is_undone_before_it_even_if_that_was_done_again_later() -> None:
+    run = Driver(
+        Phase("a", "do", optional=True, compensate="undo"),
+        Phase("b", "do", ref("a"), compensate="undo"),
+    )
+    run.fail("a")
+    run.complete("b")
+    run.wait(1)
+    run.redrive("a")
+    run.complete("a")
+    happened = run.do(Rollback("ann", "a"))
+    assert next(event.undo for event in happened if isinstance(event, RunRollingBack)) == ("b", "a")
+
+
+def test_a_failed_phase_that_did_something_is_undone_as_well() -> None:
+    run = Driver(
+        Phase("pay", "do", each=ref("input.of"), compensate="refund"),
+        Phase("ship", "do", compensate="fetch"),
+        input={"of": [1, 2]},
+    )
+    run.complete("pay", "paid", item=0)
+    run.fail("pay", item=1)
+    run.take("ship")
+    run.do(Intend("ship", None, 1, "one", "send"))
+    run.fail("ship")
+    run.do(Rollback("ann", "pay"))
+    assert run.given("pay") == {"input": [1, 2], "output": ["paid", None]}
+    run.complete("pay")
+    run.do(Rollback("ann", "ship"))
+    assert run.given("ship") == {"input": {}, "output": None, "effects": {"send": {}}}
 
 
 def test_a_rollback_that_was_cancelled_can_be_begun_anew() -> None:

@@ -235,7 +235,8 @@ def test_every_attempt_is_kept_with_its_problem() -> None:
     run.wait(1)
     run.complete("a", instance="two")
     first, second = run.item("a").attempts
-    assert (first.number, first.instance, first.problem, first.cause) == (1, "one", LOST, "crashed")
+    assert (first.number, first.instance, first.cause) == (1, "one", "crashed")
+    assert first.problem == LOST.at("agent", "run-1", "a", None, 1)
     assert (second.number, second.instance, second.problem) == (2, "two", None)
     assert (first.ended_at, second.ended_at) == (BEGAN_AT, BEGAN_AT + timedelta(seconds=1))
 

@@ -1,0 +1,86 @@
+"""What is kept: a projection's rows as they are on a shelf, one or all, as of now or as of any position before."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import aclosing
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+from bus.client import Client
+from bus.errors import NotFound
+from bus.feed import read
+from projections.catchup import seen_by
+from projections.projection import Projection, R, Rows
+from projections.runner import log_of
+from projections.shelf import Build, Shelf, decoder
+
+G = TypeVar("G")
+
+
+class Kept(Generic[R]):
+    """The build of a projection that is served. Each call sees what is stored by then."""
+
+    def __init__(self, client: Client, shelf: Shelf, projection: Projection[R], build: Build) -> None:
+        self.build = build
+        self._client = client
+        self._shelf = shelf
+        self._projection = projection
+        self._decode: Callable[[str], R] = decoder(projection)
+
+    @classmethod
+    async def find(cls, client: Client, shelf: Shelf, projection: Projection[R]) -> Kept[R]:
+        """Raises NotFound if nothing is served under that name, ShelfDamaged."""
+        log, _ = await log_of(client)
+        for build in await asyncio.to_thread(shelf.builds):
+            if (build.projection, build.log, build.is_served) == (projection.name, log, True):
+                return cls(client, shelf, projection, build)
+        raise NotFound(f"projection {projection.name!r} is not built yet: `phasebus projection rebuild` builds it")
+
+    async def position(self) -> int:
+        """The position of the log that the rows are as of."""
+        return await asyncio.to_thread(self._shelf.position, self.build.id)
+
+    async def row(self, key: str, *, at: int | None = None) -> R | None:
+        """One row, or None: as it is now, or was as of a position."""
+        if at is None:
+            found = await asyncio.to_thread(self._shelf.row, self.build.id, key)
+            return None if found is None else self._decode(found)
+        return (await self.as_of(at)).get(key)
+
+    async def rows(self, *, at: int | None = None) -> dict[str, R]:
+        """Every row by key, as they are now, or were as of a position."""
+        if at is None:
+            found = await asyncio.to_thread(self._shelf.rows, self.build.id)
+            return {key: self._decode(row) for key, row in found}
+        mark, changed = await self._past(at)
+        found = await asyncio.to_thread(self._shelf.rows, self.build.id, mark=mark) if mark else []
+        rows: dict[str, Any] = {key: self._decode(row) for key, row in found if key not in changed.changes}
+        rows |= {key: row for key, row in changed.changes.items() if row is not None}
+        return dict(sorted(rows.items()))
+
+    async def as_of(self, position: int) -> Rows[R]:
+        """The rows as of a position, each looked up when it is asked for."""
+        return (await self._past(position))[1]
+
+    async def glances(self, kind: type[G]) -> dict[str, G]:
+        """What a list shows of each row, by key."""
+        decode = msgspec.json.Decoder(kind).decode
+        return {key: decode(glance) for key, glance in await asyncio.to_thread(self._shelf.glances, self.build.id)}
+
+    async def _past(self, position: int) -> tuple[int, Rows[R]]:
+        """The newest mark before a position, and the rows as of that, with all that came between."""
+        mark = await asyncio.to_thread(self._shelf.mark, self.build.id, position)
+        rows: Rows[R] = Rows(lambda key: self._marked(key, mark))
+        filters = seen_by(self._projection, self._client.subjects)
+        async with aclosing(self._client.log.read(*filters, after=mark, upto=position)) as records:
+            async for record in records:
+                for each in read(record):
+                    rows.add(self._projection, each)
+        return mark, rows
+
+    def _marked(self, key: str, mark: int) -> R | None:
+        found = self._shelf.row(self.build.id, key, mark=mark) if mark else None
+        return None if found is None else self._decode(found)

@@ -1,0 +1,198 @@
+"""The runner: reads the log once for many projections, and keeps their rows on a shelf as it goes on.
+
+Rows and position are stored in one transaction, guarded by the position they were folded from. So it may be killed
+anywhere, and run twice: what it did not store was not done, and who comes second looks again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from contextlib import aclosing
+from typing import Any
+
+import msgspec
+import structlog
+
+from bus.client import Client
+from bus.feed import read
+from bus.happening import Happening
+from bus.record import Record
+from bus.streams import info
+from bus.subjects import pattern
+from projections.catchup import arrivals, seen_by
+from projections.projection import Aside, Projection, Rows
+from projections.shelf import Build, Change, Moved, Shelf, Step, decoder, encoded
+
+logger = structlog.get_logger(__name__)
+
+_BATCH = 2_000
+_CACHED_ROWS = 20_000
+MARK_EVERY = 10_000
+"""Rows can be found again as of a position that is at most so many back; from there the log is folded."""
+
+
+class Runner:
+    """Keeps these projections on that shelf."""
+
+    def __init__(self, client: Client, shelf: Shelf, projections: Iterable[Projection[Any]]) -> None:
+        self._client = client
+        self._shelf = shelf
+        self._growths = [Growth(client, shelf, each) for each in projections]
+        self._log = ""
+
+    @property
+    def positions(self) -> dict[str, int]:
+        """How far each projection is, by name."""
+        return {each.projection.name: each.position for each in self._growths}
+
+    async def catch_up(self, *, afresh: bool = False) -> int:
+        """Fold what the log has by now, from the beginning with `afresh`; returns the position. Raises Unavailable."""
+        self._log, upto = await log_of(self._client)
+        await asyncio.to_thread(self._settle, afresh=afresh)
+        batch: list[Record] = []
+        async with aclosing(self._client.log.read(*self._filters(), after=self._position(), upto=upto)) as records:
+            async for record in records:
+                batch.append(record)
+                if len(batch) == _BATCH:
+                    await self._add(batch)
+                    batch = []
+        await self._add(batch, upto=upto)
+        try:
+            await asyncio.to_thread(self._serve)
+        except Moved:
+            # Another process has built it too, and was quicker.
+            return await self.catch_up()
+        return upto
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Catch up, then fold what comes, until `stop` is set. Raises Unavailable if the log can't be read at first."""
+        await self.catch_up()
+        stopping = asyncio.create_task(stop.wait())
+        try:
+            async with arrivals(self._client, self._filters(), after=self._position()) as arriving:
+                while not stop.is_set():
+                    taking = asyncio.create_task(arriving.take())
+                    await asyncio.wait({taking, stopping}, return_when=asyncio.FIRST_COMPLETED)
+                    if not taking.done():
+                        taking.cancel()
+                        return
+                    await self._add(taking.result())
+        finally:
+            stopping.cancel()
+
+    def _settle(self, *, afresh: bool = False) -> None:
+        for each in self._growths:
+            each.settle(self._log, afresh=afresh)
+
+    def _serve(self) -> None:
+        for each in self._growths:
+            each.serve()
+
+    async def _add(self, records: Sequence[Record], *, upto: int | None = None) -> None:
+        """Fold records into whatever has not got them, and store it."""
+        position = upto or (records[-1].position if records else 0)
+        told = [(record.position, record.subject, read(record)) for record in records]
+        while True:
+            steps = await asyncio.to_thread(self._fold, told, position)
+            try:
+                await asyncio.to_thread(self._shelf.save, steps)
+            except Moved:
+                # Another process folds the same, or has built it anew: what it has stored is as good.
+                await asyncio.to_thread(self._settle)
+                continue
+            for growth in self._growths:
+                growth.stored()
+            return
+
+    def _fold(self, told: Sequence[tuple[int, str, Sequence[Happening]]], position: int) -> list[Step]:
+        return [step for each in self._growths if (step := each.fold(told, position)) is not None]
+
+    def _filters(self) -> list[str]:
+        wanted = {subject for each in self._growths for subject in seen_by(each.projection, self._client.subjects)}
+        # The server refuses filters that overlap.
+        return [
+            each for each in wanted if not any(each != other and pattern(other).fullmatch(each) for other in wanted)
+        ]
+
+    def _position(self) -> int:
+        return min((each.position for each in self._growths), default=0)
+
+
+async def log_of(client: Client) -> tuple[str, int]:
+    """What tells this log from any other, and its newest position. Raises Unavailable."""
+    stream = await info(client.connection, client.subjects.stream, client.settings.request_timeout_s)
+    return f"{client.subjects.stream} {stream.created}", stream.last
+
+
+class Growth:
+    """One projection's build, as one process sees and extends it."""
+
+    def __init__(self, client: Client, shelf: Shelf, projection: Projection[Any]) -> None:
+        self.projection = projection
+        self.position = 0
+        self._shelf = shelf
+        self._build: Build | None = None
+        self._wanted = [pattern(subject).fullmatch for subject in seen_by(projection, client.subjects)]
+        self._decode = decoder(projection)
+        self._known: OrderedDict[str, Any] = OrderedDict()
+        self._changes: dict[str, Any] = {}
+        self._reached = 0
+
+    @property
+    def build(self) -> Build:
+        assert self._build is not None, "a runner settles its projections before it folds"
+        return self._build
+
+    def settle(self, log: str, *, afresh: bool = False) -> None:
+        """Find the build to extend, the served one first, or begin one; and forget what was known of its rows."""
+        wanted = (self.projection.name, self.projection.version, log)
+        fitting = (each for each in self._shelf.builds() if (each.projection, each.version, each.log) == wanted)
+        self._build = (None if afresh else next(fitting, None)) or self._shelf.begin(*wanted)
+        self._known.clear()
+        self.position = self._shelf.position(self._build.id)
+
+    def fold(self, told: Sequence[tuple[int, str, Sequence[Happening]]], position: int) -> Step | None:
+        """What these records make of the build, up to `position`; None if it has them all."""
+        if position <= self.position:
+            return None
+        rows: Rows[Any] = Rows(self._row)
+        asides: list[Aside] = []
+        for place, subject, happenings in told:
+            if place > self.position and any(fits(subject) for fits in self._wanted):
+                asides += [aside for each in happenings if (aside := rows.add(self.projection, each)) is not None]
+        for aside in asides:
+            logger.warning("set aside", projection=self.projection.name, position=aside.position, reason=aside.reason)
+        self._changes, self._reached = rows.changes, position
+        marks = position // MARK_EVERY > self.position // MARK_EVERY
+        changes = [self._change(key, row) for key, row in rows.changes.items()]
+        return Step(self.build.id, self.position, position, changes, asides, marks)
+
+    def stored(self) -> None:
+        """What was folded last is on the shelf."""
+        if self._reached > self.position:
+            self.position = self._reached
+            self._known.update(self._changes)
+            while len(self._known) > _CACHED_ROWS:
+                self._known.popitem(last=False)
+
+    def serve(self) -> None:
+        """Let the build be the one that is read. Raises Moved."""
+        if not self.build.is_served:
+            self._shelf.serve(self.build)
+            self._build = msgspec.structs.replace(self.build, is_served=True)
+
+    def _row(self, key: str) -> Any:
+        if key in self._known:
+            self._known.move_to_end(key)
+            return self._known[key]
+        found = self._shelf.row(self.build.id, key)
+        return None if found is None else self._decode(found)
+
+    def _change(self, key: str, row: Any) -> Change:
+        if row is None:
+            return Change(key, None)
+        glance = self.projection.glance
+        shown = None if glance is None else encoded(glance(row))
+        return Change(key, encoded(row), shown)

@@ -1,0 +1,190 @@
+"""Projections that are kept: resumed, rebuilt beside the served one, as of the past, and past what can't be folded."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+
+import pytest
+from msgspec import Struct
+
+from bus import Agent, Client, Phase, Plan, connect
+from bus.errors import NotFound, SettingsError
+from bus.events import PhaseCompleted
+from bus.happening import Happening
+from bus.server import Server
+from projections import runner as running
+from projections.catchup import build
+from projections.kept import Kept
+from projections.projection import Projection, Rows
+from projections.runner import Runner
+from projections.runs import RUNS
+from projections.shelf import Shelf, ShelfDamaged, open_shelf
+from tests.harness import BOUND_S, serving
+
+PLAN = Plan("two", phases=[Phase("a", "echo"), Phase("b", "echo", after=["a"])])
+
+
+class Count(Struct, frozen=True):
+    completed: int
+
+
+def _count(rows: Rows[Count], happening: Happening) -> None:
+    if isinstance(happening.event, PhaseCompleted):
+        before = rows.get(happening.event.phase) or Count(0)
+        rows[happening.event.phase] = Count(before.completed + 1)
+
+
+COUNTS = Projection(
+    name="counts", version=1, row=Count, fold=_count, subjects=["run.*"], glance=lambda row: row.completed
+)
+
+
+def echo() -> Agent:
+    agent = Agent("echo")
+
+    @agent.capability("echo", concurrency=8)
+    async def answer(value: object) -> object:
+        return value
+
+    return agent
+
+
+@pytest.fixture
+def shelf(tmp_path: Path) -> Iterator[Shelf]:
+    opened = open_shelf(f"sqlite:///{tmp_path / 'rows.db'}")
+    yield opened
+    opened.close()
+
+
+async def completed(client: Client, *runs: str) -> None:
+    await asyncio.gather(*(client.start(PLAN, run=run) for run in runs))
+    await asyncio.gather(*(client.result(run, timeout_s=BOUND_S) for run in runs))
+
+
+async def test_rows_and_position_are_kept_and_a_second_process_goes_on_from_there(server: Server, shelf: Shelf) -> None:
+    async with serving(server, echo()), connect(server.url) as client:
+        await completed(client, "one", "two")
+        upto = await Runner(client, shelf, [RUNS, COUNTS]).catch_up()
+        await completed(client, "three")
+        later = Runner(client, shelf, [RUNS, COUNTS])
+        assert await later.catch_up() > upto
+        kept = await Kept.find(client, shelf, RUNS)
+        assert await kept.rows() == dict((await build(client, RUNS)).rows)
+        assert await (await Kept.find(client, shelf, COUNTS)).glances(int) == {"a": 3, "b": 3}
+        assert await kept.row("nobody") is None
+
+
+async def test_what_happens_reaches_the_rows_while_the_runner_runs(server: Server, shelf: Shelf) -> None:
+    stop = asyncio.Event()
+    async with serving(server, echo()), connect(server.url) as client:
+        serving_rows = asyncio.create_task(Runner(client, shelf, [COUNTS]).run(stop))
+        await completed(client, "one")
+        async with asyncio.timeout(BOUND_S):
+            while True:
+                try:
+                    found = await (await Kept.find(client, shelf, COUNTS)).rows()
+                except NotFound:
+                    found = {}
+                if found == {"a": Count(1), "b": Count(1)}:
+                    break
+                await asyncio.sleep(0.01)
+        stop.set()
+        await serving_rows
+
+
+async def test_a_rebuild_grows_beside_the_served_build_and_takes_its_place_whole(server: Server, shelf: Shelf) -> None:
+    async with serving(server, echo()), connect(server.url) as client:
+        await completed(client, "one")
+        live = Runner(client, shelf, [COUNTS])
+        await live.catch_up()
+        before = await Kept.find(client, shelf, COUNTS)
+        await Runner(client, shelf, [COUNTS]).catch_up(afresh=True)
+        after = await Kept.find(client, shelf, COUNTS)
+        assert after.build.id != before.build.id
+        assert await after.rows() == {"a": Count(1), "b": Count(1)}
+        assert await before.rows() == {}
+        # The one that was replaced under its feet finds the new one.
+        await completed(client, "two")
+        await live.catch_up()
+        assert await after.rows() == {"a": Count(2), "b": Count(2)}
+        assert len(shelf.builds()) == 1
+
+
+async def test_a_new_version_of_a_fold_is_built_from_the_beginning(server: Server, shelf: Shelf) -> None:
+    newer = Projection(name="counts", version=2, row=Count, fold=_count, subjects=["run.*"])
+    async with serving(server, echo()), connect(server.url) as client:
+        await completed(client, "one")
+        await Runner(client, shelf, [COUNTS]).catch_up()
+        await Runner(client, shelf, [newer]).catch_up()
+        assert [(each.version, each.is_served) for each in shelf.builds()] == [(2, True)]
+        assert await (await Kept.find(client, shelf, newer)).rows() == {"a": Count(1), "b": Count(1)}
+
+
+async def test_an_event_the_fold_can_not_take_is_set_aside_with_its_reason_and_nothing_else(
+    server: Server, shelf: Shelf
+) -> None:
+    def picky(rows: Rows[Count], happening: Happening) -> None:
+        _count(rows, happening)
+        if isinstance(happening.event, PhaseCompleted) and happening.event.phase == "a":
+            raise ValueError("not an a")
+
+    projection = Projection(name="picky", version=1, row=Count, fold=picky, subjects=["run.*"])
+    async with serving(server, echo()), connect(server.url) as client:
+        await completed(client, "one", "two")
+        await client.connection.request(client.subjects.run("broken"), b"\xff", timeout_s=5)
+        await Runner(client, shelf, [projection]).catch_up()
+        kept = await Kept.find(client, shelf, projection)
+        assert await kept.rows() == {"b": Count(2)}
+        asides = shelf.asides(kept.build.id)
+        assert [aside.reason for aside in asides[:2]] == ["ValueError: not an a"] * 2
+        assert asides[2].subject.endswith(".broken") and len(asides) == 3
+
+
+async def test_two_runners_of_the_same_projection_end_with_the_same_rows_as_one(server: Server, shelf: Shelf) -> None:
+    stop = asyncio.Event()
+    async with serving(server, echo()), connect(server.url) as client, connect(server.url) as other:
+        both = [asyncio.create_task(Runner(each, shelf, [RUNS, COUNTS]).run(stop)) for each in (client, other)]
+        await completed(client, *(f"r{number}" for number in range(20)))
+        stop.set()
+        await asyncio.gather(*both)
+        await Runner(client, shelf, [RUNS, COUNTS]).catch_up()
+        assert await (await Kept.find(client, shelf, COUNTS)).rows() == {"a": Count(20), "b": Count(20)}
+        assert await (await Kept.find(client, shelf, RUNS)).rows() == dict((await build(client, RUNS)).rows)
+
+
+async def test_rows_as_of_any_position_are_those_a_rebuild_up_to_there_makes(
+    server: Server, shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "MARK_EVERY", 10)
+    monkeypatch.setattr(running, "_BATCH", 7)
+    async with serving(server, echo()), connect(server.url) as client:
+        await completed(client, *(f"r{number}" for number in range(20)))
+        upto = await Runner(client, shelf, [RUNS]).catch_up()
+        kept = await Kept.find(client, shelf, RUNS)
+        for position in [0, 1, upto, *Random(7).sample(range(2, upto), 12)]:
+            expected = dict((await build(client, RUNS, upto=position)).rows)
+            assert await kept.rows(at=position) == expected
+            assert await kept.row("r3", at=position) == expected.get("r3")
+
+
+async def test_rows_of_another_log_are_not_served_as_this_one_s(server: Server, shelf: Shelf) -> None:
+    async with serving(server, echo()), connect(server.url) as client:
+        await completed(client, "one")
+        await Runner(client, shelf, [COUNTS]).catch_up()
+        async with connect(server.url, namespace="other") as elsewhere:
+            await Runner(elsewhere, shelf, [COUNTS]).catch_up()
+            assert await (await Kept.find(elsewhere, shelf, COUNTS)).rows() == {}
+
+
+def test_an_address_that_is_none_is_refused_and_says_what_it_begins_with() -> None:
+    with pytest.raises(SettingsError, match="sqlite:///"):
+        open_shelf("redis://somewhere")
+
+
+def test_a_file_that_is_no_database_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "rows.db").write_bytes(b"this is not a database, and never was one" * 100)
+    with pytest.raises(ShelfDamaged, match=r"rows\.db"):
+        open_shelf(f"sqlite:///{tmp_path / 'rows.db'}")
