@@ -16,6 +16,7 @@ from datetime import timedelta
 import structlog
 from msgspec.structs import replace
 
+from agents.clerk import Clerk
 from agents.clockwork import Clockwork
 from agents.custody import Custody
 from agents.docket import Docket
@@ -60,6 +61,7 @@ class Supervisor:
         self._lease_s = client.settings.lease_s
         self._docket = Docket()
         self._registrar = Registrar(client)
+        self._clerk = Clerk(client)
         self._position = 0
         self._began_at = utc_now()
         self.leads = asyncio.Event()
@@ -94,6 +96,7 @@ class Supervisor:
         self._docket, self._herald, self._began_at = Docket(), Herald(self._client, self._name), utc_now()
         self._registrar = Registrar(self._client)
         custody = Custody(self._client, self._docket, self._registrar, self._herald, self._name)
+        self._clerk = Clerk(self._client)
         newest = await self._client.log.last(self._client.subjects.runs)
         upto = newest.position if newest is not None else 0
         newest = await self._client.log.last(self._client.subjects.agents)
@@ -114,6 +117,7 @@ class Supervisor:
             tasks.create_task(self._every(_LOST_WORK_EVERY_S, self._restore_work))
             tasks.create_task(self._every(_STARVED_EVERY_S, self._mind_the_starved))
             tasks.create_task(self._every(_LOST_WORK_EVERY_S, self._mind_children))
+            tasks.create_task(self._every(_LOST_WORK_EVERY_S, self._clerk.look))
             tasks.create_task(self._every(_FLOOR_EVERY_S, self._raise_floor))
             tasks.create_task(self._registrar.follow(agents_floor if agents_floor <= agents_upto else 0))
             tasks.create_task(self._every(_SWEEP_EVERY_S, Sweep(self._client, self._leadership.bucket).sweep))
@@ -168,6 +172,7 @@ class Supervisor:
             self._docket.note(await self._client.runs.load(run), record.position)
         else:
             self._docket.note(evolve(before, commit), record.position)
+            self._clerk.note(before, commit)
 
     async def _open_run_of(self, schedule: Schedule) -> str | None:
         """An open run of the schedule, as of all that is in the log by now."""
@@ -264,7 +269,8 @@ class Supervisor:
             return ()
 
     async def _raise_floor(self) -> None:
-        await self._leadership.raise_floors(self._docket.floor(self._position), self._registrar.floor)
+        runs = self._clerk.floor(self._docket.floor(self._position))
+        await self._leadership.raise_floors(runs, self._registrar.floor)
 
 
 class _Deposed(Exception):

@@ -28,6 +28,7 @@ from bus.commands import (
     Redrive,
     Report,
     Resume,
+    Revive,
     Rollback,
     Save,
     Settle,
@@ -63,6 +64,7 @@ from bus.gates import answer, report, signal
 from bus.holding import find, is_holder, label, under_way
 from bus.passes import checkpoint, redrive, roll_back, skip
 from bus.problem import Problem
+from bus.revival import revive
 from bus.run import TERMINAL, Item, Late, PhaseState, RunState
 
 OUTSIDE = "outside of"
@@ -101,6 +103,8 @@ def decide(state: RunState | None, command: Command, *, run: str, now: datetime)
             answer(draft, command)
         case Redrive():
             redrive(draft, command)
+        case Revive():
+            revive(draft, command)
         case Pause():
             draft.must_be_open()
             if state.paused_at is not None:

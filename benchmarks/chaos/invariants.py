@@ -115,6 +115,6 @@ def of_run(commits: Iterable[Commit], position: int = 0) -> Iterator[str]:
 async def _dead(client: Client) -> dict[str, int]:
     """How many dead letters each run has."""
     found: defaultdict[str, int] = defaultdict(int)
-    async for _, letter in client.dead_letters():
-        found[getattr(letter, "run", "")] += 1
+    async for each in client.dead_letters():
+        found[getattr(each.letter, "run", "")] += 1
     return found

@@ -274,7 +274,7 @@ async def test_a_process_that_work_kills_each_time_ends_as_a_dead_letter(server:
                 if isinstance(happening.event, PhaseStarted):
                     os.kill(await pid_of(client, happening.event.instance), signal.SIGKILL)
             state = await client.runs.load(receipt.run)
-            letters = [letter async for _, letter in client.dead_letters()]
+            letters = [each.letter async for each in client.dead_letters()]
     assert (state.status, len(state.phases["work"].items[0].attempts), len(letters)) == ("failed", 4, 1)
 
 
