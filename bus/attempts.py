@@ -79,16 +79,16 @@ class Attempts:
             instance=self._instance,
             run=work.run,
             correlation=message.correlationid,
-            causation=message.id,
+            causation=message.causationid or message.id,
         ):
-            decided = await self._take(capability, work, delivery, message.id)
+            decided = await self._take(capability, work, delivery, message.causationid or message.id)
             # Nobody else waits for this capability: what the result makes ready may stay with us.
             offers = not delivery.pending
             while decided is not None and (started := _next_start(decided, self._instance)) is not None:
                 part = started.phase if started.item is None else f"{started.phase}:{started.item}"
                 with structlog.contextvars.bound_contextvars(phase=part, attempt=started.attempt):
                     order = order_of(decided.state, started.phase, started.item)
-                    decided = await self._attempt(capability, order, started, message.id, offers=offers)
+                    decided = await self._attempt(capability, order, started, decided.commit, offers=offers)
 
     async def heed(self, halt: Halt) -> None:
         """Stop what the log no longer gives to this instance. A halt can be forged: the log is asked."""
@@ -147,9 +147,11 @@ class Attempts:
             agent=self._agent.name,
             instance=self._instance,
             correlation=order.correlation,
+            causation=causation,
             deadline_at=started.deadline_at,
             report=Reporter(self._client.runs, held, self._instance, pulse).report,
             pulse=pulse,
+            door=self._client,
         )
         began = time.monotonic()
         timeout_s = (started.deadline_at - utc_now()).total_seconds()

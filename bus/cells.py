@@ -21,7 +21,8 @@ import structlog
 
 from bus import keeper
 from bus.agent import Agent, Capability
-from bus.context import Context, Facts
+from bus.causality import Facts
+from bus.context import Context
 from bus.errors import SettingsError
 from bus.frames import Alive, Answered, Begin, Broken, Failed, Frame, Pipe, Ready, Reported, Setup
 from bus.problem import ErrorClass, Problem

@@ -13,6 +13,7 @@ import msgspec
 import structlog
 
 from bus import dead, feed
+from bus.causality import served
 from bus.commands import Begin
 from bus.connection import Connection
 from bus.durability import Durability
@@ -133,8 +134,12 @@ class Client(Steering, Scheduling):
         """Send, and wait for the answer, decoded as `gives` (plain JSON values without it).
 
         Raises NoLiveAgent at once if nobody offers the capability, WorkFailed if the work was given up, TimedOut
-        after `timeout_s`, which is also the work's own deadline.
+        after `timeout_s`, which is also the work's own deadline; within a handler, no more than is left of its own.
         """
+        if (facts := served()) is not None:
+            timeout_s = facts.left_s(utc_now(), timeout_s)
+            if timeout_s <= 0:
+                raise TimedOut(f"{capability!r} was not asked: the handler that asks has no time left")
         receipt = await self.start(_task(capability, timeout_s), value)
         if receipt.unserved:
             await self.cancel(receipt.run, by=self.source, reason="nobody offers the capability")

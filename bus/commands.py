@@ -14,7 +14,8 @@ from bus.problem import Problem
 class Begin(msgspec.Struct, frozen=True):
     """Start the run; with `first` and `last`, only the phases from the one to the other, in the plan's order.
 
-    `adopted` are outputs of phases that were done elsewhere, in `origin`, and are taken over.
+    `adopted` are outputs of phases that were done elsewhere, in `origin`, and are taken over. `correlation` is that of
+    what it was started from: within a handler, of what that serves. Without one, a run begins a story of its own.
     """
 
     plan: Plan
@@ -24,6 +25,7 @@ class Begin(msgspec.Struct, frozen=True):
     adopted: Mapping[str, msgspec.Raw] = {}
     origin: str = ""
     parent: Parent | None = None
+    correlation: str | None = None
 
 
 class Take(msgspec.Struct, frozen=True):

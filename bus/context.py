@@ -6,10 +6,16 @@ import asyncio
 import math
 import time
 from collections.abc import Awaitable, Callable, Generator
-from datetime import datetime
+from typing import TYPE_CHECKING
 
 import msgspec
 import structlog
+
+from bus.causality import Facts
+from bus.errors import SettingsError
+
+if TYPE_CHECKING:
+    from bus.client import Client
 
 Report = Callable[[float, str], Awaitable[None]]
 
@@ -62,33 +68,25 @@ class Pulse:
         return self._bell
 
 
-class Facts(msgspec.Struct, frozen=True, kw_only=True):
-    """One attempt: which one it is, who makes it, and until when.
-
-    `effect_key` is the same for every attempt of this piece of work: give it to outside services as idempotency key.
-    """
-
-    run: str = "run"
-    plan: str = "plan"
-    phase: str = "phase"
-    item: int | None = None
-    attempt: int = 1
-    agent: str = "agent"
-    instance: str = "instance"
-    correlation: str = "run"
-    deadline_at: datetime | None = None
-
-    @property
-    def effect_key(self) -> str:
-        part = self.phase if self.item is None else f"{self.phase}:{self.item}"
-        return f"{self.run}/{part}"
-
-
 class Context(Facts, frozen=True, kw_only=True):
     """One attempt, as its handler sees it. `Context()` will do in a unit test."""
 
     report: Report = lambda _fraction, _note: SAID
     pulse: Pulse = msgspec.field(default_factory=Pulse)
+    door: Client | None = None
+
+    @property
+    def client(self) -> Client:
+        """The worker's client. What is asked or sent from within a handler belongs to the same story, with any client.
+
+        Raises SettingsError where there is none: in a unit test, and in a process of the handler's own.
+        """
+        if self.door is None:
+            raise SettingsError(
+                "this context has no client: a unit test gives one, Context(door=client); a handler with "
+                'isolation="process" makes its own, `async with bus.connect() as client`'
+            )
+        return self.door
 
     @property
     def logger(self) -> structlog.stdlib.BoundLogger:

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from bus.context import Facts
+from bus.causality import Facts
 from bus.envelope import UNDECODABLE
 from bus.logs import Level
 from bus.problem import Problem

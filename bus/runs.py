@@ -16,7 +16,8 @@ import msgspec
 import structlog
 
 from bus import children
-from bus.commands import Command
+from bus.causality import served
+from bus.commands import Begin, Command
 from bus.decide import decide
 from bus.errors import BusError, MalformedMessage, NotFound, Refused, TooLarge, Unavailable
 from bus.events import Commit, Event, PhaseReady
@@ -33,10 +34,11 @@ _BATCH = 200
 
 
 class Decided(msgspec.Struct, frozen=True):
-    """What a command led to: its own events, and the run as of the commit that holds them."""
+    """What a command led to: its own events, and the run as of the commit that holds them, which is called `commit`."""
 
     events: Sequence[Event]
     state: RunState
+    commit: str
 
 
 class _Waiting(msgspec.Struct):
@@ -64,9 +66,14 @@ class Runs:
     async def submit(self, run: str, command: Command, *, causation: str | None = None) -> Decided:
         """Carry out a command; it is in the log when this returns.
 
+        `causation` is the id of what it came of; within a handler, that of what the handler serves.
         Raises Refused with the reason if the run's present state does not allow it, TooLarge, Unavailable.
         Cancelling the caller does not take the command back.
         """
+        if (facts := served()) is not None:
+            causation = causation or facts.causation
+            if isinstance(command, Begin) and command.correlation is None:
+                command = msgspec.structs.replace(command, correlation=facts.correlation)
         lane = self._lane(run)
         waiting = _Waiting(command, asyncio.get_running_loop().create_future(), causation)
         lane.waiting.append(waiting)
@@ -81,10 +88,10 @@ class Runs:
             lane.busy = True
         return await waiting.done
 
-    async def _follow(self, run: str, command: Command) -> None:
+    async def _follow(self, run: str, command: Command, causation: str) -> None:
         """Do for another run what a commit of this one leads to."""
         try:
-            await self.submit(run, command)
+            await self.submit(run, command, causation=causation)
         except BusError as error:
             # It was done before, or the supervisor does it.
             logger.debug("not followed", run=run, command=type(command).__name__, reason=str(error))
@@ -167,15 +174,15 @@ class Runs:
                 state, is_fresh = newer, not conflict.has_more
                 continue
             lane.state = msgspec.structs.replace(after, position=position)
-            self._ledger.dispatch(lane.state, _still_ready(lane.state, happened))
+            self._ledger.dispatch(lane.state, _still_ready(lane.state, happened), causation=identity)
             self._ledger.halt(halts(state, lane.state, happened))
             for other, command in children.steps(state, lane.state):
-                self._tasks.create_task(self._follow(other, command))
+                self._tasks.create_task(self._follow(other, command, identity))
             break
         for waiting, caused in decided:
             if not waiting.done.done():
                 assert lane.state is not None, "what was decided has a state"
-                waiting.done.set_result(Decided(caused, lane.state))
+                waiting.done.set_result(Decided(caused, lane.state, identity))
         for waiting, error in refused:
             _reject([waiting], error)
 
@@ -193,7 +200,9 @@ def _decide(
         except Refused as error:
             refused.append((waiting, error))
             continue
-        folding.add(Commit(run, "", now, (folding.state.position if folding.state else 0) + 1, caused))
+        position = (folding.state.position if folding.state else 0) + 1
+        correlation = waiting.command.correlation if isinstance(waiting.command, Begin) else None
+        folding.add(Commit(run, "", now, position, caused, correlation=correlation))
         decided.append((waiting, caused))
     return decided, refused, folding.state
 

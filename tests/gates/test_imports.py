@@ -8,6 +8,7 @@ import pytest
 RULES = [
     "bus.alternative",
     "bus.asyncapi",
+    "bus.causality",
     "bus.commands",
     "bus.conditions",
     "bus.comparison",
