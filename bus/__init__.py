@@ -4,7 +4,8 @@ An author needs `Agent`, `Context` and `Reject`; a caller needs `connect`; a pla
 """
 
 from bus.agent import Agent
-from bus.client import Client, Receipt, WorkFailed
+from bus.asking import Receipt, WorkFailed
+from bus.client import Client
 from bus.connecting import connect
 from bus.context import Context
 from bus.diagnosis import Reject

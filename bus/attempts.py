@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import datetime
+from functools import partial
 from uuid import uuid4
 
 import msgspec
@@ -16,9 +18,10 @@ import structlog
 
 from bus import dead
 from bus.agent import Agent, Capability
+from bus.beginning import Beginning
 from bus.client import Client
-from bus.commands import Complete, Fail, Offer, Take
-from bus.context import Context, Pulse
+from bus.commands import Command, Complete, Fail, Offer, Take
+from bus.context import Context, Pulse, Report
 from bus.envelope import decode, envelope
 from bus.errors import BusError, MalformedMessage, Refused, TooLarge
 from bus.events import Cause, PhaseStarted, ResultRefused
@@ -88,7 +91,19 @@ class Attempts:
                 part = started.phase if started.item is None else f"{started.phase}:{started.item}"
                 with structlog.contextvars.bound_contextvars(phase=part, attempt=started.attempt):
                     order = order_of(decided.state, started.phase, started.item)
-                    decided = await self._attempt(capability, order, started, decided.commit, offers=offers)
+                    decided = await self._attempt(
+                        capability, order, started.deadline_at, decided.commit, Pulse(), offers=offers
+                    )
+
+    async def make(
+        self, capability: Capability, order: Order, deadline_at: datetime, beginning: Beginning, pulse: Pulse
+    ) -> Decided | None:
+        """Make an attempt that was handed over, from its handler to its result in the log. None: that is not there."""
+        return await self._attempt(capability, order, deadline_at, beginning.id, pulse, beginning=beginning)
+
+    def hold(self, held: Held, pulse: Pulse) -> None:
+        """The log gives this attempt to the instance: its beats say that it has it."""
+        self._held[held] = pulse
 
     async def heed(self, halt: Halt) -> None:
         """Stop what the log no longer gives to this instance. A halt can be forged: the log is asked."""
@@ -133,11 +148,29 @@ class Attempts:
         return decided
 
     async def _attempt(
-        self, capability: Capability, order: Order, started: PhaseStarted, causation: str, *, offers: bool
+        self,
+        capability: Capability,
+        order: Order,
+        deadline_at: datetime,
+        causation: str,
+        pulse: Pulse,
+        *,
+        offers: bool = False,
+        beginning: Beginning | None = None,
     ) -> Decided | None:
-        """Call the handler and put what comes of it into the log; nothing, if nobody wants it any more."""
+        """Call the handler and put what comes of it into the log; nothing, if nobody wants it any more.
+
+        With a `beginning` the log does not have the attempt yet.
+        """
         held = Held(order.run, order.phase, order.item, order.attempt)
-        pulse = self._held[held] = Pulse()
+        report: Report = Reporter(self._client.runs, held, self._instance, pulse).report
+        if beginning is None:
+            self._held[held] = pulse
+            submit: Callable[[Command], Awaitable[Decided]] = partial(
+                self._client.runs.submit, order.run, causation=causation
+            )
+        else:
+            report, submit = beginning.reporting(report), beginning.conclude
         context = Context(
             run=order.run,
             plan=order.plan,
@@ -148,13 +181,13 @@ class Attempts:
             instance=self._instance,
             correlation=order.correlation,
             causation=causation,
-            deadline_at=started.deadline_at,
-            report=Reporter(self._client.runs, held, self._instance, pulse).report,
+            deadline_at=deadline_at,
+            report=report,
             pulse=pulse,
             door=self._client,
         )
         began = time.monotonic()
-        timeout_s = (started.deadline_at - utc_now()).total_seconds()
+        timeout_s = (deadline_at - utc_now()).total_seconds()
         result: bytes | Problem | Halted | None = None
         logger.info("started", capability=capability.name)
         try:
@@ -171,38 +204,42 @@ class Attempts:
                 logger.info("halted", reason=result.reason, duration_ms=duration_ms)
                 return None
             offer = Offer(capability.name, self._agent.name, capability.timeout_s)
-            decided = await self._conclude(order, result, causation, offer if offers and not self.draining else None)
+            decided = await self._conclude(order, result, submit, offer if offers and not self.draining else None)
             duration_ms = round((time.monotonic() - began) * 1000, 1)
             if isinstance(result, Problem):
                 logger.warning("failed", problem=result.code, error=str(result), duration_ms=duration_ms)
             else:
                 logger.info("completed", duration_ms=duration_ms)
         except asyncio.CancelledError:
-            if result is None and pulse.wanted:
+            if result is None and pulse.wanted and (beginning is None or beginning.is_stored):
                 problem = Problem("handed_back", f"{self._instance} was stopped", "transient")
-                await self._conclude(order, problem, causation)
+                await self._conclude(order, problem, submit)
             raise
         finally:
-            del self._held[held]
+            self._held.pop(held, None)
         return decided
 
     async def _conclude(
-        self, order: Order, result: bytes | Problem, causation: str, offer: Offer | None = None
+        self,
+        order: Order,
+        result: bytes | Problem,
+        submit: Callable[[Command], Awaitable[Decided]],
+        offer: Offer | None = None,
     ) -> Decided | None:
         """Put the result into the log. If that can't be done in time, the supervisor finds the attempt forgotten."""
         where = (order.phase, order.item, order.attempt, self._instance)
         if isinstance(result, Problem):
-            command: Complete | Fail = Fail(*where, result, _CAUSES.get(result.code, "error"))
+            command: Command = Fail(*where, result, _CAUSES.get(result.code, "error"))
         else:
             command = Complete(*where, msgspec.Raw(result), offer)
         try:
-            decided = await self._client.runs.submit(order.run, command, causation=causation)
+            decided = await submit(command)
         except TooLarge as error:
             if isinstance(result, Problem):
                 logger.warning("problem not stored", error=str(error))
                 return None
             too_large = Problem("bad_output", "the result is too large", "permanent", str(error))
-            return await self._conclude(order, too_large, causation)
+            return await self._conclude(order, too_large, submit)
         except BusError as error:
             logger.warning("result not stored", error=str(error))
             return None

@@ -196,6 +196,12 @@ class GiveUp(msgspec.Struct, frozen=True):
     phase: str
 
 
+class Together(msgspec.Struct, frozen=True):
+    """Several commands as one: all of them are carried out, in order, or none."""
+
+    commands: tuple[Command, ...]
+
+
 Command = (
     Begin
     | Take
@@ -216,4 +222,5 @@ Command = (
     | Rollback
     | Report
     | GiveUp
+    | Together
 )

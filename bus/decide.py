@@ -33,6 +33,7 @@ from bus.commands import (
     Signal,
     Skip,
     Take,
+    Together,
 )
 from bus.draft import Draft
 from bus.errors import Refused
@@ -62,7 +63,7 @@ from bus.events import (
     RunSignalled,
     RunStarted,
 )
-from bus.folding import evolve
+from bus.folding import Folding, evolve
 from bus.problem import Problem
 from bus.run import TERMINAL, Item, Late, PhaseState, RunState
 
@@ -72,6 +73,8 @@ OUTSIDE = "outside of"
 
 def decide(state: RunState | None, command: Command, *, run: str, now: datetime) -> Sequence[Event]:
     """What happens because of the command: events in order, never none. Raises Refused if nothing may."""
+    if isinstance(command, Together):
+        return _together(state, command, run, now)
     if isinstance(command, Begin):
         if state is not None:
             raise Refused(f"run {run} has already started")
@@ -128,6 +131,17 @@ def decide(state: RunState | None, command: Command, *, run: str, now: datetime)
             _give_up_work(draft, late)
             _stop(draft, RunFailed(problem=late), "the run passed its deadline")
     return draft.events
+
+
+def _together(state: RunState | None, command: Together, run: str, now: datetime) -> Sequence[Event]:
+    folding = Folding(state)
+    happened: list[Event] = []
+    for each in command.commands:
+        caused = decide(folding.state, each, run=run, now=now)
+        position = (folding.state.position if folding.state is not None else 0) + 1
+        folding.add(Commit(run, "", now, position, caused))
+        happened += caused
+    return happened
 
 
 def _begin(command: Begin, run: str, now: datetime) -> Sequence[Event]:

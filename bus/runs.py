@@ -14,10 +14,11 @@ from uuid import uuid4
 
 import msgspec
 import structlog
+from msgspec.structs import replace
 
 from bus import children
 from bus.causality import served
-from bus.commands import Begin, Command
+from bus.commands import Begin, Command, Together
 from bus.decide import decide
 from bus.errors import BusError, MalformedMessage, NotFound, Refused, TooLarge, Unavailable
 from bus.events import Commit, Event, PhaseReady
@@ -45,6 +46,7 @@ class _Waiting(msgspec.Struct):
     command: Command
     done: asyncio.Future[Decided]
     causation: str | None
+    id: str | None
 
 
 class _Lane(msgspec.Struct):
@@ -63,19 +65,22 @@ class Runs:
         self._tasks = tasks
         self._lanes: OrderedDict[str, _Lane] = OrderedDict()
 
-    async def submit(self, run: str, command: Command, *, causation: str | None = None) -> Decided:
+    async def submit(
+        self, run: str, command: Command, *, causation: str | None = None, id: str | None = None
+    ) -> Decided:
         """Carry out a command; it is in the log when this returns.
 
-        `causation` is the id of what it came of; within a handler, that of what the handler serves.
+        `causation` is the id of what it came of; within a handler, that of what the handler serves. `id` is what the
+        commit is to be called, if this is the first command in it.
         Raises Refused with the reason if the run's present state does not allow it, TooLarge, Unavailable.
         Cancelling the caller does not take the command back.
         """
         if (facts := served()) is not None:
             causation = causation or facts.causation
             if isinstance(command, Begin) and command.correlation is None:
-                command = msgspec.structs.replace(command, correlation=facts.correlation)
+                command = replace(command, correlation=facts.correlation)
         lane = self._lane(run)
-        waiting = _Waiting(command, asyncio.get_running_loop().create_future(), causation)
+        waiting = _Waiting(command, asyncio.get_running_loop().create_future(), causation, id)
         lane.waiting.append(waiting)
         if not lane.busy:
             serving = self._serve(run, lane)
@@ -149,9 +154,10 @@ class Runs:
 
     async def _commit(self, run: str, lane: _Lane, batch: list[_Waiting]) -> None:
         """Decide the batch on the newest state, and store what comes of it as one commit."""
-        is_fresh = lane.state is None
+        # What begins a run expects that there is none: it need not be looked for first.
+        is_fresh = lane.state is None and _beginning(batch[0].command) is None
         state = await self._ledger.refresh(run, None) if is_fresh else lane.state
-        identity = uuid4().hex
+        identity = batch[0].id or uuid4().hex
         while True:
             now = utc_now()
             decided, refused, after = _decide(run, state, batch, now)
@@ -173,7 +179,7 @@ class Runs:
                     raise MalformedMessage(f"what stands on the subject of run {run!r} is no run") from conflict
                 state, is_fresh = newer, not conflict.has_more
                 continue
-            lane.state = msgspec.structs.replace(after, position=position)
+            lane.state = replace(after, position=position)
             self._ledger.dispatch(lane.state, _still_ready(lane.state, happened), causation=identity)
             self._ledger.halt(halts(state, lane.state, happened))
             for other, command in children.steps(state, lane.state):
@@ -201,10 +207,17 @@ def _decide(
             refused.append((waiting, error))
             continue
         position = (folding.state.position if folding.state else 0) + 1
-        correlation = waiting.command.correlation if isinstance(waiting.command, Begin) else None
-        folding.add(Commit(run, "", now, position, caused, correlation=correlation))
+        begin = _beginning(waiting.command)
+        folding.add(Commit(run, "", now, position, caused, correlation=begin.correlation if begin else None))
         decided.append((waiting, caused))
     return decided, refused, folding.state
+
+
+def _beginning(command: Command) -> Begin | None:
+    """The beginning that the command is, or holds."""
+    if isinstance(command, Together):
+        command = command.commands[0]
+    return command if isinstance(command, Begin) else None
 
 
 def _shared_causation(batch: list[_Waiting]) -> str | None:

@@ -161,6 +161,10 @@ class Subjects:
         """Every live instance with the capability answers here; if there is none, the server says so at once."""
         return f"{self.namespace}.who.{capability_token(capability)}"
 
+    def hand(self, capability: str) -> str:
+        """Where an instance with the capability is handed work directly."""
+        return f"{self.namespace}.hand.{capability_token(capability)}"
+
     def ping(self, instance: str) -> str:
         return f"{self.namespace}.ping.{name(instance, 'instance')}"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -16,7 +16,7 @@ from bus.agent import Agent, Capability
 from bus.attempts import Attempts
 from bus.client import Client
 from bus.connecting import connect
-from bus.connection import Message
+from bus.connection import Message, Subscription
 from bus.context import Context
 from bus.envelope import envelope
 from bus.errors import BusError
@@ -25,6 +25,8 @@ from bus.ledger import utc_now
 from bus.presence import Beat, announce
 from bus.problem import Problem
 from bus.pull import Delivery, Intake
+from bus.reception import Reception
+from bus.room import Room
 from bus.signals import until_signalled
 from bus.streams import ensure_consumer, set_up_work
 
@@ -35,6 +37,8 @@ logger = structlog.get_logger(__name__)
 
 AGENT_REGISTERED = "agent.registered.v1"
 AGENT_DEREGISTERED = "agent.deregistered.v1"
+# So long does pulled work wait for room here before somebody else may have it.
+_IN_LINE_S = 0.2
 
 
 class Worker:
@@ -45,7 +49,9 @@ class Worker:
         self._agent = agent
         self._cells: Cells | None = None
         self._attempts = Attempts(client, agent, instance, self._apart)
+        self._reception = Reception(client, agent, instance, self._attempts, self._apart)
         self._intakes: list[Intake] = []
+        self._listening: list[Subscription] = []
         self._serving: set[asyncio.Task[None]] = set()
         self.instance = instance
         self.ready = asyncio.Event()
@@ -84,6 +90,8 @@ class Worker:
             pulling = [tasks.create_task(intake.run()) for intake in self._intakes]
             await stop.wait()
             self._attempts.draining = True
+            for subscription in self._listening:
+                subscription.unsubscribe()
             for intake in self._intakes:
                 intake.stop()
             logger.info("draining", held=len(self._serving))
@@ -128,24 +136,46 @@ class Worker:
             await set_up_work(client.connection, client.subjects, client.settings)
             await ensure_consumer(client.connection, client.subjects, capability.name, client.settings)
 
-        def deliver(delivery: Delivery) -> None:
-            task = tasks.create_task(self._serve(capability, delivery))
+        def spawn(serving: Coroutine[Any, Any, None]) -> None:
+            task = tasks.create_task(serving)
             self._serving.add(task)
             task.add_done_callback(self._serving.discard)
-            task.add_done_callback(lambda _: intake.grant(1))
+
+        def deliver(delivery: Delivery) -> None:
+            spawn(self._serve(capability, room, delivery))
+
+        def hear(message: Message) -> None:
+            spawn(self._receive(capability, room, message))
 
         consumer = await ensure_consumer(client.connection, client.subjects, capability.name, client.settings)
         stream = client.subjects.work_stream
         intake = Intake(client.connection, stream, consumer, deliver=deliver, missing=restore)
+        # What was asked for can still come when something else was handed over meanwhile: then it waits a moment.
+        room = Room(capability.concurrency, lambda free: intake.grant(max(free - intake.credit, 0)))
         intake.grant(capability.concurrency)
+        subject = client.subjects.hand(capability.name)
+        self._listening.append(client.connection.subscribe(subject, hear, queue="instances"))
         return intake
 
-    async def _serve(self, capability: Capability, delivery: Delivery) -> None:
+    async def _serve(self, capability: Capability, room: Room, delivery: Delivery) -> None:
         try:
-            await self._attempts.serve(capability, delivery)
+            if not await room.enter(_IN_LINE_S, handed=False):
+                delivery.nak(_IN_LINE_S)
+                return
+            try:
+                await self._attempts.serve(capability, delivery)
+            finally:
+                room.leave()
         except Exception:
             # One delivery that meets a bug of ours must not end the others; the supervisor sees to its attempt.
             logger.exception("bug", subject=delivery.message.subject)
+
+    async def _receive(self, capability: Capability, room: Room, message: Message) -> None:
+        try:
+            await self._reception.serve(capability, room, message)
+        except Exception:
+            # Whoever asked gets no answer, and stores the work himself.
+            logger.exception("bug", subject=message.subject)
 
     async def _register(self, kind: str) -> None:
         client = self._client

@@ -17,7 +17,7 @@ import msgspec
 import pytest
 
 from bus import BusError, NoLiveAgent, Refused, Reject, Retry, SettingsError, TimedOut, TooLarge, Unavailable
-from bus.client import WorkFailed
+from bus.asking import WorkFailed
 from bus.diagnosis import problem_of
 from bus.problem import ErrorClass, Problem
 
