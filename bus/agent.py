@@ -81,6 +81,40 @@ class Agent:
         validated. An `async def` runs in the event loop, a `def` in a thread, both in a process of their own with
         `isolation="process"`: then the agent must stand at the top level of a module. Raises SettingsError.
         """
+        if name.partition(".")[0] == subjects.MAIL:
+            raise SettingsError(f"capability {name!r}: names that begin with {subjects.MAIL} are for @agent.mail()")
+        return self._register(
+            name,
+            timeout_s=timeout_s,
+            silence_s=silence_s,
+            concurrency=concurrency,
+            isolation=isolation,
+            memory_mb=memory_mb,
+            classify=classify,
+        )
+
+    def mail(
+        self, *, timeout_s: float = 3600.0, silence_s: float | None = None, concurrency: int = 1
+    ) -> Callable[[H], H]:
+        """Register the decorated function as what hears what is told to this agent by its name (`client.tell`).
+
+        It is a handler like any other; one that hears several types says so in its annotation, `Moved | Renamed`.
+        """
+        return self._register(
+            subjects.mailbox(self.name), timeout_s=timeout_s, silence_s=silence_s, concurrency=concurrency
+        )
+
+    def _register(
+        self,
+        name: str,
+        *,
+        timeout_s: float,
+        silence_s: float | None,
+        concurrency: int,
+        isolation: Literal["process"] | None = None,
+        memory_mb: int | None = None,
+        classify: Classify | None = None,
+    ) -> Callable[[H], H]:
         subjects.capability(name)
         if name in self._capabilities:
             raise SettingsError(f"agent {self.name!r} has capability {name!r} twice")

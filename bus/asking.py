@@ -4,49 +4,58 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 from collections.abc import Sequence
 from contextlib import aclosing
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar, overload
 from uuid import uuid4
 
 import msgspec
+import structlog
 
 from bus.causality import served
 from bus.commands import Begin
 from bus.connection import Connection
 from bus.durability import Durability
 from bus.envelope import encode, envelope
-from bus.errors import BusError, MalformedMessage, NoLiveAgent, NoResponders, NotFound, Refused, TimedOut
+from bus.errors import BusError, MalformedMessage, NoLiveAgent, NoResponders, NotFound, Refused, ScheduleError, TimedOut
 from bus.events import is_ending
 from bus.handover import ASKED, HANDED, Answered, Asked, Busy, Failed, Handed, Recorded, Reply, read_reply
 from bus.ledger import utc_now
 from bus.messages import MESSAGES
+from bus.plan import DAY_S, TASK
 from bus.presence import is_offered
 from bus.problem import Problem
 from bus.run import RunState
 from bus.settings import Settings
 from bus.steering import Steering, as_json, new_run
-from bus.subjects import Subjects
+from bus.subjects import Subjects, mailbox
 from bus.task import WORK, Task
+
+logger = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
 # Who has taken work that was handed over says so, or has the result, in a twentieth of that.
 _FIRST_WORD_S = 0.5
 _BUSY_PAUSE_S = 0.01
+_GIVE_UP_S = (0.0, 0.05, 0.2, 0.5)
+_LONGEST_S = 10 * 365 * DAY_S
 
 
 class Receipt(msgspec.Struct, frozen=True):
     """What was accepted: it is in the log at `position`, as durable as `durability` says (see `bus.durability`).
 
-    `unserved` names the capabilities nobody offers at this moment: the work waits for them.
+    `unserved` names the capabilities nobody offers at this moment: the work waits for them. `duplicate`: it was
+    accepted before, under the same id.
     """
 
     run: str
     position: int
     durability: Durability
     unserved: Sequence[str] = ()
+    duplicate: bool = False
 
 
 class WorkFailed(BusError):
@@ -67,14 +76,58 @@ class Asking(Steering):
     source: str
     durability: Durability
 
-    async def send(self, capability: str, value: object, *, timeout_s: float = 86_400.0) -> Receipt:
-        """Hand work to whoever has `capability`; it is durable when this returns, and given up after `timeout_s`."""
+    async def send(
+        self,
+        capability: str,
+        value: object,
+        *,
+        timeout_s: float = DAY_S,
+        id: str | None = None,
+        at: datetime | None = None,
+        delay_s: float | None = None,
+    ) -> Receipt:
+        """Hand work to whoever has `capability`; it is durable when this returns, and given up after `timeout_s`.
+
+        What was sent under an `id` before is not done again: the receipt is that of the first time, and says so. It
+        begins no earlier than `at` (with a time zone), or in `delay_s`; its time counts from then on. Raises Refused
+        if the id was used for other work.
+        """
         task = Task(capability, timeout_s)
-        run = new_run(task.plan)
-        decided, unserved = await asyncio.gather(
-            self.runs.submit(run, Begin(task.plan, as_json(value))), self._unserved([capability])
+        run = new_run(task.plan) if id is None else _run_of(id)
+        begin = Begin(task.plan, as_json(value), due_at=_due(at, delay_s))
+        submitted, unserved = await asyncio.gather(
+            self.runs.submit(run, begin), self._unserved([capability]), return_exceptions=True
         )
-        return Receipt(run, decided.state.position, self.durability, unserved)
+        if isinstance(unserved, BaseException):
+            raise unserved
+        if isinstance(submitted, Refused) and id is not None:
+            return msgspec.structs.replace(await self._sent(run, id, begin), unserved=unserved)
+        if isinstance(submitted, BaseException):
+            raise submitted
+        return Receipt(run, submitted.state.position, self.durability, unserved)
+
+    async def tell(
+        self,
+        agent: str,
+        value: object,
+        *,
+        timeout_s: float = DAY_S,
+        id: str | None = None,
+        at: datetime | None = None,
+        delay_s: float | None = None,
+    ) -> Receipt:
+        """Send a message to one agent by name, which it hears with `@agent.mail()`; otherwise as `send`."""
+        return await self.send(mailbox(agent), value, timeout_s=timeout_s, id=id, at=at, delay_s=delay_s)
+
+    async def _sent(self, run: str, id: str, again: Begin) -> Receipt:
+        """The receipt of what was sent before. Raises Refused if that was something else."""
+        state = await self.runs.load(run)
+        before, now = state.plan.capabilities, again.plan.capabilities
+        if before != now or state.input.value != msgspec.json.decode(again.input):
+            raise Refused(f"id {id!r} was used before, for other work: run {run} has it")
+        async with aclosing(self.ledger.commits(run)) as commits:
+            first = await anext(commits)
+        return Receipt(run, first.position, self.durability, duplicate=True)
 
     @overload
     async def ask(
@@ -100,7 +153,7 @@ class Asking(Steering):
         Question and answer are in the log when this returns; with `fast` nothing is stored, and the work is done at
         most once. Raises NoLiveAgent at once if nobody offers the capability, WorkFailed if the work was given up,
         TimedOut after `timeout_s`, which is also the work's own deadline; within a handler, no more than is left of
-        its own.
+        its own. Cancelling the task that waits for the answer cancels the work, if it is stored.
         """
         given = as_json(value)
         if (facts := served()) is not None:
@@ -117,6 +170,10 @@ class Asking(Steering):
                     output = await self._work(run, task, given)
         except TimeoutError:
             raise TimedOut(f"{capability!r} has not answered within {timeout_s:g} s (run {run})") from None
+        except asyncio.CancelledError:
+            if not fast:
+                self.runs.soon(self._give_up(run))
+            raise
         return _decoded(output, gives, repr(capability))
 
     async def _work(self, run: str, task: Task, given: msgspec.Raw) -> msgspec.Raw:
@@ -167,6 +224,20 @@ class Asking(Steering):
                 case Recorded():
                     raise MalformedMessage(f"{task.capability!r} has stored what was not to be stored")
 
+    async def _give_up(self, run: str) -> None:
+        """Cancel a run that nobody waits for any more. It may be handed over, and not in the log yet."""
+        for pause_s in _GIVE_UP_S:
+            await asyncio.sleep(pause_s)
+            try:
+                if (await self.runs.load(run)).is_open:
+                    await self.cancel(run, by=self.source, reason="nobody waits for the answer")
+            except NotFound:
+                continue
+            except BusError as error:
+                # Its own deadline ends it.
+                logger.debug("not cancelled", run=run, error=str(error))
+            return
+
     async def _request(self, kind: str, run: str, capability: str, what: object, timeout_s: float) -> Reply:
         facts = served()
         message = envelope(
@@ -211,6 +282,23 @@ class Asking(Steering):
             )
         )
         return [each for each, is_there in zip(capabilities, offered, strict=True) if not is_there]
+
+
+def _run_of(id: str) -> str:
+    """The run of what is sent under an id: the same whoever sends it."""
+    return f"{TASK}-{hashlib.blake2b(id.encode(), digest_size=16).hexdigest()}"
+
+
+def _due(at: datetime | None, delay_s: float | None) -> datetime | None:
+    """When it may begin; None: at once. Raises ScheduleError."""
+    if at is not None and delay_s is not None:
+        raise ScheduleError("say when by one of at and delay_s")
+    if at is not None and at.tzinfo is None:
+        raise ScheduleError("at is a time with a time zone")
+    if delay_s is not None and not 0 <= delay_s <= _LONGEST_S:
+        raise ScheduleError(f"delay_s is {delay_s}, it must be 0 or more, and at most 10 years")
+    due_at = at if delay_s is None else utc_now() + timedelta(seconds=delay_s)
+    return due_at.astimezone(UTC) if due_at is not None and due_at > utc_now() else None
 
 
 def _output(state: RunState, phase: str) -> msgspec.Raw:

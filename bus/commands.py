@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 
 import msgspec
 
@@ -16,6 +17,7 @@ class Begin(msgspec.Struct, frozen=True):
 
     `adopted` are outputs of phases that were done elsewhere, in `origin`, and are taken over. `correlation` is that of
     what it was started from: within a handler, of what that serves. Without one, a run begins a story of its own.
+    With `due_at` nothing of it can be taken before then, and its time counts from then on.
     """
 
     plan: Plan
@@ -26,6 +28,7 @@ class Begin(msgspec.Struct, frozen=True):
     origin: str = ""
     parent: Parent | None = None
     correlation: str | None = None
+    due_at: datetime | None = None
 
 
 class Take(msgspec.Struct, frozen=True):

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Literal
 
+from msgspec.structs import replace
+
 from bus import retry
 from bus.commands import (
     Answer,
@@ -145,7 +147,7 @@ def _together(state: RunState | None, command: Together, run: str, now: datetime
 
 
 def _begin(command: Begin, run: str, now: datetime) -> Sequence[Event]:
-    deadline = now + timedelta(seconds=command.plan.timeout_s)
+    deadline = (command.due_at or now) + timedelta(seconds=command.plan.timeout_s)
     started = RunStarted(plan=command.plan, input=command.input, deadline_at=deadline, parent=command.parent)
     draft = Draft(evolve(None, Commit(run, "", now, 0, [started])), now)
     adopted = [key for key in command.plan.graph if key in command.adopted]
@@ -156,7 +158,13 @@ def _begin(command: Begin, run: str, now: datetime) -> Sequence[Event]:
     left_out = [key for key in outside if key not in adopted]
     draft.emit(*(PhaseSkipped(phase=key, reason=said, lets_pass=True) for key in left_out))
     draft.open([key for key in command.plan.graph if key not in outside])
-    return [started, *draft.events]
+    if command.due_at is None:
+        return [started, *draft.events]
+    return [started, *(_not_before(event, command.due_at) for event in draft.events)]
+
+
+def _not_before(event: Event, due_at: datetime) -> Event:
+    return replace(event, due_at=due_at) if isinstance(event, PhaseReady) else event
 
 
 def _adoption(state: RunState, key: str, command: Begin) -> PhaseApproved | PhaseCompleted:

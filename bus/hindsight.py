@@ -42,6 +42,7 @@ from bus.events import (
     PhaseEffectIntended,
     PhaseEscalated,
     PhaseFailed,
+    PhaseReady,
     PhaseSkipped,
     PhaseStarted,
     RunCancelled,
@@ -103,7 +104,9 @@ def _begin(started: RunStarted, events: list[Event]) -> Begin:
     outside = {event.phase for event in events if isinstance(event, PhaseSkipped) and _is_outside(event)}
     inside = [key for key in started.plan.graph if key not in outside]
     first, last = (inside[0], inside[-1]) if outside and inside else (None, None)
-    return Begin(started.plan, started.input, first, last, adopted, origin, started.parent)
+    ready = (event.due_at for event in events if isinstance(event, PhaseReady) and event.attempt == 1)
+    due_at = next(ready, None)
+    return Begin(started.plan, started.input, first, last, adopted, origin, started.parent, due_at=due_at)
 
 
 def _is_outside(event: Event) -> bool:

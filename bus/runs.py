@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from datetime import datetime
+from typing import Any
 from uuid import uuid4
 
 import msgspec
@@ -92,6 +93,13 @@ class Runs:
                 raise Unavailable("the client is closed") from None
             lane.busy = True
         return await waiting.done
+
+    def soon(self, doing: Coroutine[Any, Any, None]) -> None:
+        """Have something done in the background, within the client's life. What it raises ends the client."""
+        try:
+            self._tasks.create_task(doing)
+        except RuntimeError:
+            doing.close()
 
     async def _follow(self, run: str, command: Command, causation: str) -> None:
         """Do for another run what a commit of this one leads to."""

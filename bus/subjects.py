@@ -16,6 +16,7 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 _PHASE = re.compile(r"-?[a-z0-9][a-z0-9_-]{0,62}")
 _WILD = {"*": r"[^.]+", ">": ".+"}
 _CAPABILITY_CHARACTERS = 128
+MAIL = "mail"
 
 
 def name(value: str, what: str) -> str:
@@ -40,6 +41,11 @@ def capability(value: str) -> str:
             f"capability {value!r} is not a dotted name: use a-z, 0-9, _ and - between dots, 128 characters at most"
         )
     return value
+
+
+def mailbox(agent: str) -> str:
+    """The capability of hearing what is told to one agent by name. Raises InvalidName."""
+    return f"{MAIL}.{name(agent, 'agent')}"
 
 
 def capability_token(value: str) -> str:

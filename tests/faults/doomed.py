@@ -34,7 +34,7 @@ class FromHandover(Steps):
 
     def trace(self, frame: FrameType, event: str, _argument: Any) -> Any:
         code = frame.f_code
-        self._began = self._began or code.co_filename.endswith("reception.py")
+        self._began = self._began or (code.co_name == "serve" and code.co_filename.endswith("reception.py"))
         return self._step if self._began and code.co_filename in PATH and code.co_flags & 0x80 else None
 
 
