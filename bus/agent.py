@@ -47,6 +47,15 @@ class Capability(msgspec.Struct, frozen=True, kw_only=True):
         return self.handler(value, context) if self.wants_context else self.handler(value)
 
 
+class Subscribed(msgspec.Struct, frozen=True):
+    """What an agent hears of topics, under the subscription's name; `capability` is what serves it."""
+
+    name: str
+    topics: str
+    after: int | Literal["now", "start"]
+    capability: str
+
+
 class Agent:
     """A name, a version, and capabilities added by decorator. Nothing runs before `run` or `phasebus agent run`.
 
@@ -59,6 +68,7 @@ class Agent:
         self.version = version
         self._classify = classify
         self._capabilities: dict[str, Capability] = {}
+        self.subscriptions: list[Subscribed] = []
 
     @property
     def capabilities(self) -> Mapping[str, Capability]:
@@ -81,8 +91,8 @@ class Agent:
         validated. An `async def` runs in the event loop, a `def` in a thread, both in a process of their own with
         `isolation="process"`: then the agent must stand at the top level of a module. Raises SettingsError.
         """
-        if name.partition(".")[0] == subjects.MAIL:
-            raise SettingsError(f"capability {name!r}: names that begin with {subjects.MAIL} are for @agent.mail()")
+        if subjects.is_own(name):
+            raise SettingsError(f"capability {name!r}: such names are for @agent.mail() and @agent.subscribe()")
         return self._register(
             name,
             timeout_s=timeout_s,
@@ -103,6 +113,37 @@ class Agent:
         return self._register(
             subjects.mailbox(self.name), timeout_s=timeout_s, silence_s=silence_s, concurrency=concurrency
         )
+
+    def subscribe(
+        self,
+        topics: str,
+        *,
+        name: str,
+        after: int | Literal["now", "start"] = "now",
+        timeout_s: float = 3600.0,
+        silence_s: float | None = None,
+        concurrency: int = 1,
+    ) -> Callable[[H], H]:
+        """Register the decorated function as what hears what is published on `topics` (`client.subscribe` says which).
+
+        Each fact becomes work of this agent, once: with attempts, deadlines, recovery and dead letters as any work.
+        `name` is the subscription's own: it goes on where it was, whichever instance serves it. `after` says where it
+        begins the first time: a position of the log, its start, or now.
+        """
+        capability = subjects.subscription(self.name, name)
+        subjects.Subjects().topics(topics)
+        if isinstance(after, str) and after not in ("now", "start"):
+            raise SettingsError(f"subscription {name!r}: after is 'now', 'start' or a position, not {after!r}")
+        register: Callable[[H], H] = self._register(
+            capability, timeout_s=timeout_s, silence_s=silence_s, concurrency=concurrency
+        )
+
+        def subscribed(handler: H) -> H:
+            handler = register(handler)
+            self.subscriptions.append(Subscribed(name, topics, after, capability))
+            return handler
+
+        return subscribed
 
     def _register(
         self,

@@ -156,10 +156,7 @@ class Asking(Steering):
         its own. Cancelling the task that waits for the answer cancels the work, if it is stored.
         """
         given = as_json(value)
-        if (facts := served()) is not None:
-            timeout_s = round(facts.left_s(utc_now(), timeout_s), 3)
-            if timeout_s <= 0:
-                raise TimedOut(f"{capability!r} was not asked: the handler that asks has no time left")
+        timeout_s = self._time_left(capability, timeout_s)
         task = Task(capability, timeout_s)
         run = new_run(task.plan)
         try:
@@ -175,6 +172,14 @@ class Asking(Steering):
                 self.runs.soon(self._give_up(run))
             raise
         return _decoded(output, gives, repr(capability))
+
+    def _time_left(self, capability: str, timeout_s: float) -> float:
+        """No more than is left of the handler that asks. Raises TimedOut if that is nothing."""
+        if (facts := served()) is not None:
+            timeout_s = round(facts.left_s(utc_now(), timeout_s), 3)
+            if timeout_s <= 0:
+                raise TimedOut(f"{capability!r} was not asked: the handler that asks has no time left")
+        return timeout_s
 
     async def _work(self, run: str, task: Task, given: msgspec.Raw) -> msgspec.Raw:
         """The result of work, as the log has it."""
@@ -272,7 +277,7 @@ class Asking(Steering):
 
     def output(self, state: RunState, phase: str, gives: Any = None) -> Any:
         """A phase's output. Raises WorkFailed if it has none, MalformedMessage if it is not a `gives`."""
-        return _decoded(_output(state, phase), gives, f"the output of {phase!r}")
+        return answer_of(state, phase, gives)
 
     async def _unserved(self, capabilities: Sequence[str]) -> list[str]:
         offered = await asyncio.gather(
@@ -299,6 +304,11 @@ def _due(at: datetime | None, delay_s: float | None) -> datetime | None:
         raise ScheduleError(f"delay_s is {delay_s}, it must be 0 or more, and at most 10 years")
     due_at = at if delay_s is None else utc_now() + timedelta(seconds=delay_s)
     return due_at.astimezone(UTC) if due_at is not None and due_at > utc_now() else None
+
+
+def answer_of(state: RunState, phase: str, gives: Any = None) -> Any:
+    """A phase's output. Raises WorkFailed, MalformedMessage."""
+    return _decoded(_output(state, phase), gives, f"the output of {phase!r}")
 
 
 def _output(state: RunState, phase: str) -> msgspec.Raw:

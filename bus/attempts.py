@@ -22,6 +22,7 @@ from bus.beginning import Beginning
 from bus.client import Client
 from bus.commands import Command, Complete, Fail, Offer, Take
 from bus.context import Context, Pulse, Report
+from bus.emitting import Emitter
 from bus.envelope import decode, envelope
 from bus.errors import BusError, MalformedMessage, Refused, TooLarge
 from bus.events import Cause, PhaseStarted, ResultRefused
@@ -75,7 +76,7 @@ class Attempts:
             message = decode(delivery.message.data)
             work = self._client.subjects.parse_work(delivery.message.subject)
         except MalformedMessage as error:
-            await self._bury(capability, delivery, str(error))
+            await self.bury(capability.name, delivery, str(error))
             return
         with structlog.contextvars.bound_contextvars(
             agent=self._agent.name,
@@ -171,6 +172,14 @@ class Attempts:
             )
         else:
             report, submit = beginning.reporting(report), beginning.conclude
+        emitter = Emitter(
+            self._client.log,
+            held,
+            source=self._client.source,
+            correlation=order.correlation,
+            causation=causation,
+            begun=beginning.store if beginning is not None else _begun,
+        )
         context = Context(
             run=order.run,
             plan=order.plan,
@@ -183,6 +192,7 @@ class Attempts:
             causation=causation,
             deadline_at=deadline_at,
             report=report,
+            sink=emitter.emit,
             pulse=pulse,
             door=self._client,
         )
@@ -203,6 +213,8 @@ class Attempts:
             if isinstance(result, Halted):
                 logger.info("halted", reason=result.reason, duration_ms=duration_ms)
                 return None
+            if (lost := await _flushed(emitter)) is not None:
+                result = lost
             offer = Offer(capability.name, self._agent.name, capability.timeout_s)
             decided = await self._conclude(order, result, submit, offer if offers and not self.draining else None)
             duration_ms = round((time.monotonic() - began) * 1000, 1)
@@ -248,17 +260,18 @@ class Attempts:
                 logger.warning("result refused", reason=event.reason)
         return decided
 
-    async def _bury(self, capability: Capability, delivery: Delivery, reason: str) -> None:
+    async def bury(self, capability: str, delivery: Delivery, reason: str) -> None:
+        """Keep a message that nobody can read as a dead letter of the capability, then acknowledge it."""
         client = self._client
         message = delivery.message
         limits = (client.connection.max_payload, _KEPT_BYTES)
         for limit_bytes in limits:
             letter = dead.unreadable(
-                capability.name, message.subject, message.data, reason, self._instance, limit_bytes=limit_bytes
+                capability, message.subject, message.data, reason, self._instance, limit_bytes=limit_bytes
             )
             record = envelope(dead.UNREADABLE, letter, id=uuid4().hex, source=client.source, time=utc_now())
             try:
-                await client.log.append(client.subjects.dead(capability.name), record)
+                await client.log.append(client.subjects.dead(capability), record)
             except TooLarge:
                 continue
             except BusError as error:
@@ -269,6 +282,20 @@ class Attempts:
         logger.warning("unreadable work", reason=reason)
         # Only now: what is acknowledged is gone from the work queue.
         delivery.ack()
+
+
+async def _begun() -> bool:
+    """The log has the attempt already."""
+    return True
+
+
+async def _flushed(emitter: Emitter) -> Problem | None:
+    """Have all that was emitted in the log before the result is."""
+    try:
+        await emitter.flush()
+    except BusError as error:
+        return Problem("lost", "not all that was emitted could be stored", "transient", str(error))
+    return None
 
 
 def _next_start(decided: Decided | None, instance: str) -> PhaseStarted | None:

@@ -24,7 +24,7 @@ from bus.agent import Agent, Capability
 from bus.causality import Facts
 from bus.context import Context
 from bus.errors import SettingsError
-from bus.frames import Alive, Answered, Begin, Broken, Failed, Frame, Pipe, Ready, Reported, Setup
+from bus.frames import Alive, Answered, Begin, Broken, Emitted, Failed, Frame, Pipe, Ready, Reported, Setup
 from bus.problem import ErrorClass, Problem
 from bus.whereabouts import whereabouts
 
@@ -213,6 +213,8 @@ class Cell:
                 case Reported() as said:
                     # Not waited for: a log that can't be reached must not keep signs of life from being heard.
                     context.progress(said.fraction, said.note)
+                case Emitted() as emitted:
+                    await context.emit(emitted.chunk)
                 case Answered() as answered:
                     return bytes(answered.output)
                 case Failed() as failed:

@@ -11,7 +11,7 @@ from uuid import uuid4
 import structlog
 
 from bus import dead, feed
-from bus.asking import Asking, Receipt
+from bus.asking import Receipt
 from bus.commands import Begin
 from bus.connection import Connection
 from bus.durability import Durability
@@ -29,11 +29,13 @@ from bus.schedules import Scheduling
 from bus.selection import Selection
 from bus.settings import Settings
 from bus.steering import as_json, new_run
+from bus.streaming import Streaming
+from bus.topics import Topics
 
 logger = structlog.get_logger(__name__)
 
 
-class Client(Asking, Scheduling):
+class Client(Streaming, Topics, Scheduling):
     """One process's door to a bus. Made by `connect`, closed with it."""
 
     def __init__(

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from bus.client import Client
 
 Report = Callable[[float, str], Awaitable[None]]
+Emit = Callable[[object], Awaitable[None]]
 
 
 class Said(Awaitable[None]):
@@ -72,6 +73,7 @@ class Context(Facts, frozen=True, kw_only=True):
     """One attempt, as its handler sees it. `Context()` will do in a unit test."""
 
     report: Report = lambda _fraction, _note: SAID
+    sink: Emit = lambda _chunk: SAID
     pulse: Pulse = msgspec.field(default_factory=Pulse)
     door: Client | None = None
 
@@ -102,6 +104,16 @@ class Context(Facts, frozen=True, kw_only=True):
         """
         self.pulse.beat()
         return self.report(fraction, note)
+
+    def emit(self, chunk: object) -> Awaitable[None]:
+        """Give away a part of the result, such as a token, for who streams it (`client.stream`); in an `async def`
+        await it, in a `def` just call it.
+
+        Parts are stored in order, some milliseconds' worth together. A next attempt begins again. It is a sign of life.
+        Raises MalformedMessage for what has no JSON form, and Unavailable if what was given before could not be stored.
+        """
+        self.pulse.beat()
+        return self.sink(chunk)
 
     def alive(self) -> None:
         """Say that the handler is still at work: a phase may bound its silence. From any thread, and cheap."""

@@ -63,6 +63,12 @@ class Reported(_Frame, frozen=True):
     note: str
 
 
+class Emitted(_Frame, frozen=True):
+    """A part of the result."""
+
+    chunk: msgspec.Raw
+
+
 class Answered(_Frame, frozen=True):
     """The handler's answer."""
 
@@ -75,7 +81,7 @@ class Failed(_Frame, frozen=True):
     problem: Problem
 
 
-Frame = Setup | Ready | Broken | Begin | Alive | Reported | Answered | Failed
+Frame = Setup | Ready | Broken | Begin | Alive | Reported | Emitted | Answered | Failed
 _decoder: msgspec.json.Decoder[Frame] = msgspec.json.Decoder(Frame)
 
 

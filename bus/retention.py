@@ -17,7 +17,7 @@ from bus.dead import DeadLetter
 from bus.errors import SettingsError
 from bus.run import RunState
 
-CLASSES = ("run", "mail", "topic", "agent", "dead", "ops")
+CLASSES = ("run", "part", "mail", "topic", "agent", "dead", "ops")
 _SECONDS = {"w": 604_800, "d": 86_400, "h": 3_600, "m": 60, "s": 1}
 _AGE = re.compile(r"([0-9]{1,10})([smhdw])")
 _LONGEST_S = 36_500 * 86_400

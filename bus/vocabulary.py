@@ -12,21 +12,30 @@ import msgspec
 
 from bus.dead import LETTER_REDRIVEN, LETTERS, LetterRedriven
 from bus.document import Entry
+from bus.emitting import PARTS, Parts
 from bus.envelope import Envelope
 from bus.errors import SettingsError
 from bus.events import COMMIT, EVENTS, Body, Known
 from bus.garbage import COLLECTED, PayloadsCollected
 from bus.halts import Halt
+from bus.handover import ASKED, HANDED, Answered, Asked, Busy, Failed, Handed, Recorded
 from bus.ledger import WORK
 from bus.messages import MESSAGES
 from bus.notices import REMOVED, SEALED, STARTED, ArchiveRemoved, ArchiveSealed, ArchiveStarted
 from bus.presence import Beat
 from bus.schedule import SCHEDULED, SKIPPED, UNSCHEDULED, OccurrenceSkipped, Scheduled, Unscheduled
+from bus.topics import PUBLISHED
 from bus.worker import AGENT_DEREGISTERED, AGENT_REGISTERED
 
 # What is a whole message has a name here only: it is not in the bytes.
 BEAT = "beat.v1"
 HALT = "halt.v1"
+REPLIES: dict[str, Any] = {
+    "task.busy.v1": Busy,
+    "task.recorded.v1": Recorded,
+    "task.answered.v1": Answered,
+    "task.failed.v1": Failed,
+}
 ENVELOPE, COMPRESSED, REFERRING = "envelope.v1", "envelope.compressed.v1", "envelope.referring.v1"
 
 
@@ -81,6 +90,11 @@ def vocabulary() -> dict[str, Entry]:
         SCHEDULED: Entry("data", Scheduled),
         UNSCHEDULED: Entry("data", Unscheduled),
         SKIPPED: Entry("data", OccurrenceSkipped),
+        PUBLISHED: Entry("data", Any),
+        PARTS: Entry("data", Parts),
+        HANDED: Entry("data", Handed),
+        ASKED: Entry("data", Asked),
+        **{name: Entry("body", type) for name, type in REPLIES.items()},
         BEAT: Entry("body", Beat),
         HALT: Entry("body", Halt),
     }

@@ -16,7 +16,8 @@ from bus.agent import Agent, Capability
 from bus.attempts import Attempts
 from bus.client import Client
 from bus.connecting import connect
-from bus.connection import Message, Subscription
+from bus.connection import Message
+from bus.connection import Subscription as Interest
 from bus.context import Context
 from bus.envelope import envelope
 from bus.errors import BusError
@@ -29,6 +30,7 @@ from bus.reception import Reception
 from bus.room import Room
 from bus.signals import until_signalled
 from bus.streams import ensure_consumer, set_up_work
+from bus.subscriptions import Subscription
 
 if TYPE_CHECKING:
     from bus.cells import Cells
@@ -51,7 +53,7 @@ class Worker:
         self._attempts = Attempts(client, agent, instance, self._apart)
         self._reception = Reception(client, agent, instance, self._attempts, self._apart)
         self._intakes: list[Intake] = []
-        self._listening: list[Subscription] = []
+        self._listening: list[Interest] = []
         self._serving: set[asyncio.Task[None]] = set()
         self.instance = instance
         self.ready = asyncio.Event()
@@ -84,14 +86,17 @@ class Worker:
         async with asyncio.TaskGroup() as tasks, self._heeding(tasks):
             for each in self._agent.capabilities.values():
                 self._intakes.append(await self._intake(each, tasks))
+            for subscribed in self._agent.subscriptions:
+                subscription = Subscription(client, self._agent, subscribed, self._attempts)
+                self._intakes.append(await subscription.intake(tasks))
             presence = tasks.create_task(
                 announce(client.connection, client.subjects, self._beat, settings.beat_s, self.ready)
             )
             pulling = [tasks.create_task(intake.run()) for intake in self._intakes]
             await stop.wait()
             self._attempts.draining = True
-            for subscription in self._listening:
-                subscription.unsubscribe()
+            for interest in self._listening:
+                interest.unsubscribe()
             for intake in self._intakes:
                 intake.stop()
             logger.info("draining", held=len(self._serving))

@@ -153,7 +153,7 @@ def test_an_operation_s_messages_are_those_of_its_channel(described: dict[str, A
 def test_the_channels_are_the_subjects_of_the_namespace(described: dict[str, Any]) -> None:
     subjects = Subjects("lab")
     values = {"run": "r-1", "capability": "git:collect", "phase": "-8:2", "attempt": "3", "agent": "git"}
-    values |= {"instance": "git-1", "area": "dead"}
+    values |= {"instance": "git-1", "area": "dead", "topic": "orders.packed"}
     found = {
         name: channel["address"].format_map(values)
         for name, channel in described["channels"].items()
@@ -164,6 +164,8 @@ def test_the_channels_are_the_subjects_of_the_namespace(described: dict[str, Any
         "agents": subjects.agent("git", "git-1"),
         "dead": subjects.dead("git.collect"),
         "operations": subjects.ops("dead"),
+        "parts": subjects.part("r-1", "-8", 2),
+        "topics": subjects.topic("orders.packed"),
     }
     assert found == {
         **stored,
@@ -174,6 +176,7 @@ def test_the_channels_are_the_subjects_of_the_namespace(described: dict[str, Any
         "everyone": subjects.everyone,
         "instance": subjects.ping("git-1"),
         "offers": subjects.who("git.collect"),
+        "handovers": subjects.hand("git.collect"),
     }
     for channel in described["channels"].values():
         named = set(re.findall(r"{(\w+)}", channel["address"] or ""))

@@ -123,7 +123,7 @@ async def test_mail_waits_for_its_agent(server: Server, client: Client) -> None:
 
 def test_nobody_takes_the_mail_of_another() -> None:
     with pytest.raises(SettingsError, match="mail"):
-        Agent("thief").capability("mail.clerk")
+        Agent("thief").capability(mailbox("clerk"))
 
 
 async def test_a_fast_answer_leaves_nothing_behind(server: Server, client: Client) -> None:
