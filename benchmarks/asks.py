@@ -81,7 +81,7 @@ async def main() -> None:
             while not await client.agents():
                 await asyncio.sleep(0.02)
             asks = _asks(client, floor)
-            for name, ask in asks.items():
+            for ask in asks.values():
                 await _warm(ask)
             medians = await _medians_ms(asks)
             rates = [await _rates(asks) for _ in range(_ROUNDS)]

@@ -33,9 +33,10 @@ async def main(url: str) -> None:
     async def request(message: Msg) -> None:
         await message.respond(_ANSWER)
 
-    config = ConsumerConfig(max_ack_pending=10_000)
-    await stream.subscribe("floor.core", durable="core", cb=core, manual_ack=True, config=config)
-    await stream.subscribe("floor.stored", durable="stored", cb=stored, manual_ack=True, config=config)
+    for name, answer in (("core", core), ("stored", stored)):
+        # One for each: nats-py writes the names into what it is given.
+        config = ConsumerConfig(max_ack_pending=10_000)
+        await stream.subscribe(f"floor.{name}", durable=name, cb=answer, manual_ack=True, config=config)
     await connection.subscribe("floorless", cb=request, queue="workers")
     await asyncio.Event().wait()
 
