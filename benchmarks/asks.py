@@ -25,6 +25,7 @@ _REPEATS = 300
 _AT_ONCE = 100
 _TOTAL = 1_000
 _ROUNDS = 3
+_PAUSE_S = 0.003
 _PAYLOAD = b"x" * 300
 _WORKER = Path(__file__).with_name("worker.py")
 _FLOOR_WORKER = Path(__file__).with_name("floor_worker.py")
@@ -129,13 +130,14 @@ async def _warm(ask: Ask) -> None:
 
 
 async def _medians_ms(asks: dict[str, Ask]) -> dict[str, float]:
-    """In turn, so that all meet the same moments of the machine."""
+    """In turn, so that all meet the same moments of the machine, and none what the one before has left to do."""
     taken: dict[str, list[float]] = {name: [] for name in asks}
     for _ in range(_REPEATS):
         for name, ask in asks.items():
             began = time.perf_counter()
             await ask()
             taken[name].append(time.perf_counter() - began)
+            await asyncio.sleep(_PAUSE_S)
     return {name: statistics.median(each) * 1000 for name, each in taken.items()}
 
 

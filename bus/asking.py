@@ -16,21 +16,22 @@ import structlog
 
 from bus.causality import served
 from bus.commands import Begin
-from bus.connection import Connection
+from bus.connection import Connection, Message
 from bus.durability import Durability
 from bus.envelope import encode, envelope
 from bus.errors import BusError, MalformedMessage, NoLiveAgent, NoResponders, NotFound, Refused, ScheduleError, TimedOut
 from bus.events import is_ending
-from bus.handover import ASKED, HANDED, Answered, Asked, Busy, Failed, Handed, Recorded, Reply, read_reply
+from bus.handover import ASKED, HANDED, Answered, Asked, Busy, Failed, Handed, Recorded, Reply, read_reply, read_story
 from bus.ledger import utc_now
 from bus.messages import MESSAGES
 from bus.plan import DAY_S, TASK
 from bus.presence import is_offered
 from bus.problem import Problem
+from bus.record import is_record, read_record
 from bus.run import RunState
 from bus.settings import Settings
 from bus.steering import Steering, as_json, new_run
-from bus.subjects import Subjects, mailbox
+from bus.subjects import Subjects, live_copy, mailbox
 from bus.task import WORK, Task
 
 logger = structlog.get_logger(__name__)
@@ -255,8 +256,27 @@ class Asking(Steering):
             causationid=facts.causation if facts is not None else None,
             runid=run,
         )
-        subject = self.subjects.hand(capability)
-        return read_reply((await self.connection.request(subject, encode(message), timeout_s=timeout_s)).data)
+        told: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+
+        def take(copy: Message) -> None:
+            if not told.done() and is_record(copy):
+                told.set_result(copy)
+
+        # Of what is stored the server tells sooner than who had it stored, and it is the log's own word.
+        story = live_copy(self.subjects.run(run))
+        following = self.connection.subscribe(story, take) if kind == HANDED else None
+        try:
+            forget = self.connection.ask(told, self.subjects.hand(capability), encode(message), timeout_s=timeout_s)
+            try:
+                answer = await told
+            finally:
+                forget()
+        finally:
+            if following is not None:
+                following.unsubscribe()
+        if answer.subject == story:
+            return read_story(answer.data, read_record(answer).position)
+        return read_reply(answer.data)
 
     async def result(self, run: str, *, timeout_s: float) -> RunState:
         """The run once it has ended. Raises TimedOut if that takes longer; the run goes on. Raises NotFound."""

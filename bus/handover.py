@@ -3,16 +3,18 @@
 Whoever takes it stores the whole story as one commit: the beginning together with the result if that is there soon,
 otherwise alone. So the log has the work before anybody relies on it, and an answer only after the log has it. Until
 there is a word from the instance the asker keeps the work, and stores it himself if that word does not come: the first
-commit on the run's subject wins, and the other is refused.
+commit on the run's subject wins, and the other is refused. The asker hears of the commit from the server itself, by the
+live copy of what it has stored; the instance's own word, a moment later, is for when that is lost.
 """
 
 from __future__ import annotations
 
 import msgspec
 
-from bus.envelope import UNDECODABLE
+from bus.envelope import UNDECODABLE, decode, decode_data
 from bus.errors import MalformedMessage
-from bus.events import Instant
+from bus.events import Body, Instant, PhaseCompleted, RunCompleted
+from bus.payload import is_inline
 from bus.problem import Problem
 from bus.task import Task
 
@@ -61,10 +63,29 @@ class Failed(_Reply, frozen=True, tag="failed"):
     problem: Problem
 
 
+class _Told(msgspec.Struct, frozen=True):
+    """As much of an event as an asker looks at: its plan would cost more than all else."""
+
+    type: str
+    output: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
 Reply = Busy | Recorded | Answered | Failed
 handed_decoder = msgspec.json.Decoder(Handed)
 asked_decoder = msgspec.json.Decoder(Asked)
+_PHASE_COMPLETED, _RUN_COMPLETED = (str(each.__struct_config__.tag) for each in (PhaseCompleted, RunCompleted))
+_story_decoder: msgspec.json.Decoder[Body[_Told]] = msgspec.json.Decoder(Body[_Told])
 _reply_decoder: msgspec.json.Decoder[Reply] = msgspec.json.Decoder(Reply)
+
+
+def read_story(body: bytes, position: int) -> Reply:
+    """What the first commit of a run says: the result, or that it is begun. Raises MalformedMessage."""
+    if is_inline(body):
+        said = {each.type: each for each in decode_data(decode(body), _story_decoder, "the events of a commit").events}
+        done = said.get(_PHASE_COMPLETED)
+        if _RUN_COMPLETED in said and done is not None and done.output is not msgspec.UNSET:
+            return Answered(done.output, position)
+    return Recorded(position)
 
 
 def read_reply(data: bytes) -> Reply:
