@@ -35,6 +35,8 @@ from bus.retry import Retry, RetryLater, RetryPolicy
 from bus.run import RunState
 from bus.selection import Selection
 from bus.settings import Settings
+from bus.streaming import Part, Stream
+from bus.topics import News, Published
 from bus.worker import serving
 
 __all__ = [
@@ -48,13 +50,16 @@ __all__ = [
     "Happening",
     "MalformedMessage",
     "Misconfigured",
+    "News",
     "NoLiveAgent",
     "NotFound",
+    "Part",
     "PayloadLost",
     "Phase",
     "Plan",
     "PlanError",
     "Problem",
+    "Published",
     "Receipt",
     "Ref",
     "Refused",
@@ -67,6 +72,7 @@ __all__ = [
     "Selection",
     "Settings",
     "SettingsError",
+    "Stream",
     "TimedOut",
     "TooLarge",
     "Unavailable",

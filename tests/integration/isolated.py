@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bus import Agent, Context, Reject, Retry
+from bus.causality import served
 
 agent = Agent("isolated")
 
@@ -35,6 +36,16 @@ async def facts(_: object, context: Context) -> dict[str, Any]:
         "attempt": context.attempt,
         "deadline": str(context.deadline_at),
     }
+
+
+@agent.capability("count", isolation="process")
+def count(upto: int, context: Context) -> str:
+    """Emits numbers, and says which story it belongs to, as whatever it calls would know it."""
+    for number in range(upto):
+        context.emit(number)
+    facts = served()
+    assert facts is not None
+    return facts.correlation
 
 
 @agent.capability("end", isolation="process")

@@ -8,6 +8,9 @@ from collections.abc import AsyncIterator
 import pytest
 
 from bus import Agent, Client, Context, NoLiveAgent, Reject, WorkFailed, connect
+from bus.ledger import utc_now
+from bus.outgoing import select
+from bus.retention import Policy
 from bus.server import Server
 from tests.harness import BOUND_S, serving, supervised
 
@@ -103,3 +106,24 @@ async def test_many_small_parts_are_few_records(server: Server, client: Client) 
 async def test_a_stream_from_nobody_is_told_at_once(client: Client) -> None:
     with pytest.raises(NoLiveAgent):
         await anext(client.stream("write", "one"))
+
+
+async def test_partial_results_leave_the_log_with_their_run_and_not_before(server: Server, client: Client) -> None:
+    agent = writer()
+    release = asyncio.Event()
+
+    @agent.capability("hold")
+    async def hold(_: int, context: Context) -> None:
+        await context.emit("one")
+        await release.wait()
+
+    async with serving(server, agent):
+        streams = [client.stream("write", "one two", str), client.stream("hold", 1, str)]
+        for stream in streams:
+            await anext(stream)
+        await client.result(streams[0].run, timeout_s=BOUND_S)
+        chosen = await select(client.log, Policy.of(["run=0s"]), utc_now())
+        done, held = (client.subjects.part(stream.run, "work", None) for stream in streams)
+        assert client.subjects.run(streams[0].run) in chosen.upto
+        assert done in chosen.upto and held not in chosen.upto
+        release.set()
