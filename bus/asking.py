@@ -41,6 +41,7 @@ T = TypeVar("T")
 # Who has taken work that was handed over says so, or has the result, in a twentieth of that.
 _FIRST_WORD_S = 0.5
 _BUSY_PAUSE_S = 0.01
+_FEW = 8
 _GIVE_UP_S = (0.0, 0.05, 0.2, 0.5)
 _LONGEST_S = 10 * 365 * DAY_S
 
@@ -76,6 +77,7 @@ class Asking(Steering):
     settings: Settings
     source: str
     durability: Durability
+    _asking = 0
 
     async def send(
         self,
@@ -262,9 +264,12 @@ class Asking(Steering):
             if not told.done() and is_record(copy):
                 told.set_result(copy)
 
-        # Of what is stored the server tells sooner than who had it stored, and it is the log's own word.
+        # The server tells of what it has stored sooner than who had it stored. Of many at once that costs too much:
+        # then the instance's own word, which comes when the log has it, will do.
         story = live_copy(self.subjects.run(run))
-        following = self.connection.subscribe(story, take) if kind == HANDED else None
+        is_followed = kind == HANDED and self._asking < _FEW
+        following = self.connection.subscribe(story, take) if is_followed else None
+        self._asking += 1
         try:
             forget = self.connection.ask(told, self.subjects.hand(capability), encode(message), timeout_s=timeout_s)
             try:
@@ -272,6 +277,7 @@ class Asking(Steering):
             finally:
                 forget()
         finally:
+            self._asking -= 1
             if following is not None:
                 following.unsubscribe()
         if answer.subject == story:
