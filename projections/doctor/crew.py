@@ -1,0 +1,52 @@
+"""Checks of who is there: the supervisor, and agents that are connected and do not answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from projections.doctor.facts import Facts, Member
+from projections.doctor.finding import Finding
+
+
+def supervisor(facts: Facts) -> Iterator[Finding]:
+    """Whether anybody acts when nobody else does."""
+    lead = facts.lead
+    if lead is None or lead.leader:
+        return
+    idle = "lost work, deadlines and retries wait until one leads"
+    if lead.process == "stopped":
+        cause = f"supervisor frozen: process {lead.pid} (phasebus up) is stopped, and nobody else leads; {idle}"
+        yield Finding(code="supervisor_frozen", weight="broken", cause=cause, next_step=f"kill -CONT {lead.pid}")
+    elif lead.standing_by:
+        many = "1 process is" if lead.standing_by == 1 else f"{lead.standing_by} processes are"
+        cause = f"supervisor frozen: {many} connected as supervisor, and none leads; {idle}"
+        next_step = "phasebus up (another one takes over), then end the frozen one: ps -eo pid,stat,command | grep ' T'"
+        yield Finding(code="supervisor_frozen", weight="broken", cause=cause, next_step=next_step)
+    else:
+        cause = f"no supervisor leads: {idle}"
+        yield Finding(code="no_supervisor", weight="broken", cause=cause, next_step="phasebus up")
+
+
+def mutes(facts: Facts) -> Iterator[Finding]:
+    """Agents that are connected and answer nobody, whether or not they hold anything."""
+    for member in (facts.members or {}).values():
+        if member.life == "mute":
+            code, cause, next_step = muteness(member)
+            yield Finding(code=code, weight="stuck", cause=cause, next_step=next_step)
+
+
+def muteness(member: Member) -> tuple[str, str, str]:
+    """Why an instance that is connected does not answer: code, cause and next step."""
+    who = f"instance {member.instance}"
+    where = f"process {member.pid} on {member.host}" if member.pid else "its process"
+    if member.process == "stopped":
+        return "frozen", f"instance frozen: {where} ({who}) is stopped", f"kill -CONT {member.pid}"
+    if member.process == "running":
+        cause = (
+            f"event loop blocked: {where} ({who}) runs, and does not answer: "
+            "a handler blocks it (a plain `def` runs in a thread)"
+        )
+        return "loop_blocked", cause, f"py-spy dump --pid {member.pid}, or kill {member.pid}"
+    cause = f"instance mute: {who} is connected, and does not answer: {where} is frozen, or its event loop is blocked"
+    next_step = f"on {member.host}: ps -o stat= -p {member.pid}" if member.pid else "phasebus agent ls"
+    return "mute", cause, next_step
