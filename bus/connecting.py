@@ -48,8 +48,8 @@ async def connect(
 
     `values` are settings by name, on top of the environment's. The streams are checked, and created if they are not
     there (with `create=False`, NotFound is raised instead; with `check=False` they are left as they are, and nothing is
-    promised: for whoever wants to find out what is wrong with them). A lost line is made again for ever. A program that has not
-    set up structlog gets JSON logs on stderr. Raises SettingsError, Unavailable, Misconfigured.
+    promised: for whoever wants to find out what is wrong with them). A lost line is made again for ever. A program that
+    has not set up structlog gets JSON logs on stderr. Raises SettingsError, Unavailable, Misconfigured.
     """
     settings = settings or Settings.load(url=url, **values)
     configure_if_not(settings.log_level)

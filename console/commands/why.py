@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from console.failure import USAGE, Failure
 from console.session import on_bus
 
 if TYPE_CHECKING:
@@ -33,10 +34,12 @@ async def why(client: Client, printer: Printer, run: str, phase: str) -> None:
     from console.text import escaped
     from projections.why import why as account
 
+    key, colon, index = phase.partition(":")
+    if colon and not index.isdigit():
+        raise Failure(USAGE, f"{index!r} is no item: write PHASE, or PHASE:3", f"phasebus run show {run}")
     state = await find_run(client, run)
-    key, _, index = phase.partition(":")
     commits = [commit async for commit in client.ledger.commits(state.run)]
-    found = account(commits, key, utc_now(), int(index) if index.isdigit() else None)
+    found = account(commits, key, utc_now(), int(index) if index else None)
     if printer.as_json:
         printer.record(msgspec.structs.asdict(found) | {"paragraph": found.paragraph})
         return

@@ -27,6 +27,21 @@ def under_way(facts: Facts) -> Iterator[Finding]:
                     yield found
 
 
+def silenced(facts: Facts) -> Iterator[Finding]:
+    """Handlers that were ended because they said nothing of themselves, and are tried again."""
+    for state in facts.runs:
+        for phase in state.phases.values() if state.is_open else ():
+            for item in phase.items if phase.status in ("ready", "in_progress") else ():
+                ended = [each for each in item.attempts[item.earlier :] if each.ended_at is not None]
+                if ended and ended[-1].cause == "silent" and item.status in ("ready", "in_progress"):
+                    place, last = _place(phase, item), ended[-1]
+                    cause = (
+                        f"handler silent: attempt {last.number} of {place} on {last.instance} was ended because it "
+                        "said nothing for too long; it is tried again"
+                    )
+                    yield _finding("silent", cause, f"phasebus run why {state.run} {place}", state, phase, item)
+
+
 def poison(facts: Facts) -> Iterator[Finding]:
     """Work that has ended the process of everybody who took it."""
     for state in facts.runs:
@@ -51,7 +66,9 @@ def _held(facts: Facts, state: RunState, phase: PhaseState, item: Item, holder: 
         if age_s < _PATIENCE_S and not unled:
             return None
         because = "and no supervisor leads that would take it back" if unled else "and nobody has taken it back"
-        return _finding("dead", f"instance dead: {who} has no process any more, {because}", "phasebus up", state, phase, item)
+        return _finding(
+            "dead", f"instance dead: {who} has no process any more, {because}", "phasebus up", state, phase, item
+        )
     if member is not None and member.life == "mute":
         code, cause, next_step = muteness(member)
         return _finding(code, f"{cause}; it holds {who}", next_step, state, phase, item)
@@ -66,12 +83,7 @@ def _held(facts: Facts, state: RunState, phase: PhaseState, item: Item, holder: 
 
 
 def _quiet(facts: Facts, state: RunState, phase: PhaseState, item: Item, holder: Attempt) -> Finding | None:
-    """A handler that used to say something of itself, and does not any more; or was ended for that before."""
-    before = item.attempts[-2] if len(item.attempts) > 1 else None
-    if before is not None and before.cause == "silent":
-        cause = f"handler silent: attempt {before.number} of {_place(phase, item)} was ended because it said nothing"
-        cause += f", attempt {holder.number} is under way"
-        return _finding("silent", cause, f"phasebus run why {state.run} {_place(phase, item)}", state, phase, item)
+    """A handler that used to say something of itself, and does not any more."""
     said = facts.said.get((state.run, phase.key, item.index, holder.number), ())
     longest = _longest_gap([holder.started_at, *said])
     if longest is None:
@@ -80,8 +92,8 @@ def _quiet(facts: Facts, state: RunState, phase: PhaseState, item: Item, holder:
     if quiet <= max(_QUIET_TIMES * longest, timedelta(seconds=_PATIENCE_S)):
         return None
     cause = (
-        f"handler silent: attempt {holder.number} of {_place(phase, item)} on {holder.instance} lives, and has said nothing "
-        f"for {_words(quiet.total_seconds())}, at {holder.fraction:.0%}; before, never longer than "
+        f"handler silent: attempt {holder.number} of {_place(phase, item)} on {holder.instance} lives, and has said "
+        f"nothing for {_words(quiet.total_seconds())}, at {holder.fraction:.0%}; before, never longer than "
         f"{_words(longest.total_seconds())}"
     )
     return _finding("silent", cause, f"phasebus run why {state.run} {_place(phase, item)}", state, phase, item)
@@ -118,8 +130,15 @@ def _longest_gap(moments: Sequence[datetime]) -> timedelta | None:
 def _finding(
     code: str, cause: str, next_step: str, state: RunState, phase: PhaseState, item: Item, *, weight: Weight = "stuck"
 ) -> Finding:
-    where = {"run": state.run, "phase": phase.key}
-    return Finding(code=code, weight=weight, cause=cause, next_step=next_step, item=item.index, **where)
+    return Finding(
+        code=code,
+        weight=weight,
+        cause=cause,
+        next_step=next_step,
+        run=state.run,
+        phase=phase.key,
+        item=item.index,
+    )
 
 
 def _place(phase: PhaseState, item: Item) -> str:

@@ -28,9 +28,10 @@ def supervisor(facts: Facts) -> Iterator[Finding]:
 
 
 def mutes(facts: Facts) -> Iterator[Finding]:
-    """Agents that are connected and answer nobody, whether or not they hold anything."""
+    """Agents that are connected and answer nobody. What they hold is told with the run."""
+    holders = {holder.instance for state in facts.runs if state.is_open for _, _, holder in state.held()}
     for member in (facts.members or {}).values():
-        if member.life == "mute":
+        if member.life == "mute" and member.instance not in holders:
             code, cause, next_step = muteness(member)
             yield Finding(code=code, weight="stuck", cause=cause, next_step=next_step)
 

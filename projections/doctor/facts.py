@@ -1,4 +1,4 @@
-"""Facts: what was found when everything was asked at once. What nobody could tell is None, and nothing follows from it."""
+"""Facts: what was found when everything was asked at once. What nobody could tell is None: nothing follows from it."""
 
 from __future__ import annotations
 
@@ -85,8 +85,8 @@ class Letter(msgspec.Struct, frozen=True):
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that was found at `at`; with `run`, about that run, whose state is then among `runs`.
 
-    `said` are the moments at which the attempts of that run said something of themselves. `unasked` is what could not be
-    found out in time.
+    `busy` counts the attempts under way of each capability, in all runs. `said` are the moments at which the attempts
+    of that run said something of themselves. `unasked` is what could not be found out in time.
     """
 
     at: datetime
@@ -96,6 +96,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     ground: Ground = Ground()
     lead: Lead | None = None
     members: Mapping[str, Member] | None = None
+    busy: Mapping[str, int] = {}
     runs: Sequence[RunState] = ()
     history: History = History()
     said: Mapping[Asked, Sequence[datetime]] = {}

@@ -29,7 +29,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 def ordered(findings: Iterable[Finding], run: str | None) -> list[Finding]:
-    """What weighs most first; where a run was asked about, what is about it comes before what is not, but for what keeps
+    """What weighs most first. What is about the run that was asked about comes before what is not, but for what keeps
     everything from working. Of the same fault in several places the first is named, and the others are counted."""
     first: dict[tuple[str, str], Finding] = {}
     for each in findings:

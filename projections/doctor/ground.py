@@ -28,7 +28,10 @@ def reach(facts: Facts) -> Iterator[Finding]:
             f"server frozen: {ground.where} takes connections, and does not answer",
             "ps -o pid,stat,command -C nats-server, then kill -CONT PID or restart it",
         ),
-        "no_jetstream": (f"JetStream is off on {ground.where}: no stream can be kept there", "nats-server -c nats.conf"),
+        "no_jetstream": (
+            f"JetStream is off on {ground.where}: no stream can be kept there",
+            "nats-server -c nats.conf",
+        ),
     }
     if ground.reached != "yes":
         cause, next_step = causes[ground.reached]
@@ -88,9 +91,7 @@ def disk(facts: Facts) -> Iterator[Finding]:
         yield Finding(code="not_synced", weight="broken", cause=cause, next_step=next_step)
     if ground.max_payload is not None and ground.max_payload < _LEAST_PAYLOAD:
         cause = f"max_payload too small: the server takes messages of {ground.max_payload} bytes, 1 MB is needed"
-        yield Finding(
-            code="small_payload", weight="broken", cause=cause, next_step=f"max_payload: 1MB: {_CONFIGURE}"
-        )
+        yield Finding(code="small_payload", weight="broken", cause=cause, next_step=f"max_payload: 1MB: {_CONFIGURE}")
 
 
 def clocks(facts: Facts) -> Iterator[Finding]:

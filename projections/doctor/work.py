@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
+from bus.run import PhaseState, RunState
 from projections.attention import Concern, Living, concerns
 from projections.doctor.facts import Facts
 from projections.doctor.finding import Finding, Weight
@@ -76,32 +77,43 @@ def children(facts: Facts) -> Iterator[Finding]:
                 )
 
 
-def crowded(facts: Facts) -> Iterator[Finding]:
-    """Work that waits although its capability is offered: every place is taken."""
+def untaken(facts: Facts) -> Iterator[Finding]:
+    """Work that waits although its capability is offered: every place is taken, or it was lost on its way."""
     if facts.members is None:
         return
-    alive = [each for each in facts.members.values() if each.life == "alive"]
+    resting = {each.breaker for each in facts.breakers if each.status != "closed"}
     for state in facts.runs:
-        if not state.is_open or state.paused_at is not None:
-            continue
-        for phase in state.phases.values():
+        for phase in state.phases.values() if state.is_open and state.paused_at is None else ():
             capability = state.capability(phase.key)
+            places = sum(each.capabilities.get(capability or "", 0) for each in facts.members.values())
+            if capability is None or not places or capability in resting:
+                continue
             waiting = [
                 item.ready_at
                 for item in phase.items
                 if item.status == "ready" and item.ready_at is not None and _age_s(facts, item.ready_at) > _BUSY_S
             ]
-            offering = [each for each in alive if capability in each.capabilities]
-            places = sum(each.capabilities[capability or ""] for each in offering)
-            held = sum(len(each.held) for each in offering)
-            if waiting and offering and held >= places:
-                cause = (
-                    f"starved: {len(waiting)} of phase {phase.key} of run {state.run} wait, the first for "
-                    f"{_age_s(facts, min(waiting)):.0f} s: all {places} places for {capability!r} are taken"
-                )
-                next_step = "phasebus agent run FILE.py:agent (another instance)"
-                where = {"run": state.run, "phase": phase.key}
-                yield Finding(code="starved", weight="stuck", cause=cause, next_step=next_step, **where)
+            if waiting:
+                yield _untaken(facts, state, phase, capability, places, waiting)
+
+
+def _untaken(
+    facts: Facts, state: RunState, phase: PhaseState, capability: str, places: int, waiting: list[datetime]
+) -> Finding:
+    is_full = facts.busy.get(capability, 0) >= places
+    since_s = _age_s(facts, min(waiting))
+    what = f"{len(waiting)} of phase {phase.key} of run {state.run} wait, the first for {since_s:.0f} s"
+    why = f"all {places} places for {capability!r} are taken"
+    if not is_full:
+        why = f"{capability!r} is offered, and its work was lost on its way, or its agents are draining"
+    return Finding(
+        code="starved" if is_full else "untaken",
+        weight="stuck",
+        cause=f"{'starved' if is_full else 'not taken'}: {what}: {why}",
+        next_step="phasebus agent run FILE.py:agent (another instance)" if is_full else "phasebus up",
+        run=state.run,
+        phase=phase.key,
+    )
 
 
 def breakers(facts: Facts) -> Iterator[Finding]:
@@ -124,7 +136,9 @@ def limits(facts: Facts) -> Iterator[Finding]:
             least = 1.0 if meter.unit == "calls" else 0.0
             if meter.is_budget and account is not None and (account.left < least or account.told == account.window > 0):
                 ends = datetime.fromtimestamp(account.window + meter.period_s, UTC)
-                cause = f"budget spent: {meter.name}={meter.amount:g} of limit {name!r}; it begins anew at {_clock(ends)}"
+                cause = (
+                    f"budget spent: {meter.name}={meter.amount:g} of limit {name!r}; it begins anew at {_clock(ends)}"
+                )
                 next_step = f"wait, or raise {meter.name} where limit {name!r} is used"
                 yield Finding(code="budget_spent", weight="waiting", cause=cause, next_step=next_step)
         if standing.held_until > now:
@@ -139,8 +153,10 @@ def letters(facts: Facts) -> Iterator[Finding]:
         return
     lately = [each for each in facts.letters if facts.at - each.at < _LATELY]
     (capability, said), count = Counter((each.capability, each.said) for each in facts.letters).most_common(1)[0]
-    growing = f"dead letters growing: {len(lately)} in the last 10 min, {len(facts.letters)}" if lately else (
-        f"dead letters: {len(facts.letters)}"
+    growing = (
+        f"dead letters growing: {len(lately)} in the last 10 min, {len(facts.letters)}"
+        if lately
+        else (f"dead letters: {len(facts.letters)}")
     )
     newest = max(facts.letters, key=lambda each: each.number)
     cause = f"{growing} in all, {count} of {capability!r}: {said}"
