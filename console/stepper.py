@@ -38,6 +38,8 @@ HELP = (
     "n next   p back   g go to   / ? search   b run until   c causes   e effects   m messages   "
     "s run   S phase   d changes   l logs   q quit"
 )
+KEYS = "n p step, g go, / ? find, b until, c e causes, m near, s S state, d diff, l, q"
+"""All of them, for a line of 80 characters."""
 _KEYS = {"\x1b[C": "n", "\x1b[B": "n", "\x1b[D": "p", "\x1b[A": "p", "\x1b[H": "g start", "\x1b[F": "g end"}
 _KEYS |= {"\x1bOC": "n", "\x1bOB": "n", "\x1bOD": "p", "\x1bOA": "p", "\r": "n", "\n": "n", " ": "n"}
 _VALUE_CHARACTERS = 80

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 
-import click
-
 from console.failure import USAGE, Failure
+from console.keys import Keys, pressed
 from console.printer import Printer
-from console.stepper import ARGUMENTS, HELP, STORY, Stepper, Unknown, key, split
+from console.stepper import ARGUMENTS, KEYS, STORY, Stepper, Unknown, key, split
 from console.text import escaped
 
 _LEAST_AROUND = 3
@@ -53,25 +51,30 @@ def _print(printer: Printer, command: str, lines: Sequence[str], record: dict[st
 async def walk(stepper: Stepper, tell: Tell) -> None:
     """Obey keys until `q`. The terminal is as it was afterwards."""
     sys.stdout.write(_ALTERNATE)
-    shown: Sequence[str] = ()
     try:
-        while True:
-            _draw(stepper, shown)
-            command, word = key(await _pressed())
-            if command == "q":
-                return
-            if command in ARGUMENTS and not word:
-                asked = await _asked(ARGUMENTS[command])
-                if asked is None:
-                    continue
-                word = asked
-            shown = await _obeyed(stepper, command, word, tell)
+        async with pressed(sys.stdin) as keys:
+            await _walk(stepper, tell, keys)
     except (EOFError, KeyboardInterrupt):
-        # Ctrl-D and Ctrl-C are how one leaves, too; nothing has been interrupted.
+        # Ctrl-D and Ctrl-C are how one leaves, too.
         return
     finally:
         sys.stdout.write(_BACK)
         sys.stdout.flush()
+
+
+async def _walk(stepper: Stepper, tell: Tell, keys: Keys) -> None:
+    shown: Sequence[str] = ()
+    while True:
+        _draw(stepper, shown)
+        command, word = key(await keys.next())
+        if command == "q":
+            return
+        if command in ARGUMENTS and not word:
+            asked = await _asked(ARGUMENTS[command], keys)
+            if asked is None:
+                continue
+            word = asked
+        shown = await _obeyed(stepper, command, word, tell)
 
 
 async def _obeyed(stepper: Stepper, command: str, word: str, tell: Tell) -> Sequence[str]:
@@ -101,25 +104,20 @@ def _draw(stepper: Stepper, shown: Sequence[str]) -> None:
         lines[-1] = f"... {len(shown) - below + 1} more lines: --script shows all"
     lines = lines[: rows - 1]
     text = "".join(f"{line[: columns - 1]}{_CLEAR_LINE}\r\n" for line in lines)
-    sys.stdout.write(f"{_HOME}{text}{_CLEAR_REST}\x1b[{rows};1H{HELP[: columns - 1]}")
+    sys.stdout.write(f"{_HOME}{text}{_CLEAR_REST}\x1b[{rows};1H{KEYS[: columns - 1]}")
     sys.stdout.flush()
 
 
-async def _pressed() -> str:
-    """The next key. Raises KeyboardInterrupt and EOFError for Ctrl-C and Ctrl-D."""
-    return await asyncio.to_thread(click.getchar)
-
-
-async def _asked(question: str) -> str | None:
+async def _asked(question: str, keys: Keys) -> str | None:
     """A word that is typed at the bottom; None if Escape was pressed."""
     rows = shutil.get_terminal_size().lines
     typed = ""
     while True:
         sys.stdout.write(f"\x1b[{rows};1H{_CLEAR_LINE}{question}: {escaped(typed)}")
         sys.stdout.flush()
-        pressed = await _pressed()
-        if pressed.startswith("\x1b"):
+        typing = await keys.next()
+        if typing.startswith("\x1b"):
             return None
-        if pressed in ("\r", "\n"):
+        if typing in ("\r", "\n"):
             return typed
-        typed = typed[:-1] if pressed in _BACKSPACE else typed + pressed
+        typed = typed[:-1] if typing in _BACKSPACE else typed + typing

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from console.printer import Printer
 
 _HASH = re.compile(r"[0-9a-f]{32}")
-_SPOT = re.compile(r"(\d+)(?:\.(\d+))?")
+_SPOT = re.compile(r"([1-9]\d{0,17})(?:\.(\d+))?")
 
 
 @click.command()

@@ -183,7 +183,7 @@ class Screen:
 @pytest.mark.parametrize("leaving", ["q", "\x03", "\x04"])
 def test_on_a_terminal_keys_step_search_and_ask(terminal: Terminal, leaving: str) -> None:
     screen = Screen(terminal, "bad")
-    assert "n next" in screen.wait("q quit")
+    screen.wait("d diff, l, q")
     screen.press("n", "event 2 of ")
     screen.press("\x1b[C", "event 3 of ")
     screen.press("\x1b[D", "event 2 of ")
