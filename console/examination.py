@@ -30,6 +30,8 @@ from projections.runs import RUNS, find
 
 _CONNECT_S = 1.5
 _PART_S = 2.0
+_ALL_S = 4.0
+"""With what a command needs to start and to say it, five seconds."""
 _LETTERS = 200
 _LATELY = timedelta(days=1)
 T = TypeVar("T")
@@ -39,6 +41,7 @@ async def examine(place: Address, run: str | None) -> Facts:
     """The facts about the bus at `place`, and about one run if it is named. Raises SettingsError."""
     values: dict[str, Any] = dict(place.settings)
     settings = Settings.load(**values)
+    ends_at = asyncio.get_running_loop().time() + _ALL_S
     url = settings.url.get_secret_value() if settings.url is not None else ""
     if not url and settings.context is not None:
         url = read_context(settings.context).login_url
@@ -47,17 +50,18 @@ async def examine(place: Address, run: str | None) -> Facts:
     bound = {"append_timeout_s": _PART_S, "request_timeout_s": _CONNECT_S}
     try:
         async with connect(name="doctor", alone=False, create=False, check=False, **values | bound) as client:
-            return await _Examination(client, where, run).facts()
+            return await _Examination(client, where, run, ends_at).facts()
     except BusError as error:
         ground = await soundings.unreached(error, url)
         return Facts(at=ledger.utc_now(), namespace=settings.namespace, run=run, ground=ground)
 
 
 class _Examination:
-    def __init__(self, client: Client, where: str, run: str | None) -> None:
+    def __init__(self, client: Client, where: str, run: str | None, ends_at: float) -> None:
         self._client = client
         self._where = where
         self._run = run
+        self._ends_at = ends_at
         self._unasked: list[str] = []
 
     async def facts(self) -> Facts:
@@ -106,11 +110,15 @@ class _Examination:
 
     async def _in_time(self, what: str, asked: Awaitable[T], otherwise: T) -> T:
         try:
-            async with asyncio.timeout(_PART_S):
+            async with asyncio.timeout_at(self._bound()):
                 return await asked
         except (BusError, TimeoutError):
             self._unasked.append(what)
             return otherwise
+
+    def _bound(self) -> float:
+        """Until when this part may take, so that there is something to say in time."""
+        return min(asyncio.get_running_loop().time() + _PART_S, self._ends_at)
 
     async def _runs(self) -> dict[str, RunState]:
         return dict((await build(self._client, RUNS)).rows)
@@ -124,7 +132,7 @@ class _Examination:
         except NotFound:
             try:
                 # There may be more runs than could be read in time.
-                async with asyncio.timeout(_PART_S):
+                async with asyncio.timeout_at(self._bound()):
                     state = await self._client.runs.load(self._run)
             except (BusError, TimeoutError):
                 return [], None
