@@ -13,6 +13,8 @@ from bus.held import Lease
 from bus.lease import Place
 
 PLACE = Place("leader", "supervisor")
+_FLOOR = "floor"
+_AGENTS_FLOOR = "floor-agents"
 
 
 class Leadership:
@@ -54,3 +56,16 @@ class Leadership:
         lease, self._lease = self._lease, None
         if lease is not None:
             await self._leases.let_go(lease)
+
+    async def floors(self) -> tuple[int, int]:
+        """Positions up to which every run, and every instance of an agent, had ended: a new leader need not read what
+        is older."""
+        return await self._floor(_FLOOR), await self._floor(_AGENTS_FLOOR)
+
+    async def raise_floors(self, runs: int, agents: int) -> None:
+        for key, position in ((_FLOOR, runs), (_AGENTS_FLOOR, agents)):
+            await self.bucket.put(key, str(position).encode())
+
+    async def _floor(self, key: str) -> int:
+        entry = await self.bucket.get(key)
+        return int(entry.value) if entry is not None and entry.value.isdigit() else 0

@@ -4,9 +4,10 @@ An author needs `Agent`, `Context` and `Reject`; a caller needs `connect`; a pla
 """
 
 from bus.agent import Agent
+from bus.asking import Receipt
 from bus.breaker import Breaker
 from bus.cache import Cache
-from bus.client import Client, Receipt
+from bus.client import Client
 from bus.connecting import connect
 from bus.context import Context
 from bus.decision import Decision
@@ -34,6 +35,7 @@ from bus.errors import (
     TimedOut,
     TooLarge,
     Unavailable,
+    WarmUpFailed,
     WorkFailed,
 )
 from bus.fallback import Fallback, NoProvider, Provider
@@ -49,6 +51,8 @@ from bus.retry import Retry, RetryLater, RetryPolicy
 from bus.run import RunState
 from bus.selection import Selection
 from bus.settings import Settings
+from bus.streaming import Part, Stream
+from bus.topics import News, Published
 from bus.worker import serving
 
 __all__ = [
@@ -74,17 +78,20 @@ __all__ = [
     "LimitReached",
     "MalformedMessage",
     "Misconfigured",
+    "News",
     "NoLiveAgent",
     "NoProvider",
     "NotDone",
     "NotFound",
     "OutcomeUnknown",
+    "Part",
     "PayloadLost",
     "Phase",
     "Plan",
     "PlanError",
     "Problem",
     "Provider",
+    "Published",
     "Quota",
     "Receipt",
     "Ref",
@@ -98,9 +105,11 @@ __all__ = [
     "Selection",
     "Settings",
     "SettingsError",
+    "Stream",
     "TimedOut",
     "TooLarge",
     "Unavailable",
+    "WarmUpFailed",
     "WorkFailed",
     "connect",
     "message",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, Literal, TypeVar
 
@@ -17,10 +17,12 @@ from bus.context import Context
 from bus.diagnosis import Classify
 from bus.errors import SettingsError
 from bus.fingerprint import has_fingerprint
+from bus.lifespan import Lifespan, Opening, lifespan
 from bus.schemas import anything
 
 Handler = Callable[..., Any]
 H = TypeVar("H", bound=Handler)
+L = TypeVar("L", bound=Opening)
 _LONGEST_S = 10 * 365 * 86_400.0
 
 
@@ -32,6 +34,9 @@ class Capability(msgspec.Struct, frozen=True, kw_only=True):
     which may take `memory_mb` more than it begins with. `classify` is the author's judgement of an exception. With
     `cache` its answer depends on its input alone, so the same input need not be worked on again (`bus.cache`).
     With `breaker`, no work is taken while too many attempts fail, in whatever instance; it has the capability's name.
+    By `tags` it can be found (`Client.agents`).
+    `on_dead`: what happens to later work when some was given up for good: `skip` goes on with it, `pause` takes nothing
+    more until somebody says `phasebus dead release`.
     """
 
     name: str
@@ -48,10 +53,21 @@ class Capability(msgspec.Struct, frozen=True, kw_only=True):
     classify: Classify | None = None
     cache: Cache | None = None
     breaker: Breaker | None = None
+    tags: tuple[str, ...] = ()
+    on_dead: Literal["skip", "pause"] = "skip"
 
     def call(self, value: object, context: Context) -> Any:
         """The handler's answer, or for an `async def` what has to be awaited for it."""
         return self.handler(value, context) if self.wants_context else self.handler(value)
+
+
+class Subscribed(msgspec.Struct, frozen=True):
+    """What an agent hears of topics, under the subscription's name; `capability` is what serves it."""
+
+    name: str
+    topics: str
+    after: int | Literal["now", "start"]
+    capability: str
 
 
 class Agent:
@@ -61,11 +77,16 @@ class Agent:
     (`bus.diagnosis`); a capability's own goes before it.
     """
 
-    def __init__(self, name: str, *, version: str = "1", classify: Classify | None = None) -> None:
+    def __init__(
+        self, name: str, *, version: str = "1", tags: Iterable[str] = (), classify: Classify | None = None
+    ) -> None:
         self.name = subjects.name(name, "agent")
         self.version = version
+        self.tags = _tags(tags)
+        self.life: Lifespan | None = None
         self._classify = classify
         self._capabilities: dict[str, Capability] = {}
+        self.subscriptions: list[Subscribed] = []
 
     @property
     def capabilities(self) -> Mapping[str, Capability]:
@@ -83,6 +104,8 @@ class Agent:
         classify: Classify | None = None,
         cache: Cache | bool = False,
         breaker: Breaker | None = None,
+        tags: Iterable[str] = (),
+        on_dead: Literal["skip", "pause"] = "skip",
     ) -> Callable[[H], H]:
         """Register the decorated function as the handler of `name`; what the keywords mean is said at `Capability`.
 
@@ -90,6 +113,79 @@ class Agent:
         validated. An `async def` runs in the event loop, a `def` in a thread, both in a process of their own with
         `isolation="process"`: then the agent must stand at the top level of a module. Raises SettingsError.
         """
+        if subjects.is_own(name):
+            raise SettingsError(f"capability {name!r}: such names are for @agent.mail() and @agent.subscribe()")
+        return self._register(
+            name,
+            timeout_s=timeout_s,
+            silence_s=silence_s,
+            concurrency=concurrency,
+            isolation=isolation,
+            memory_mb=memory_mb,
+            classify=classify,
+            cache=cache,
+            breaker=breaker,
+            tags=tags,
+            on_dead=on_dead,
+        )
+
+    def mail(
+        self, *, timeout_s: float = 3600.0, silence_s: float | None = None, concurrency: int = 1
+    ) -> Callable[[H], H]:
+        """Register the decorated function as what hears what is told to this agent by its name (`client.tell`).
+
+        It is a handler like any other; one that hears several types says so in its annotation, `Moved | Renamed`.
+        """
+        return self._register(
+            subjects.mailbox(self.name), timeout_s=timeout_s, silence_s=silence_s, concurrency=concurrency
+        )
+
+    def subscribe(
+        self,
+        topics: str,
+        *,
+        name: str,
+        after: int | Literal["now", "start"] = "now",
+        timeout_s: float = 3600.0,
+        silence_s: float | None = None,
+        concurrency: int = 1,
+    ) -> Callable[[H], H]:
+        """Register the decorated function as what hears what is published on `topics` (`client.subscribe` says which).
+
+        Each fact becomes work of this agent, once: with attempts, deadlines, recovery and dead letters as any work.
+        `name` is the subscription's own: it goes on where it was, whichever instance serves it. `after` says where it
+        begins the first time: a position of the log, its start, or now.
+        """
+        capability = subjects.subscription(self.name, name)
+        subjects.Subjects().topics(topics)
+        if isinstance(after, str) and after not in ("now", "start"):
+            raise SettingsError(f"subscription {name!r}: after is 'now', 'start' or a position, not {after!r}")
+        register: Callable[[H], H] = self._register(
+            capability, timeout_s=timeout_s, silence_s=silence_s, concurrency=concurrency
+        )
+
+        def subscribed(handler: H) -> H:
+            handler = register(handler)
+            self.subscriptions.append(Subscribed(name, topics, after, capability))
+            return handler
+
+        return subscribed
+
+    def _register(
+        self,
+        name: str,
+        *,
+        timeout_s: float,
+        silence_s: float | None,
+        concurrency: int,
+        isolation: Literal["process"] | None = None,
+        memory_mb: int | None = None,
+        classify: Classify | None = None,
+        cache: Cache | bool = False,
+        breaker: Breaker | None = None,
+        tags: Iterable[str] = (),
+        on_dead: Literal["skip", "pause"] = "skip",
+    ) -> Callable[[H], H]:
         subjects.capability(name)
         if name in self._capabilities:
             raise SettingsError(f"agent {self.name!r} has capability {name!r} twice")
@@ -104,7 +200,10 @@ class Agent:
         if memory_mb is not None and (isolation is None or memory_mb < 1):
             raise SettingsError(f"capability {name!r}: memory_mb must be 1 or more, and needs isolation='process'")
 
+        if on_dead not in ("skip", "pause"):
+            raise SettingsError(f"capability {name!r}: on_dead is 'skip' or 'pause', not {on_dead!r}")
         kept = Cache() if cache is True else cache or None
+        labels = _tags(tags)
 
         def register(handler: H) -> H:
             takes, gives, wants_context = _signature(name, handler)
@@ -128,8 +227,26 @@ class Agent:
                 classify=classify or self._classify,
                 cache=kept,
                 breaker=breaker,
+                tags=labels,
+                on_dead=on_dead,
             )
             return handler
+
+        return register
+
+    def lifespan(self, *, timeout_s: float = 60.0) -> Callable[[L], L]:
+        """Register what is opened before any work is taken, and closed when all is done: the decorated function is
+        `async def` without parameters, and yields once; handlers find what it yields in `context.state`.
+
+        Each side of the yield may take `timeout_s`. If the first fails, the process ends and says why. What blocks
+        belongs into `asyncio.to_thread`. Raises SettingsError.
+        """
+
+        def register(function: L) -> L:
+            if self.life is not None:
+                raise SettingsError(f"agent {self.name!r} has two lifespans: make them one")
+            self.life = lifespan(self.name, function, timeout_s)
+            return function
 
         return register
 
@@ -138,6 +255,12 @@ class Agent:
         from bus.worker import run_agent  # noqa: PLC0415 - the worker is made of this module
 
         run_agent(self)
+
+
+def _tags(tags: Iterable[str]) -> tuple[str, ...]:
+    if isinstance(tags, str):
+        raise SettingsError(f"tags are several: write [{tags!r}]")
+    return tuple(subjects.name(each, "tag") for each in tags)
 
 
 def _signature(name: str, handler: Handler) -> tuple[Any, Any, bool]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 
 import msgspec
 
@@ -15,7 +16,9 @@ class Begin(msgspec.Struct, frozen=True):
     """Start the run; with `first` and `last`, only the phases from the one to the other, in the plan's order.
 
     `adopted` are outputs of phases that were done elsewhere, in `origin`, and are taken over. With `force` nothing is
-    taken from the cache.
+    taken from the cache. `correlation` is that of what it was started from: within a handler, of what that serves.
+    Without one, a run begins a story of its own. With `due_at` nothing of it can be taken before then, and its time
+    counts from then on.
     """
 
     plan: Plan
@@ -26,6 +29,8 @@ class Begin(msgspec.Struct, frozen=True):
     origin: str = ""
     parent: Parent | None = None
     force: bool = False
+    correlation: str | None = None
+    due_at: datetime | None = None
 
 
 class Reuse(msgspec.Struct, frozen=True):
@@ -175,6 +180,24 @@ class Redrive(msgspec.Struct, frozen=True):
     afresh: bool = False
 
 
+class Revive(msgspec.Struct, frozen=True, kw_only=True):
+    """Go on with the work of one dead letter, if that is still how it stands: given up at `attempt`, in `passes`.
+
+    With `input` it gets this instead of what it had; `transform` names the function that made it.
+    """
+
+    by: str
+    letter: str
+    phase: str
+    item: int | None
+    attempt: int
+    passes: int
+    input: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    reason: str = ""
+    transform: str = ""
+    operation: str = ""
+
+
 class Pause(msgspec.Struct, frozen=True):
     """Somebody holds the run: what is under way may end, nothing more is taken."""
 
@@ -235,6 +258,12 @@ class GiveUp(msgspec.Struct, frozen=True):
     phase: str
 
 
+class Together(msgspec.Struct, frozen=True):
+    """Several commands as one: all of them are carried out, in order, or none."""
+
+    commands: tuple[Command, ...]
+
+
 Command = (
     Begin
     | Take
@@ -249,6 +278,7 @@ Command = (
     | Cancel
     | Expire
     | Redrive
+    | Revive
     | Pause
     | Resume
     | Skip
@@ -257,4 +287,5 @@ Command = (
     | Rollback
     | Report
     | GiveUp
+    | Together
 )

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Literal
 
+from msgspec.structs import replace
+
 from bus import retry
 from bus.commands import (
     Answer,
@@ -28,18 +30,21 @@ from bus.commands import (
     Redrive,
     Report,
     Resume,
+    Revive,
     Rollback,
     Save,
     Settle,
     Signal,
     Skip,
     Take,
+    Together,
     Vouch,
 )
 from bus.draft import Draft
 from bus.effects import intend, save, settle, vouch
 from bus.errors import Refused
 from bus.events import (
+    UNTAKEN,
     Commit,
     Event,
     PhaseApproved,
@@ -57,11 +62,12 @@ from bus.events import (
     RunResumed,
     RunStarted,
 )
-from bus.folding import evolve
+from bus.folding import Folding, evolve
 from bus.gates import answer, report, signal
 from bus.holding import find, is_holder, label, under_way
 from bus.passes import checkpoint, redrive, roll_back, skip
 from bus.problem import Problem
+from bus.revival import revive
 from bus.run import TERMINAL, Item, Late, PhaseState, RunState
 
 OUTSIDE = "outside of"
@@ -70,6 +76,8 @@ OUTSIDE = "outside of"
 
 def decide(state: RunState | None, command: Command, *, run: str, now: datetime) -> Sequence[Event]:
     """What happens because of the command: events in order, never none. Raises Refused if nothing may."""
+    if isinstance(command, Together):
+        return _together(state, command, run, now)
     if isinstance(command, Begin):
         if state is not None:
             raise Refused(f"run {run} has already started")
@@ -100,6 +108,8 @@ def decide(state: RunState | None, command: Command, *, run: str, now: datetime)
             answer(draft, command)
         case Redrive():
             redrive(draft, command)
+        case Revive():
+            revive(draft, command)
         case Pause():
             draft.must_be_open()
             if state.paused_at is not None:
@@ -134,8 +144,19 @@ def decide(state: RunState | None, command: Command, *, run: str, now: datetime)
     return draft.events
 
 
+def _together(state: RunState | None, command: Together, run: str, now: datetime) -> Sequence[Event]:
+    folding = Folding(state)
+    happened: list[Event] = []
+    for each in command.commands:
+        caused = decide(folding.state, each, run=run, now=now)
+        position = (folding.state.position if folding.state is not None else 0) + 1
+        folding.add(Commit(run, "", now, position, caused))
+        happened += caused
+    return happened
+
+
 def _begin(command: Begin, run: str, now: datetime) -> Sequence[Event]:
-    deadline = now + timedelta(seconds=command.plan.timeout_s)
+    deadline = (command.due_at or now) + timedelta(seconds=command.plan.timeout_s)
     started = RunStarted(
         plan=command.plan, input=command.input, deadline_at=deadline, parent=command.parent, force=command.force
     )
@@ -148,7 +169,13 @@ def _begin(command: Begin, run: str, now: datetime) -> Sequence[Event]:
     left_out = [key for key in outside if key not in adopted]
     draft.emit(*(PhaseSkipped(phase=key, reason=said, lets_pass=True) for key in left_out))
     draft.open([key for key in command.plan.graph if key not in outside])
-    return [started, *draft.events]
+    if command.due_at is None:
+        return [started, *draft.events]
+    return [started, *(_not_before(event, command.due_at) for event in draft.events)]
+
+
+def _not_before(event: Event, due_at: datetime) -> Event:
+    return replace(event, due_at=due_at) if isinstance(event, PhaseReady) else event
 
 
 def _adoption(state: RunState, key: str, command: Begin) -> PhaseApproved | PhaseCompleted:
@@ -234,9 +261,12 @@ def _go_on(draft: Draft, offer: Offer, instance: str) -> None:
 
 def _fail(draft: Draft, command: Fail) -> None:
     phase, item = find(draft.state, command.phase, command.item)
-    if command.cause == "unclaimed":
+    if command.cause in UNTAKEN:
         if item.status != "ready" or item.attempt != command.attempt:
             raise Refused(f"{label(phase, item)} does not wait to be taken")
+    elif command.evidence and not is_holder(item, command):
+        # Who recovers brings no result: another recoverer was faster, or the attempt has ended by itself.
+        raise Refused(f"attempt {command.attempt} of {label(phase, item)} is not held by {command.instance!r}")
     elif _held(draft, command, "failed") is None:
         return
     agent = item.holder.agent if item.holder is not None else ""
@@ -255,7 +285,7 @@ def _fail(draft: Draft, command: Fail) -> None:
     seed = f"{draft.state.run}/{phase.key}/{item.index}"
     earlier = [attempt.problem for attempt in item.attempts[item.earlier :] if attempt.problem is not None]
     policy = draft.state.plan.graph[phase.key].phase.policy
-    wait_s = None if command.cause == "unclaimed" else retry.delay_s(policy, problem, earlier, seed=seed)
+    wait_s = None if command.cause in UNTAKEN else retry.delay_s(policy, problem, earlier, seed=seed)
     if wait_s is None:
         draft.emit(PhaseFailed(phase=phase.key, item=item.index, problem=problem))
         draft.item_ended(phase.key, item)

@@ -34,6 +34,10 @@ class NoLiveAgent(BusError):
         self.capability = capability
 
 
+class WarmUpFailed(BusError):
+    """An agent's lifespan did not come as far as its `yield`, so it takes no work. Says why; correct that."""
+
+
 class TooLarge(BusError):
     """A message is over the server's limit. Refused before anything was sent."""
 

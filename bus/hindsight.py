@@ -26,6 +26,7 @@ from bus.commands import (
     Report,
     Resume,
     Reuse,
+    Revive,
     Rollback,
     Save,
     Settle,
@@ -46,6 +47,8 @@ from bus.events import (
     PhaseEffectNotDone,
     PhaseEscalated,
     PhaseFailed,
+    PhaseInputReplaced,
+    PhaseReady,
     PhaseSaved,
     PhaseSkipped,
     PhaseStarted,
@@ -108,7 +111,18 @@ def _begin(started: RunStarted, events: list[Event]) -> Begin:
     outside = {event.phase for event in events if isinstance(event, PhaseSkipped) and _is_outside(event)}
     inside = [key for key in started.plan.graph if key not in outside]
     first, last = (inside[0], inside[-1]) if outside and inside else (None, None)
-    return Begin(started.plan, started.input, first, last, adopted, origin, started.parent, started.force)
+    ready = (event.due_at for event in events if isinstance(event, PhaseReady) and event.attempt == 1)
+    return Begin(
+        started.plan,
+        started.input,
+        first,
+        last,
+        adopted,
+        origin,
+        started.parent,
+        force=started.force,
+        due_at=next(ready, None),
+    )
 
 
 def _is_outside(event: Event) -> bool:
@@ -225,7 +239,29 @@ def _redrive(state: RunState, event: RunRedriven, later: Event | None) -> Comman
     if isinstance(later, PhaseSkipped) and later.by == event.by and later.phase in event.phases:
         # To skip what has failed takes a new pass.
         return None
+    if event.letter:
+        return _revive(state, event, later)
     return Redrive(event.by, event.phases, event.afresh)
+
+
+def _revive(state: RunState, event: RunRedriven, later: Event | None) -> Command | None:
+    key = event.phases[0]
+    death = state.phases[key].death_of(event.item)
+    if death is None:
+        return None
+    replaced = later if isinstance(later, PhaseInputReplaced) else None
+    return Revive(
+        by=event.by,
+        letter=event.letter,
+        phase=key,
+        item=event.item,
+        attempt=death.attempt,
+        passes=death.passes,
+        input=replaced.input if replaced is not None else msgspec.UNSET,
+        reason=event.reason,
+        transform=replaced.transform if replaced is not None else "",
+        operation=event.operation,
+    )
 
 
 def _rollback(state: RunState, event: RunRollingBack) -> Command | None:

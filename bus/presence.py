@@ -1,4 +1,4 @@
-"""Presence: an instance says that it lives, what it can do and which attempts it holds.
+"""Presence: an instance says that it lives, how it stands, and which attempts it holds.
 
 Beats come from the event loop that runs the handlers, so a blocked loop falls silent by itself. They are not facts
 and not stored; what follows from their absence is.
@@ -7,14 +7,20 @@ and not stored; what follows from their absence is.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Literal
 
 import msgspec
 
-from bus.connection import Connection, Message
-from bus.errors import BusError, NoResponders, Unavailable
+from bus.card import Card, without_schemas
+from bus.connection import Connection, Message, Subscription
+from bus.envelope import UNDECODABLE
+from bus.errors import NoResponders, Unavailable
 from bus.subjects import Subjects
+
+Standing = Literal["live", "draining", "quarantined"]
+"""How an instance stands: it takes work, it finishes and ends, or it takes nothing more until it is released."""
 
 
 class Held(msgspec.Struct, frozen=True, array_like=True):
@@ -26,62 +32,143 @@ class Held(msgspec.Struct, frozen=True, array_like=True):
     attempt: int
 
 
+class Load(msgspec.Struct, frozen=True, array_like=True):
+    """How many attempts of a capability an instance holds, of how many at once."""
+
+    held: int
+    concurrency: int
+
+
 class Beat(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One sign of life. `capabilities` maps each to its concurrency; `lag_s` is how late the event loop was."""
+    """One sign of life: only what changes; the rest is on the instance's card.
+
+    `note` says why it stands as it does, `lag_s` how late its event loop was, `memory_mb` what its process takes.
+    `paused` are the capabilities that take nothing more since something died (`on_dead="pause"`).
+    """
 
     agent: str
-    version: str
     instance: str
-    host: str
-    pid: int
-    capabilities: dict[str, int]
+    standing: Standing = "live"
+    note: str = ""
+    capabilities: Mapping[str, Load] = {}
     held: Sequence[Held] = ()
     lag_s: float = 0.0
+    memory_mb: int = 0
+    paused: Sequence[str] = ()
 
 
-_decoder = msgspec.json.Decoder(Beat)
+class Present(msgspec.Struct, frozen=True):
+    """What an instance answers to a question to everybody: its card, without schemas, and a beat."""
+
+    card: Card
+    beat: Beat
+
+
+_beat = msgspec.json.Decoder(Beat)
+_present = msgspec.json.Decoder(Present)
 
 
 def read_beat(message: Message) -> Beat | None:
     """The beat in a message, or None: a malformed one counts as silence."""
     try:
-        return _decoder.decode(message.data)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return _beat.decode(message.data)
+    except UNDECODABLE:
         return None
 
 
-async def announce(
-    connection: Connection, subjects: Subjects, beat: Callable[[float], Beat], every_s: float, ready: asyncio.Event
-) -> None:
-    """Answer who asks for this instance or its capabilities, and beat, until cancelled. Sets `ready` when it does."""
-    loop = asyncio.get_running_loop()
-    first = beat(0.0)
+def read_present(message: Message) -> Present | None:
+    """The answer of an instance, or None: a malformed one counts as silence."""
+    try:
+        return _present.decode(message.data)
+    except UNDECODABLE:
+        return None
 
-    def answer(message: Message) -> None:
-        if message.reply and connection.is_connected:
-            connection.publish(message.reply, msgspec.json.encode(beat(0.0)))
 
-    async with AsyncExitStack() as stack:
-        asked = [subjects.everyone, subjects.ping(first.instance), *map(subjects.who, first.capabilities)]
-        for subject in asked:
-            stack.callback(connection.subscribe(subject, answer).unsubscribe)
-        ready.set()
-        due = loop.time()
+class Presence:
+    """What one instance says of itself, and when. `beat` is called with how late the event loop was, in seconds."""
+
+    def __init__(
+        self, connection: Connection, subjects: Subjects, card: Card, beat: Callable[[float], Beat], every_s: float
+    ) -> None:
+        self._connection = connection
+        self._subjects = subjects
+        self._instance = card.instance
+        self._capabilities = list(card.capabilities)
+        # The same in every answer.
+        self._card = msgspec.Raw(msgspec.json.encode(without_schemas(card)))
+        self._beat = beat
+        self._every_s = every_s
+        self._said = asyncio.Event()
+        self._offered: list[Subscription] = []
+        self._everyone: Subscription | None = None
+
+    @asynccontextmanager
+    async def answering(self) -> AsyncIterator[None]:
+        """Answer who asks for this instance while the block runs, and once it has appeared, who asks for everybody."""
+        pings = self._connection.subscribe(self._subjects.ping(self._instance), self._answer_one)
+        try:
+            yield
+        finally:
+            self.offer(False)
+            pings.unsubscribe()
+            if self._everyone is not None:
+                self._everyone.unsubscribe()
+
+    def appear(self) -> None:
+        """Be one of everybody: who is seen there takes work already, or says why not."""
+        if self._everyone is None:
+            self._everyone = self._connection.subscribe(self._subjects.everyone, self._answer_all)
+
+    def offer(self, is_offered: bool) -> None:
+        """Whether work is taken: who asks for a capability that nobody offers is told so at once by the server."""
+        if is_offered and not self._offered:
+            subjects = map(self._subjects.who, self._capabilities)
+            self._offered = [self._connection.subscribe(each, self._answer_who) for each in subjects]
+        elif not is_offered:
+            for each in self._offered:
+                each.unsubscribe()
+            self._offered = []
+
+    def say(self) -> None:
+        """Beat now: something has changed."""
+        self._said.set()
+
+    async def beating(self) -> None:
+        """Beat until cancelled. Raises Unavailable when the connection is closed."""
+        loop = asyncio.get_running_loop()
+        lag_s = 0.0
         while True:
+            self._said.clear()
             try:
-                connection.publish(
-                    subjects.beat(first.instance), msgspec.json.encode(beat(max(loop.time() - due, 0.0)))
-                )
+                self._connection.publish(self._subjects.beat(self._instance), msgspec.json.encode(self._beat(lag_s)))
             except Unavailable:
                 # Too much waits to be sent: a beat less is the least of it. A closed connection is another matter.
-                if connection.is_closed:
+                if self._connection.is_closed:
                     raise
-            due = loop.time() + every_s
-            await asyncio.sleep(every_s)
+            due = loop.time() + self._every_s
+            timer = loop.call_at(due, self._said.set)
+            try:
+                await self._said.wait()
+            finally:
+                timer.cancel()
+            lag_s = max(loop.time() - due, 0.0)
+
+    def _answer_all(self, message: Message) -> None:
+        self._answer(message, b'{"card":%b,"beat":%b}' % (bytes(self._card), msgspec.json.encode(self._beat(0.0))))
+
+    def _answer_one(self, message: Message) -> None:
+        self._answer(message, msgspec.json.encode(self._beat(0.0)))
+
+    def _answer_who(self, message: Message) -> None:
+        self._answer(message, b"")
+
+    def _answer(self, message: Message, data: bytes) -> None:
+        if message.reply and self._connection.is_connected:
+            self._connection.publish(message.reply, data)
 
 
 async def is_offered(connection: Connection, subjects: Subjects, capability: str, timeout_s: float) -> bool:
-    """Whether some live instance has the capability. The server knows at once when there is none."""
+    """Whether some instance takes work for the capability. The server knows at once when there is none."""
     try:
         await connection.request(subjects.who(capability), timeout_s=timeout_s)
     except NoResponders:
@@ -90,18 +177,3 @@ async def is_offered(connection: Connection, subjects: Subjects, capability: str
         # Somebody is subscribed but busy: alive as far as anybody can tell.
         return True
     return True
-
-
-async def roster(connection: Connection, subjects: Subjects, *, quiet_s: float = 0.2) -> list[Beat]:
-    """Every instance that answers now, by agent and instance; waits until none has answered for `quiet_s`."""
-    beats: dict[str, Beat] = {}
-    try:
-        async for message in connection.request_many(subjects.everyone, timeout_s=quiet_s):
-            beat = read_beat(message)
-            if beat is not None:
-                beats[beat.instance] = beat
-    except NoResponders:
-        return []
-    except BusError as error:
-        raise Unavailable(f"the agents could not be asked: {error}") from error
-    return sorted(beats.values(), key=lambda beat: (beat.agent, beat.instance))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+from collections.abc import Awaitable, Callable
 
 from bus.commands import Intend, Save, Settle
 from bus.context import Pulse
@@ -20,11 +21,15 @@ _LONGEST_S = 120.0
 class Scribe:
     """Writes from any thread. What is refused means that nobody waits for the handler any more."""
 
-    def __init__(self, runs: Runs, held: Held, instance: str, pulse: Pulse) -> None:
+    def __init__(
+        self, runs: Runs, held: Held, instance: str, pulse: Pulse, begun: Callable[[], Awaitable[bool]]
+    ) -> None:
+        """`begun` has the attempt itself in the log before anything is written of it; False: it can't be had there."""
         self._runs = runs
         self._held = held
         self._instance = instance
         self._pulse = pulse
+        self._begun = begun
         self._loop = asyncio.get_running_loop()
 
     async def write(self, note: Note) -> None:
@@ -50,6 +55,8 @@ class Scribe:
             raise Unavailable("the worker has ended") from None
 
     async def _submit(self, note: Note) -> None:
+        if not await self._begun():
+            raise Refused(self._pulse.ended)
         try:
             await self._runs.submit(self._held.run, self._command(note))
         except Refused as refused:

@@ -17,9 +17,13 @@ async def until_signalled(main: Callable[[asyncio.Event], Awaitable[T]]) -> T:
     """Run `main` with an event that the first signal sets. The handlers found are put back afterwards."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+    signals = 0
 
     def heard() -> None:
-        if stop.is_set():
+        nonlocal signals
+        signals += 1
+        # Counted here: `main` may have set the event for a reason of its own.
+        if signals > 1:
             os._exit(_INTERRUPTED)
         stop.set()
 

@@ -14,30 +14,61 @@ from bus.barrier import EVENTS as BARRIERS
 from bus.breaker import TYPES as BREAKER_TYPES
 from bus.cache import CACHED, FORGOTTEN, CacheForgotten
 from bus.cache import Entry as CacheEntry
-from bus.dead import LETTER_REDRIVEN, LETTERS, LetterRedriven
+from bus.card import AGENT_DEREGISTERED, AGENT_LOST, AGENT_REGISTERED, AgentDeregistered, AgentLost, Card
+from bus.dead import LETTERS
 from bus.decision import EVENTS as DECISIONS
 from bus.document import Entry
+from bus.emitting import PARTS, Parts
 from bus.envelope import Envelope
 from bus.errors import SettingsError
 from bus.events import COMMIT, EVENTS, Body, Known
 from bus.garbage import COLLECTED, PayloadsCollected
 from bus.halts import Halt
+from bus.handover import ASKED, HANDED, Answered, Asked, Busy, Failed, Handed, Recorded
 from bus.lease import EVENTS as LEASES
 from bus.ledger import WORK
 from bus.limit import HELD, SPENT, LimitHeld, LimitSpent
 from bus.messages import MESSAGES
 from bus.notices import REMOVED, SEALED, STARTED, ArchiveRemoved, ArchiveSealed, ArchiveStarted
-from bus.presence import Beat
+from bus.orders import (
+    AGENT_DRAINED,
+    AGENT_QUARANTINED,
+    AGENT_RELEASED,
+    AgentDrained,
+    AgentQuarantined,
+    AgentReleased,
+)
+from bus.presence import Beat, Present
 from bus.quota import Standing
+from bus.recovery import RECOVERED, STARVED, Recovery, Starved
 from bus.schedule import SCHEDULED, SKIPPED, UNSCHEDULED, OccurrenceSkipped, Scheduled, Unscheduled
 from bus.tally import Tally
-from bus.worker import AGENT_DEREGISTERED, AGENT_REGISTERED
+from bus.topics import PUBLISHED
+from bus.verdicts import (
+    CAPABILITY_RELEASED,
+    LETTER_DISCARDED,
+    LETTER_REDRIVEN,
+    REDRIVE_BEGUN,
+    REDRIVE_ENDED,
+    CapabilityReleased,
+    LetterDiscarded,
+    LetterRedriven,
+    RedriveBegun,
+    RedriveEnded,
+)
 
 # What is a whole message has a name here only: it is not in the bytes.
 BEAT = "beat.v1"
 HALT = "halt.v1"
 TALLY = "tally.v1"
 STANDING = "limit.standing.v1"
+PRESENT = "present.v1"
+REPLIES: dict[str, Any] = {
+    "task.busy.v1": Busy,
+    "task.recorded.v1": Recorded,
+    "task.answered.v1": Answered,
+    "task.failed.v1": Failed,
+}
 ENVELOPE, COMPRESSED, REFERRING = "envelope.v1", "envelope.compressed.v1", "envelope.referring.v1"
 
 
@@ -83,9 +114,17 @@ def vocabulary() -> dict[str, Entry]:
         REFERRING: Entry("body", ReferringEnvelope),
         COMMIT: Entry("data", Commit),
         WORK: Entry("data", None),
-        AGENT_REGISTERED: Entry("data", Beat),
-        AGENT_DEREGISTERED: Entry("data", Beat),
+        AGENT_REGISTERED: Entry("data", Card),
+        AGENT_DEREGISTERED: Entry("data", AgentDeregistered),
+        AGENT_LOST: Entry("data", AgentLost),
+        AGENT_DRAINED: Entry("data", AgentDrained),
+        AGENT_QUARANTINED: Entry("data", AgentQuarantined),
+        AGENT_RELEASED: Entry("data", AgentReleased),
         LETTER_REDRIVEN: Entry("data", LetterRedriven),
+        LETTER_DISCARDED: Entry("data", LetterDiscarded),
+        REDRIVE_BEGUN: Entry("data", RedriveBegun),
+        REDRIVE_ENDED: Entry("data", RedriveEnded),
+        CAPABILITY_RELEASED: Entry("data", CapabilityReleased),
         STARTED: Entry("data", ArchiveStarted),
         SEALED: Entry("data", ArchiveSealed),
         REMOVED: Entry("data", ArchiveRemoved),
@@ -100,7 +139,15 @@ def vocabulary() -> dict[str, Entry]:
         SPENT: Entry("data", LimitSpent),
         STANDING: Entry("body", Standing),
         TALLY: Entry("body", Tally),
+        RECOVERED: Entry("data", Recovery),
+        STARVED: Entry("data", Starved),
+        PUBLISHED: Entry("data", Any),
+        PARTS: Entry("data", Parts),
+        HANDED: Entry("data", Handed),
+        ASKED: Entry("data", Asked),
+        **{name: Entry("body", type) for name, type in REPLIES.items()},
         BEAT: Entry("body", Beat),
+        PRESENT: Entry("body", Present),
         HALT: Entry("body", Halt),
     }
     for wire, type in MESSAGES.types.items():

@@ -1,12 +1,14 @@
-"""A worker: one live instance of an agent. It registers, says that it lives, pulls work, and drains before it ends."""
+"""A worker: one live instance of an agent. It warms up, registers, says that it lives, takes work, and drains."""
 
 from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -14,93 +16,172 @@ import structlog
 
 from bus.agent import Agent, Capability
 from bus.attempts import Attempts
+from bus.card import AGENT_DEREGISTERED, AGENT_REGISTERED, AgentDeregistered, card
 from bus.circuit import Circuit
 from bus.client import Client
 from bus.connecting import connect
 from bus.connection import Message
 from bus.context import Context
-from bus.envelope import envelope
+from bus.desk import Desk
 from bus.errors import BusError
 from bus.halts import read_halt
-from bus.ledger import utc_now
-from bus.presence import Beat, announce
+from bus.lifespan import Life
+from bus.presence import Beat, Presence
 from bus.problem import Problem
-from bus.pull import Delivery, Intake
+from bus.pull import Delivery
+from bus.reception import Reception
+from bus.room import Room
+from bus.service import Service
 from bus.signals import until_signalled
-from bus.streams import ensure_consumer, set_up_cache, set_up_work
+from bus.standing import Standing
+from bus.subscriptions import Subscription
 
 if TYPE_CHECKING:
     from bus.cells import Cells
 
 logger = structlog.get_logger(__name__)
 
-AGENT_REGISTERED = "agent.registered.v1"
-AGENT_DEREGISTERED = "agent.deregistered.v1"
+_STATM = Path("/proc/self/statm")
 
 
 class Worker:
-    """One live instance of an agent. `instance` is unique; the connection carries it in its name."""
+    """One live instance of an agent. `instance` is unique; the connection carries it in its name.
+
+    `ready` is set when it is warm, registered, and takes work unless it is in quarantine.
+    """
 
     def __init__(self, client: Client, agent: Agent, instance: str) -> None:
         self._client = client
         self._agent = agent
         self._cells: Cells | None = None
+        self._life = Life(agent.name, agent.life)
         self._attempts = Attempts(client, agent, instance, self._apart)
-        self._intakes: list[Intake] = []
-        self._serving: set[asyncio.Task[None]] = set()
-        self._resting: set[asyncio.Task[None]] = set()
+        self._reception = Reception(client, agent, instance, self._attempts, self._apart)
+        self._subscriptions: list[Subscription] = []
+        self._card = card(agent, instance, socket.gethostname(), os.getpid())
+        self._standing = Standing(client, self._card)
+        self._presence = Presence(client.connection, client.subjects, self._card, self._beat, client.settings.beat_s)
+        self._desks: dict[str, Desk] = {}
+        self._draining = asyncio.Event()
+        self._settling = asyncio.Lock()
+        self._reason = ""
         self.instance = instance
         self.ready = asyncio.Event()
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Serve until `stop` is set; then finish what was begun within the settings' grace, or hand it back.
+        """Serve until `stop` is set or an operator drains it; then finish what was begun within the settings' grace,
+        or hand it back.
 
-        Raises SettingsError if a handler can't run in a process of its own.
+        Raises WarmUpFailed; SettingsError if a handler can't run in a process of its own.
         """
-        if all(each.isolation is None for each in self._agent.capabilities.values()):
-            await self._serve_until(stop)
+        if not await self._life.begin(stop):
             return
-        from bus.cells import Cells  # noqa: PLC0415 - most agents have no use for it
-
-        self._cells = Cells(self._agent)
-        await self._cells.open()
+        self._attempts.state = self._life.state
         try:
-            await self._serve_until(stop)
+            async with AsyncExitStack() as stack:
+                if any(each.isolation is not None for each in self._agent.capabilities.values()):
+                    from bus.cells import Cells  # noqa: PLC0415 - most agents have no use for it
+
+                    self._cells = Cells(self._agent)
+                    await self._cells.open()
+                    stack.callback(self._cells.close)
+                await self._serve_until(stop)
+        except ExceptionGroup as group:
+            raise _only_error(group) from group
         finally:
-            self._cells.close()
+            await self._life.end()
 
     async def _apart(self, capability: Capability, value: object, context: Context) -> bytes | Problem:
         assert self._cells is not None, "an agent with isolated handlers opens their cells"
         return await self._cells.answer(capability, value, context)
 
     async def _serve_until(self, stop: asyncio.Event) -> None:
-        client, settings = self._client, self._client.settings
-        await self._register(AGENT_REGISTERED)
-        logger.info("serving", instance=self.instance, capabilities=list(self._agent.capabilities))
-        async with asyncio.TaskGroup() as tasks, self._heeding(tasks):
+        client = self._client
+        service = Service(client.connection, client.subjects, self._card, self._attempts.tallies)
+        async with (
+            asyncio.TaskGroup() as tasks,
+            self._heeding(tasks),
+            self._standing.heeding(),
+            self._presence.answering(),
+            service.answering(),
+        ):
             for each in self._agent.capabilities.values():
-                self._intakes.append(await self._intake(each, tasks))
-            presence = tasks.create_task(
-                announce(client.connection, client.subjects, self._beat, settings.beat_s, self.ready)
-            )
-            pulling = [tasks.create_task(intake.run()) for intake in self._intakes]
-            await stop.wait()
-            self._attempts.draining = True
-            for intake in self._intakes:
-                intake.stop()
-            logger.info("draining", held=len(self._serving))
-            if self._serving:
-                await asyncio.wait(self._serving, timeout=settings.grace_s)
-            for task in (*pulling, *self._serving, *self._resting):
+                desk = self._desks[each.name] = Desk(client, each, self, tasks)
+                if desk.brake is not None:
+                    self._attempts.brakes[each.name] = desk.brake
+            self._subscriptions += [
+                Subscription(client, self._agent, each, self._attempts, tasks) for each in self._agent.subscriptions
+            ]
+            # Registered before anything is taken: who holds work is known.
+            await self._standing.say(AGENT_REGISTERED, self._card)
+            await self._settle()
+            self._presence.appear()
+            logger.info("serving", instance=self.instance, capabilities=list(self._agent.capabilities))
+            background = [
+                tasks.create_task(self._presence.beating()),
+                tasks.create_task(self._standing.mind(self._settle)),
+                tasks.create_task(self._heed(stop)),
+            ]
+            self.ready.set()
+            await self._draining.wait()
+            handed_back = await self._drain()
+            try:
+                async with asyncio.timeout(client.settings.request_timeout_s):
+                    end = AgentDeregistered(self._agent.name, self.instance, self._reason, handed_back)
+                    await self._standing.say(AGENT_DEREGISTERED, end)
+            except (BusError, TimeoutError) as error:
+                # Whoever leads sees that nobody answers here any more, and says so.
+                logger.warning("not deregistered", error=str(error))
+            for task in background:
                 task.cancel()
-            if self._serving:
-                await asyncio.wait(self._serving, timeout=settings.request_timeout_s)
-            presence.cancel()
-        try:
-            async with asyncio.timeout(settings.request_timeout_s):
-                await self._register(AGENT_DEREGISTERED)
-        except (BusError, TimeoutError) as error:
-            logger.warning("not deregistered", error=str(error))
+
+    async def _heed(self, stop: asyncio.Event) -> None:
+        await stop.wait()
+        self._leave("the process was told to stop")
+
+    @property
+    def _takers(self) -> Sequence[Desk | Subscription]:
+        return [*self._desks.values(), *self._subscriptions]
+
+    def _leave(self, reason: str) -> None:
+        self._reason = self._reason or reason
+        self._draining.set()
+
+    async def _settle(self) -> None:
+        """Do what the orders of operators say."""
+        drain, quarantine = self._standing.drain, self._standing.quarantine
+        if drain is not None:
+            self._leave(f"drained by {drain.by}" + (f": {drain.reason}" if drain.reason else ""))
+        async with self._settling:
+            is_serving = quarantine is None and not self._draining.is_set()
+            self._attempts.draining = not is_serving
+            # Who is told that work is taken here can hand it over at once.
+            if not is_serving:
+                self._presence.offer(False)
+            for each in self._takers:
+                if is_serving:
+                    await each.open()
+                else:
+                    each.close()
+            if is_serving:
+                self._presence.offer(True)
+        if quarantine is not None:
+            logger.warning("in quarantine", by=quarantine.by, reason=quarantine.reason)
+        self._presence.say()
+
+    async def _drain(self) -> int:
+        """Take nothing more; finish what was begun, or hand it back. How many attempts were handed back."""
+        settings = self._client.settings
+        await self._settle()
+        serving = {task for desk in self._desks.values() for task in desk.serving}
+        logger.info("draining", reason=self._reason, held=len(serving))
+        if serving:
+            _, serving = await asyncio.wait(serving, timeout=settings.grace_s)
+        for each in self._takers:
+            each.cancel()
+        if serving:
+            await asyncio.wait(serving, timeout=settings.request_timeout_s)
+        return len(serving)
 
     @asynccontextmanager
     async def _heeding(self, tasks: asyncio.TaskGroup) -> AsyncIterator[None]:
@@ -123,68 +204,37 @@ class Worker:
             for task in heeding:
                 task.cancel()
 
-    async def _intake(self, capability: Capability, tasks: asyncio.TaskGroup) -> Intake:
-        client = self._client
-
-        async def restore() -> None:
-            await set_up_work(client.connection, client.subjects, client.settings)
-            await ensure_consumer(client.connection, client.subjects, capability.name, client.settings)
-
-        circuit = client.breaker(capability.name, capability.breaker) if capability.breaker is not None else None
-
-        def deliver(delivery: Delivery) -> None:
-            task = tasks.create_task(self._serve(capability, delivery, circuit))
-            self._serving.add(task)
-            task.add_done_callback(self._serving.discard)
-            task.add_done_callback(lambda _: grant(1))
-
-        def grant(count: int) -> None:
-            if circuit is None or circuit.state.status == "closed":
-                intake.grant(count)
-            elif not self._attempts.draining:
-                resting = tasks.create_task(_rest(circuit, intake, count))
-                self._resting.add(resting)
-                resting.add_done_callback(self._resting.discard)
-
-        if capability.cache is not None:
-            await set_up_cache(client.connection, client.subjects, client.settings)
-        consumer = await ensure_consumer(client.connection, client.subjects, capability.name, client.settings)
-        stream = client.subjects.work_stream
-        intake = Intake(client.connection, stream, consumer, deliver=deliver, missing=restore)
-        if circuit is not None:
-            await circuit.known()
-        grant(capability.concurrency)
-        return intake
-
-    async def _serve(self, capability: Capability, delivery: Delivery, circuit: Circuit | None) -> None:
+    async def pulled(self, capability: Capability, delivery: Delivery, circuit: Circuit | None) -> None:
+        """Work from the stream."""
         try:
             await self._attempts.serve(capability, delivery, circuit)
         except Exception:
             # One delivery that meets a bug of ours must not end the others; the supervisor sees to its attempt.
             logger.exception("bug", subject=delivery.message.subject)
 
-    async def _register(self, kind: str) -> None:
-        client = self._client
-        message = envelope(kind, self._beat(0.0), id=uuid4().hex, source=client.source, time=utc_now())
-        await client.log.append(client.subjects.agent(self._agent.name, self.instance), message)
+    async def handed(self, capability: Capability, room: Room, message: Message, circuit: Circuit | None) -> None:
+        """Work that somebody who waits for it hands over directly."""
+        try:
+            await self._reception.serve(capability, room, message, circuit)
+        except Exception:
+            # Whoever asked gets no answer, and stores the work himself.
+            logger.exception("bug", subject=message.subject)
 
     def _beat(self, lag_s: float) -> Beat:
+        quarantine = self._standing.quarantine
+        note = f"by {quarantine.by}: {quarantine.reason}".removesuffix(": ") if quarantine is not None else ""
+        is_draining = self._draining.is_set()
         return Beat(
             agent=self._agent.name,
-            version=self._agent.version,
             instance=self.instance,
-            host=socket.gethostname(),
-            pid=os.getpid(),
-            capabilities={name: each.concurrency for name, each in self._agent.capabilities.items()},
+            standing="draining" if is_draining else "quarantined" if quarantine is not None else "live",
+            note=self._reason if is_draining else note,
+            capabilities={name: desk.load for name, desk in self._desks.items()},
             held=self._attempts.held,
             lag_s=round(lag_s, 3),
+            memory_mb=_memory_mb(),
+            paused=[name for name, brake in self._attempts.brakes.items() if brake.is_on],
         )
-
-
-async def _rest(circuit: Circuit, intake: Intake, count: int) -> None:
-    """Ask for no work while it would not be let through."""
-    await circuit.until_admitting()
-    intake.grant(count)
 
 
 def new_instance(agent: str) -> str:
@@ -224,3 +274,18 @@ def run_agent(agent: Agent) -> None:
         asyncio.run(until_signalled(lambda stop: serve(agent, stop)))
     except BusError as error:
         raise SystemExit(f"error: {error}") from error
+
+
+def _only_error(group: ExceptionGroup[Exception]) -> Exception:
+    """What the caller can do something about, if it is that and nothing else."""
+    first: Exception = group
+    while isinstance(first, ExceptionGroup):
+        first = first.exceptions[0]
+    return first if group.split(BusError)[1] is None else group
+
+
+def _memory_mb() -> int:
+    """What this process takes at the moment; where the system does not say, the most it has taken so far."""
+    if _STATM.exists():
+        return int(_STATM.read_text().split()[1]) * resource.getpagesize() >> 20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 20

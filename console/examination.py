@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from bus import dead, ledger
 from bus.client import Client
 from bus.connecting import connect
-from bus.errors import BusError, MalformedMessage, NotFound
+from bus.errors import BusError, NotFound
 from bus.events import PhaseProgressed
 from bus.natscontext import read_context
 from bus.run import RunState
@@ -102,7 +102,7 @@ class _Examination:
             runs=chosen,
             history=history,
             said=said,
-            letters=[letter for letter, dead_letter in letters if _is_open(dead_letter, everything)],
+            letters=letters,
             breakers=breakers,
             limits=limits,
             unasked=self._unasked,
@@ -149,28 +149,18 @@ class _Examination:
                             found[run, event.phase, event.item, event.attempt].append(commit.at)
         return dict(found)
 
-    async def _letters(self) -> list[tuple[Letter, dead.DeadLetter | dead.Unreadable]]:
-        """The newest ones, of the last day."""
-        found: list[tuple[Letter, dead.DeadLetter | dead.Unreadable]] = []
+    async def _letters(self) -> list[Letter]:
+        """Those of the last day that nobody has seen to."""
+        found: list[Letter] = []
         since = ledger.utc_now() - _LATELY
-        async with aclosing(self._client.log.read_back(self._client.subjects.dead_letters)) as records:
-            async for record in records:
-                if len(found) == _LETTERS or record.stored_at < since:
-                    break
-                try:
-                    letter = dead.read(record.envelope())
-                except MalformedMessage:
-                    continue
+        async with aclosing(self._client.dead_letters(status=["open"], since=since)) as letters:
+            async for each in letters:
+                letter = each.letter
                 said = letter.problem.title if isinstance(letter, dead.DeadLetter) else letter.reason
-                found.append((Letter(record.position, record.stored_at, letter.capability, said), letter))
+                found.append(Letter(each.number, each.at, letter.capability, said))
+                if len(found) == _LETTERS:
+                    break
         return found
-
-
-def _is_open(letter: dead.DeadLetter | dead.Unreadable, runs: dict[str, RunState]) -> bool:
-    """Whether it is still dead. Of a run that could not be read, nobody can tell that it is not."""
-    if isinstance(letter, dead.Unreadable) or letter.run not in runs:
-        return True
-    return dead.is_open(letter, runs[letter.run])
 
 
 def _with(ground: Ground, seen: soundings.Overview) -> Ground:

@@ -17,7 +17,12 @@ from console.lazy import LazyGroup
 _COMMANDS = {
     "demo": ("console.demo:demo", "See agents work on a run, and survive what is done to them."),
     "up": ("console.commands.up:up", "Start a bus with its supervisor here, until Ctrl-C."),
-    "agent": ("console.commands.agent:agent", "Run an agent, or see which are there."),
+    "agent": ("console.commands.agent:agent", "Run an agent, see which are there, and tell them what to do."),
+    "ask": ("console.commands.messages:ask", "Have work done, and print the answer."),
+    "send": ("console.commands.messages:send", "Hand work to whoever has a capability."),
+    "tell": ("console.commands.messages:tell", "Send a message to one agent by name."),
+    "publish": ("console.commands.messages:publish", "Tell everybody who subscribes to a topic."),
+    "subscribe": ("console.commands.messages:subscribe", "Print what is published on topics."),
     "run": ("console.commands.run:run", "Start runs, look at them, and decide about them."),
     "plan": ("console.commands.plan:plan", "Look at a plan, and what it would mean for the runs there are."),
     "schedule": ("console.commands.schedule:schedule", "Start runs at a time, every so often, or by cron."),

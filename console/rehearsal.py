@@ -113,7 +113,8 @@ class Rehearsal:
 
     async def _kill_somebody(self, client: Client, state: RunState, screen: Screen) -> None:
         instance = busy_instance(state, self._beats.values())
-        process = self._company.by_pid(self._beats[instance].pid) if instance is not None else None
+        pids = {each.instance: each.pid for each in await client.agents()} if instance is not None else {}
+        process = self._company.by_pid(pids[instance]) if instance in pids else None
         if instance is None or process is None:
             return
         # It may be done with its work by now. So it is held still first, and only killed if the log says it works.
@@ -192,7 +193,10 @@ def busy_instance(state: RunState, beats: Iterable[Beat]) -> str | None:
         held = Counter(holder.instance for holder in holders)
         for holder in sorted(holders, key=lambda attempt: attempt.started_at, reverse=True):
             others = [beat for beat in known.values() if beat.instance != holder.instance]
-            room = max((beat.capabilities.get(capability, 0) - held[beat.instance] for beat in others), default=0)
+            widths = {
+                beat.instance: beat.capabilities[capability] for beat in others if capability in beat.capabilities
+            }
+            room = max((load.concurrency - held[other] for other, load in widths.items()), default=0)
             if holder.instance in known and room >= held[holder.instance]:
                 return holder.instance
     return None

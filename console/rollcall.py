@@ -5,26 +5,31 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Collection, Iterable
+from contextlib import aclosing, suppress
 
 from agents.leadership import PLACE
 from bus.address import Started
+from bus.card import Card, read_event
 from bus.client import Client
-from bus.errors import BusError, MalformedMessage, NoResponders
-from bus.presence import Beat, read_beat
+from bus.errors import BusError, NoResponders
+from bus.presence import Held, read_beat
+from bus.roster import Instance, instance_of
 from bus.signals import is_alive
-from bus.wire import Message
-from projections.doctor.facts import Lead, Life, Member, Running
+from projections.doctor.facts import Asked, Lead, Life, Member, Running
 
 _PING_S = 0.5
 _PS_S = 1.0
 _MOST = 200
+_RESTING = ("draining", "quarantined")
 _AGENT, _SUPERVISOR = "agent/", "supervisor"
 
 
 async def members(client: Client, holders: Iterable[str], connected: Collection[str] | None) -> dict[str, Member]:
     """Everybody who answers; of the others those who hold something, or are connected. Raises Unavailable."""
-    found = {beat.instance: _member(beat, "alive") for beat in await client.agents()}
-    suspects = set(holders) | {each.rpartition("/")[2] for each in connected or () if each.startswith(_AGENT)}
+    there = await client.agents()
+    found = {each.instance: _member(each, "alive") for each in there if each.status != "suspected"}
+    suspects = {each.instance for each in there} | set(holders)
+    suspects |= {each.rpartition("/")[2] for each in connected or () if each.startswith(_AGENT)}
     silent = sorted(suspects - found.keys())[:_MOST]
     for member in await asyncio.gather(*(_ask(client, each) for each in silent)):
         found[member.instance] = member
@@ -66,33 +71,42 @@ async def _ask(client: Client, instance: str) -> Member:
     except BusError:
         return await _mute(client, instance)
     beat = read_beat(answer)
-    return _member(beat, "alive") if beat is not None else Member(instance=instance)
+    held = frozenset(map(_asked, beat.held)) if beat is not None else frozenset()
+    return Member(instance=instance, held=held)
 
 
 async def _mute(client: Client, instance: str) -> Member:
-    """What it said of itself when it registered says where to look for its process."""
-    agent = instance.rpartition("-")[0]
-    beat: Beat | None = None
-    try:
-        record = await client.log.last(client.subjects.agent(agent, instance))
-        if record is not None:
-            beat = read_beat(Message("", record.envelope().data))
-    except (BusError, MalformedMessage):
-        pass
-    if beat is None:
+    """Its card, in the log, says where to look for its process."""
+    card: Card | None = None
+    subject = client.subjects.agent(instance.rpartition("-")[0], instance)
+    with suppress(BusError):
+        async with aclosing(client.log.read_back(subject)) as records:
+            async for record in records:
+                # It may have been taken for lost since.
+                said = read_event(record.envelope())
+                if isinstance(said, Card):
+                    card = said
+                    break
+    if card is None:
         return Member(instance=instance, life="mute")
-    return _member(beat, "mute", await running(beat.pid) if beat.host == socket.gethostname() else "")
+    process = await running(card.pid) if card.host == socket.gethostname() else ""
+    return _member(instance_of(card, None), "mute", process)
 
 
-def _member(beat: Beat, life: Life, process: Running = "") -> Member:
-    held = frozenset((each.run, each.phase, each.item, each.attempt) for each in beat.held)
+def _member(there: Instance, life: Life, process: Running = "") -> Member:
     return Member(
-        instance=beat.instance,
-        agent=beat.agent,
-        host=beat.host,
-        pid=beat.pid,
+        instance=there.instance,
+        agent=there.agent,
+        host=there.host,
+        pid=there.pid,
         life=life,
         process=process,
-        capabilities=beat.capabilities,
-        held=held,
+        takes_nothing=f"{there.status}{f': {there.note}' if there.note else ''}" if there.status in _RESTING else "",
+        paused=frozenset(there.paused),
+        capabilities={name: each.concurrency for name, each in there.capabilities.items()},
+        held=frozenset(map(_asked, there.held)),
     )
+
+
+def _asked(held: Held) -> Asked:
+    return held.run, held.phase, held.item, held.attempt

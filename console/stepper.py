@@ -12,9 +12,9 @@ from typing import Any
 
 import msgspec
 
-from bus.causality import Spot, Web
 from bus.change import Change, changes
 from bus.happening import Happening
+from bus.lineage import Lineage, Spot
 from bus.run import RunState
 from bus.trail import Trail, is_about
 from console import loglines, strands
@@ -89,13 +89,13 @@ class Stepper:
         self.place = place
         self.has_story = False
         self._logs = logs
-        self._web = Web(trail.happenings)
+        self._lineage = Lineage(trail.happenings)
         self._story = trail.happenings
         self._sought = ""
 
     def tell(self, story: Sequence[Happening]) -> None:
         """From here on causes, effects and messages are those of the whole story."""
-        self._web, self._story, self.has_story = Web(story), story, True
+        self._lineage, self._story, self.has_story = Lineage(story), story, True
 
     @property
     def here(self) -> Happening:
@@ -136,24 +136,24 @@ class Stepper:
 
     def view(self) -> Reply:
         """The event here: what it says, of what it came, what came of it, and what it changed."""
-        each, web = self.here, self._web
+        each, lineage = self.here, self._lineage
         lines = [self._head(), f"  {self._what(each)}  {told(each)}".rstrip()]
         if each.problem:
             lines.append(f"  set aside: {escaped(each.problem)}")
         elif (aside := self.trail.asides.get(each.position)) is not None:
             lines.append(f"  set aside, it does not follow from what was before: {escaped(aside)}")
-        cause = web.cause(self.spot)
+        cause = lineage.cause(self.spot)
         if cause is not None:
-            lines.append(f"  because   {strands.brief(web, cause, self.trail.run)}")
-        effects = web.effects(self.spot)
+            lines.append(f"  because   {strands.brief(lineage, cause, self.trail.run)}")
+        effects = lineage.effects(self.spot)
         for effect in effects[:3]:
-            lines.append(f"  led to    {strands.brief(web, effect, self.trail.run)}")
+            lines.append(f"  led to    {strands.brief(lineage, effect, self.trail.run)}")
         if len(effects) > 3:
             lines.append(f"            and {len(effects) - 3} more: e")
         found = [each for each in self._changes() if each.path.endswith("status")]
         if found:
             lines.append(f"  changed   {'; '.join(map(_status, found[:4]))}{' ...' if len(found) > 4 else ''}")
-        return Reply(lines, self._record() | strands.node(web, self.spot))
+        return Reply(lines, self._record() | strands.node(lineage, self.spot))
 
     def neighbours(self, count: int) -> list[tuple[bool, str]]:
         """So many events around the one here, as lines; True for this one."""
@@ -206,23 +206,23 @@ class Stepper:
     # Looking
 
     def _causes(self) -> Reply:
-        chain = strands.backwards(self._web, self.spot)
-        nodes = [strands.node(self._web, spot) for spot in reversed(self._web.causes(self.spot))]
+        chain = strands.backwards(self._lineage, self.spot)
+        nodes = [strands.node(self._lineage, spot) for spot in reversed(self._lineage.causes(self.spot))]
         return Reply(chain or ["somebody's decision: nothing in the log led to it"], {"causes": nodes})
 
     def _effects(self) -> Reply:
-        nodes = [strands.node(self._web, spot) for spot in self._web.effects(self.spot)]
-        return Reply(strands.forwards(self._web, self.spot) or ["nothing has come of it"], {"effects": nodes})
+        nodes = [strands.node(self._lineage, spot) for spot in self._lineage.effects(self.spot)]
+        return Reply(strands.forwards(self._lineage, self.spot) or ["nothing has come of it"], {"effects": nodes})
 
     def _messages(self) -> Reply:
         """What else of the story stands in the log around here: messages, dead letters, events of other runs."""
         others = [each for each in self._story if not (each.kind == "run" and each.run == self.trail.run)]
         before = [each for each in others if each.position <= self.here.position][-_MESSAGES:]
         behind = [each for each in others if each.position > self.here.position][:_MESSAGES]
-        lines = [strands.line(self._web, (each.position, each.index)) for each in before]
-        lines += [f"-- {strands.brief(self._web, self.spot, self.trail.run)}"] if before or behind else []
-        lines += [strands.line(self._web, (each.position, each.index)) for each in behind]
-        nodes = [strands.node(self._web, (each.position, each.index)) for each in (*before, *behind)]
+        lines = [strands.line(self._lineage, (each.position, each.index)) for each in before]
+        lines += [f"-- {strands.brief(self._lineage, self.spot, self.trail.run)}"] if before or behind else []
+        lines += [strands.line(self._lineage, (each.position, each.index)) for each in behind]
+        nodes = [strands.node(self._lineage, (each.position, each.index)) for each in (*before, *behind)]
         return Reply(lines or ["no messages belong to this run"], {"messages": nodes})
 
     def _state(self) -> Reply:

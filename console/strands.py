@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import aclosing
 from typing import Any
 
-from bus.causality import Spot, Web
 from bus.client import Client
 from bus.errors import InvalidName
 from bus.happening import Happening
+from bus.lineage import Lineage, Spot
 from bus.run import RunState
 from bus.selection import Selection
 from console.story import told
@@ -50,56 +50,56 @@ async def _beginning(client: Client, runs: Sequence[str]) -> int:
     return min(firsts, default=0)
 
 
-def backwards(web: Web, spot: Spot) -> list[str]:
+def backwards(lineage: Lineage, spot: Spot) -> list[str]:
     """What an event came of, the first cause first."""
-    return [line(web, each) for each in reversed(web.causes(spot))]
+    return [line(lineage, each) for each in reversed(lineage.causes(spot))]
 
 
-def forwards(web: Web, spot: Spot, depth: int = 64) -> list[str]:
+def forwards(lineage: Lineage, spot: Spot, depth: int = 64) -> list[str]:
     """What came of an event, as a tree."""
     lines: list[str] = []
-    for level, each in descendants(web, spot, depth):
+    for level, each in descendants(lineage, spot, depth):
         if len(lines) == _SHOWN:
             lines.append("... and more")
             break
-        lines.append(f"{'  ' * level}{line(web, each)}")
+        lines.append(f"{'  ' * level}{line(lineage, each)}")
     return lines
 
 
-def descendants(web: Web, spot: Spot, depth: int) -> Iterator[tuple[int, Spot]]:
+def descendants(lineage: Lineage, spot: Spot, depth: int) -> Iterator[tuple[int, Spot]]:
     """Every effect with its level below the event, from 0, in the order of a tree. A long chain does not go deeper."""
     # Not by recursion: a run of thousands of phases is a chain of as many effects.
-    waiting = [(0, each) for each in reversed(web.effects(spot))]
+    waiting = [(0, each) for each in reversed(lineage.effects(spot))]
     while waiting:
         level, each = waiting.pop()
         yield min(level, depth), each
-        effects = web.effects(each)
+        effects = lineage.effects(each)
         # What alone came of something goes on at its level: only a fork goes deeper.
         deeper = level + 1 if len(effects) > 1 else level
         waiting += [(deeper, effect) for effect in reversed(effects)]
 
 
-def line(web: Web, spot: Spot) -> str:
-    """One event of a web, with the run it is of."""
-    each = web.found[spot]
+def line(lineage: Lineage, spot: Spot) -> str:
+    """One event of a lineage, with the run it is of."""
+    each = lineage.found[spot]
     what = each.type.rpartition(".v")[0] or each.type
     where = each.subject.partition(".")[2]
     return f"{spot[0]}.{spot[1]}  {escaped(what):<20}  {escaped(where)}  {told(each)}".rstrip()
 
 
-def brief(web: Web, spot: Spot, run: str) -> str:
+def brief(lineage: Lineage, spot: Spot, run: str) -> str:
     """The same in a few words, for a reader who looks at a run."""
-    each = web.found[spot]
+    each = lineage.found[spot]
     what = escaped(each.type.rpartition(".v")[0] or each.type)
     place = each.phase if each.item is None else f"{each.phase}:{each.item}"
     elsewhere = f" of {escaped(each.subject.partition('.')[2])}" if each.run != run or each.kind != "run" else ""
     return f"{spot[0]}.{spot[1]} {what}{f' {place}' if place and each.kind == 'run' else ''}{elsewhere}"
 
 
-def node(web: Web, spot: Spot) -> dict[str, Any]:
+def node(lineage: Lineage, spot: Spot) -> dict[str, Any]:
     """The same for a program."""
-    each = web.found[spot]
-    cause = web.cause(spot)
+    each = lineage.found[spot]
+    cause = lineage.cause(spot)
     found: dict[str, Any] = {
         "position": each.position,
         "index": each.index,
@@ -110,6 +110,6 @@ def node(web: Web, spot: Spot) -> dict[str, Any]:
         "item": each.item,
         "id": each.message.id if each.message is not None else None,
         "cause": f"{cause[0]}.{cause[1]}" if cause is not None else None,
-        "effects": [f"{position}.{index}" for position, index in web.effects(spot)],
+        "effects": [f"{position}.{index}" for position, index in lineage.effects(spot)],
     }
     return {name: value for name, value in found.items() if value is not None}

@@ -75,6 +75,8 @@ async def _serve(served: Agent, place: Address, stop: asyncio.Event, *, with_sup
             if sys.stderr.isatty():
                 tasks.create_task(_say_farewell(client, instance, stop))
             await Worker(client, served, instance).run(stop)
+            # An operator may have drained it.
+            stop.set()
 
 
 async def _say_farewell(client: Client, instance: str, stop: asyncio.Event) -> None:

@@ -26,8 +26,9 @@ async def attention(client: Client, printer: Printer) -> None:
     from projections.runs import RUNS
 
     runs = (await build(client, RUNS)).rows.values()
-    beats = await client.agents()
-    living = Living({beat.instance for beat in beats}, {name for beat in beats for name in beat.capabilities})
+    there = [each for each in await client.agents() if each.status != "suspected"]
+    taking = [each for each in there if each.status == "live"]
+    living = Living({each.instance for each in there}, {name for each in taking for name in each.capabilities})
     now = utc_now()
     found = concerns(runs, living, learn(runs), now)
     for concern in found:

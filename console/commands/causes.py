@@ -13,9 +13,9 @@ from console.failure import NOT_FOUND, Failure
 from console.session import on_bus
 
 if TYPE_CHECKING:
-    from bus.causality import Spot, Web
     from bus.client import Client
     from bus.happening import Happening
+    from bus.lineage import Lineage, Spot
     from console.printer import Printer
 
 _HASH = re.compile(r"[0-9a-f]{32}")
@@ -32,26 +32,30 @@ async def causes(client: Client, printer: Printer, id: str, depth: int) -> None:
     A record is named by its position in the log, with its event's index in it if need be, or by its id; of a run, the
     beginning of its id is enough, and its first event is meant.
     """
-    from bus.causality import Web
+    from bus.lineage import Lineage
     from console import strands
 
     story, spot = await _found(client, id)
-    web = Web(story)
+    lineage = Lineage(story)
     if printer.as_json:
-        for chosen in (*reversed(web.causes(spot)), spot, *(each for _, each in strands.descendants(web, spot, depth))):
-            printer.record(strands.node(web, chosen) | ({"asked": True} if chosen == spot else {}))
+        for chosen in (
+            *reversed(lineage.causes(spot)),
+            spot,
+            *(each for _, each in strands.descendants(lineage, spot, depth)),
+        ):
+            printer.record(strands.node(lineage, chosen) | ({"asked": True} if chosen == spot else {}))
         return
-    for text in strands.backwards(web, spot):
+    for text in strands.backwards(lineage, spot):
         printer.line(f"  {text}")
-    printer.line(f"> {strands.line(web, spot)}")
-    for text in strands.forwards(web, spot, depth):
+    printer.line(f"> {strands.line(lineage, spot)}")
+    for text in strands.forwards(lineage, spot, depth):
         printer.line(f"    {text}")
-    _hint(printer, web, spot)
+    _hint(printer, lineage, spot)
 
 
-def _hint(printer: Printer, web: Web, spot: Spot) -> None:
-    if web.cause(spot) is None:
-        message = web.found[spot].message
+def _hint(printer: Printer, lineage: Lineage, spot: Spot) -> None:
+    if lineage.cause(spot) is None:
+        message = lineage.found[spot].message
         origin = message.causationid if message is not None else None
         lost = f": what it names as its cause ({origin}) is not in this story" if origin else ""
         printer.hint(f"nothing in the log led to it{lost}")

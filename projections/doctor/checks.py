@@ -18,6 +18,7 @@ CHECKS: Sequence[Callable[[Facts], Iterator[Finding]]] = (
     attempts.poison,
     attempts.under_way,
     crew.mutes,
+    crew.resting,
     attempts.silenced,
     work.letters,
     work.attention,

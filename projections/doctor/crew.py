@@ -36,6 +36,42 @@ def mutes(facts: Facts) -> Iterator[Finding]:
             yield Finding(code=code, weight="stuck", cause=cause, next_step=next_step)
 
 
+def resting(facts: Facts) -> Iterator[Finding]:
+    """Capabilities for which work waits, and which only instances have that take nothing."""
+    if facts.members is None:
+        return
+    alive = [each for each in facts.members.values() if each.life == "alive"]
+    for state in facts.runs:
+        for phase in state.phases.values() if state.is_open and state.paused_at is None else ():
+            capability = state.capability(phase.key)
+            having = [each for each in alive if capability is not None and capability in each.capabilities]
+            waiting = any(item.status == "ready" for item in phase.items)
+            if capability is None or not waiting or not having or any(_takes(each, capability) for each in having):
+                continue
+            first = having[0]
+            why = first.takes_nothing or "paused after a dead letter"
+            code = first.takes_nothing.partition(":")[0] or "capability_paused"
+            others = f", and {len(having) - 1} more are not taking it" if len(having) > 1 else ""
+            cause = (
+                f"nobody takes {capability!r}: {first.instance} is {why}{others}; "
+                f"phase {phase.key} of run {state.run} waits"
+            )
+            next_step = {
+                "quarantined": f"phasebus agent release {first.agent}",
+                "draining": "phasebus agent run FILE.py:agent",
+            }.get(code, f"phasebus dead release {capability}")
+            yield Finding(code=code, weight="stuck", cause=cause, next_step=next_step, run=state.run, phase=phase.key)
+
+
+def takes(facts: Facts, capability: str) -> bool:
+    """Whether anybody who is alive takes work for it."""
+    return any(each.life == "alive" and _takes(each, capability) for each in (facts.members or {}).values())
+
+
+def _takes(member: Member, capability: str) -> bool:
+    return capability in member.capabilities and not member.takes_nothing and capability not in member.paused
+
+
 def muteness(member: Member) -> tuple[str, str, str]:
     """Why an instance that is connected does not answer: code, cause and next step."""
     who = f"instance {member.instance}"

@@ -51,7 +51,11 @@ class Ground(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Member(msgspec.Struct, frozen=True, kw_only=True):
-    """An instance of an agent, as it was found: `held` are the attempts it says it holds."""
+    """An instance of an agent, as it was found: `held` are the attempts it says it holds.
+
+    `takes_nothing` says why, if it is draining or quarantined; of a capability that is `paused` it takes nothing
+    either.
+    """
 
     instance: str
     agent: str = ""
@@ -59,6 +63,8 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
     pid: int = 0
     life: Life = "alive"
     process: Running = ""
+    takes_nothing: str = ""
+    paused: frozenset[str] = frozenset()
     capabilities: Mapping[str, int] = {}
     held: frozenset[Asked] = frozenset()
 

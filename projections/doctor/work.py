@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 from bus.run import PhaseState, RunState
 from projections.attention import Concern, Living, concerns
+from projections.doctor.crew import takes
 from projections.doctor.facts import Facts
 from projections.doctor.finding import Finding, Weight
 
@@ -85,8 +86,9 @@ def untaken(facts: Facts) -> Iterator[Finding]:
     for state in facts.runs:
         for phase in state.phases.values() if state.is_open and state.paused_at is None else ():
             capability = state.capability(phase.key)
-            places = sum(each.capabilities.get(capability or "", 0) for each in facts.members.values())
-            if capability is None or not places or capability in resting:
+            alive = [each for each in facts.members.values() if each.life == "alive"]
+            places = sum(each.capabilities.get(capability or "", 0) for each in alive)
+            if capability is None or not takes(facts, capability) or capability in resting:
                 continue
             waiting = [
                 item.ready_at

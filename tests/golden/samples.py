@@ -16,8 +16,19 @@ from bus.barrier import ARRIVED, LEFT, BarrierArrived, BarrierLeft
 from bus.breaker import CLOSED, OPENED, PROBING, BreakerClosed, BreakerOpened, BreakerProbing
 from bus.cache import CACHED, FORGOTTEN, CacheForgotten
 from bus.cache import Entry as CacheEntry
-from bus.dead import LETTER, LETTER_REDRIVEN, UNREADABLE, DeadLetter, LetterRedriven, Try, Unreadable
+from bus.card import (
+    AGENT_DEREGISTERED,
+    AGENT_LOST,
+    AGENT_REGISTERED,
+    AgentDeregistered,
+    AgentLost,
+    Card,
+    Offering,
+    without_schemas,
+)
+from bus.dead import LETTER, UNREADABLE, DeadLetter, Try, Unreadable
 from bus.decision import DECIDED, PROPOSED, VOTED, Decided, Proposed, Voted
+from bus.emitting import PARTS, Parts
 from bus.envelope import encode, envelope
 from bus.events import (
     COMMIT,
@@ -33,6 +44,7 @@ from bus.events import (
     PhaseEscalated,
     PhaseExpanded,
     PhaseFailed,
+    PhaseInputReplaced,
     PhaseProgressed,
     PhaseReady,
     PhaseSaved,
@@ -58,21 +70,47 @@ from bus.events import (
 )
 from bus.garbage import COLLECTED, PayloadsCollected
 from bus.halts import Halt
+from bus.handover import ASKED, HANDED, Answered, Asked, Busy, Failed, Handed, Recorded
 from bus.lease import ACQUIRED, LOST, RELEASED, LeaseAcquired, LeaseLost, LeaseReleased
 from bus.ledger import WORK
 from bus.limit import HELD, SPENT, LimitHeld, LimitSpent
 from bus.notices import REMOVED as ARCHIVE_REMOVED
 from bus.notices import SEALED, STARTED, ArchiveRemoved, ArchiveSealed, ArchiveStarted, SealedSegment
+from bus.orders import (
+    AGENT_DRAINED,
+    AGENT_QUARANTINED,
+    AGENT_RELEASED,
+    AgentDrained,
+    AgentQuarantined,
+    AgentReleased,
+    Whom,
+)
 from bus.payload import Limits, Packed, pack
 from bus.plan import Approval, Phase, Plan
-from bus.presence import Beat, Held
+from bus.presence import Beat, Held, Load, Present
 from bus.problem import Problem
 from bus.quota import Account, Quota, Standing
+from bus.recovery import RECOVERED, STARVED, Recovered, Recovery, Starved
 from bus.references import ref
 from bus.retry import RetryPolicy
 from bus.schedule import SCHEDULED, SKIPPED, UNSCHEDULED, OccurrenceSkipped, Schedule, Scheduled, Unscheduled
 from bus.tally import Tally
-from bus.worker import AGENT_DEREGISTERED, AGENT_REGISTERED
+from bus.task import Task
+from bus.topics import PUBLISHED
+from bus.verdicts import (
+    CAPABILITY_RELEASED,
+    LETTER_DISCARDED,
+    LETTER_REDRIVEN,
+    REDRIVE_BEGUN,
+    REDRIVE_ENDED,
+    CapabilityReleased,
+    LetterDiscarded,
+    LetterRedriven,
+    RedriveBegun,
+    RedriveEnded,
+    Terms,
+)
+from bus.wanted import Wanted
 
 FOLDER = Path(__file__).parent
 SCHEMAS = FOLDER / "documents" / "schema.json"
@@ -125,6 +163,15 @@ EVENTS: dict[str, Sequence[Event]] = {
         [RunCancelled(by="ann", reason="wrong branch"), RunCancelled(by="ann")],
         [
             RunRedriven(by="ann", phases=("write", "review"), deadline_at=LATER, afresh=True),
+            RunRedriven(
+                by="ann",
+                phases=("-8", "write"),
+                deadline_at=LATER,
+                item=0,
+                letter="5d6f",
+                operation="0f9e8d",
+                reason="mended",
+            ),
             RunRedriven(by="ann", phases=("write", "review"), deadline_at=LATER),
         ],
         [RunPaused(by="ann", reason="deploy"), RunPaused(by="ann")],
@@ -148,6 +195,17 @@ EVENTS: dict[str, Sequence[Event]] = {
         [RunArchived(by="ann", upto=41, archive="3f2a1b0c9d8e")],
         [RunRedriven(by="ann", phases=("write", "review"), deadline_at=LATER)],
         [PhaseExpanded(phase="-8", items=2)],
+        [
+            PhaseInputReplaced(
+                phase="-8",
+                item=0,
+                input=msgspec.Raw(b'{"file":"b.py"}'),
+                by="ann",
+                reason="renamed",
+                transform="mend:file",
+            ),
+            PhaseInputReplaced(phase="collect", input=msgspec.Raw(b"null"), by="ann"),
+        ],
         [PhaseReady(phase="-8", item=0, attempt=2, due_at=LATER), PhaseReady(phase="collect", attempt=1)],
         [
             PhaseStarted(
@@ -246,15 +304,46 @@ DIED = DeadLetter(
     phase="-8",
     item=0,
     problem=PROBLEM,
+    attempt=2,
+    passes=3,
     payload=msgspec.Raw(b'{"file":"a.py"}'),
     attempts=[
-        Try(1, "coder", "coder-1", AT, LATER, "crashed", PROBLEM),
+        Try(1, "coder", "coder-1", AT, LATER, "crashed", PROBLEM, "its connection closed"),
         Try(2, "coder", "coder-2", AT),
     ],
+    began=7,
+    origin=9,
+    earlier="5d6e",
 )
-UNDECODED = Unreadable("code.analyse", f"bus.work.code:analyse.{RUN}.-8:0.2", b"\x00\xff not JSON", "why", "coder-1")
+UNDECODED = Unreadable(
+    "code.analyse",
+    f"bus.work.code:analyse.{RUN}.-8:0.2",
+    b"\x00\xff not JSON",
+    "why",
+    "coder-1",
+    size_bytes=11,
+    sha256="5f" * 32,
+    agent="coder",
+    headers={"Content-Type": "text/plain"},
+    origin=11,
+    stored_at=AT,
+    delivered=2,
+)
 REMOVED = PayloadsCollected(by="ann", objects=2, size_bytes=4711, uploads=1, older_than_s=3600.0)
-REDRIVEN = LetterRedriven("ann", "5d6f", UNDECODED.subject)
+VERDICTS = {
+    LETTER_REDRIVEN: LetterRedriven("ann", "5d6f", UNDECODED.subject, "mended", "0f9e8d"),
+    LETTER_DISCARDED: LetterDiscarded("ann", "5d6f", "nobody needs it"),
+    REDRIVE_BEGUN: RedriveBegun(
+        by="ann",
+        operation="0f9e8d",
+        wanted=Wanted(capability="code.analyse", since=AT),
+        upto=41,
+        terms=Terms(most=100, pace_per_s=10.0, try_one=True, transform="mend:file"),
+        reason="mended",
+    ),
+    REDRIVE_ENDED: RedriveEnded("ann", "0f9e8d", "capped", 100, 2),
+    CAPABILITY_RELEASED: CapabilityReleased("ann", "code.analyse", "mended"),
+}
 ARCHIVE = {"by": "ann", "archive": "3f2a1b0c9d8e", "host": "vault", "folder": "/archive"}
 NOTICES = {
     STARTED: ArchiveStarted(**ARCHIVE, policy=("run=30d", "topic=1w")),
@@ -337,16 +426,56 @@ STANDING = Standing(
     },
     held_until=1767323045.5,
 )
+RECOVERIES = {
+    RECOVERED: Recovery(
+        "supervisor-1",
+        (
+            Recovered(RUN, "-8", 2, "crashed", 0, "coder-1", "its connection closed"),
+            Recovered(RUN, "collect", 1, "work_lost"),
+        ),
+        others=3,
+        on_start=True,
+    ),
+    STARVED: Starved("supervisor-1", "code.analyse", AT, RUN, "-8", 2),
+}
 BEAT = Beat(
+    agent="coder",
+    instance="coder-1",
+    standing="quarantined",
+    note="by ann: wrong prices",
+    capabilities={"code.analyse": Load(2, 8)},
+    held=[Held(RUN, "-8", 0, 2), Held(RUN, "collect", None, 1)],
+    lag_s=0.25,
+    memory_mb=48,
+)
+CARD = Card(
     agent="coder",
     version="1.2.0",
     instance="coder-1",
     host="host",
     pid=4711,
-    capabilities={"code.analyse": 8},
-    held=[Held(RUN, "-8", 0, 2), Held(RUN, "collect", None, 1)],
-    lag_s=0.25,
+    tags=("gpu",),
+    capabilities={
+        "code.analyse": Offering(
+            concurrency=8,
+            timeout_s=30.0,
+            tags=("slow",),
+            takes=msgspec.Raw(b'{"type":"string"}'),
+            gives=msgspec.Raw(b'{"type":"integer"}'),
+        )
+    },
 )
+PRESENT = Present(without_schemas(CARD), BEAT)
+AGENTS = {
+    AGENT_REGISTERED: CARD,
+    AGENT_DEREGISTERED: AgentDeregistered("coder", "coder-1", "the process was told to stop", 1),
+    AGENT_LOST: AgentLost("coder", "coder-1", "crashed", "its connection closed", 2),
+}
+ORDERS = {
+    AGENT_DRAINED: AgentDrained("ann", Whom("coder", "coder-1"), "new host"),
+    AGENT_QUARANTINED: AgentQuarantined("ann", Whom("coder", version=">=1.2,<2"), "wrong prices"),
+    AGENT_RELEASED: AgentReleased("ann", Whom("coder")),
+}
 HALT = Halt([Held(RUN, "-8", 0, 2), Held(RUN, "collect", None, 1)], "the run was cancelled by ann")
 
 
@@ -386,22 +515,53 @@ def about_agent(kind: str, data: object) -> bytes:
     return encode(envelope(kind, data, id="5d6e7f8091a2b3c4d5e6f70819203a4b", source="agent/coder/coder-1", time=AT))
 
 
+def handed_over(kind: str, data: object) -> bytes:
+    return encode(
+        envelope(
+            kind,
+            data,
+            id="6e7f8091a2b3c4d5e6f708192a3b4c5d",
+            source="/client",
+            time=AT,
+            correlationid="order-7",
+            causationid="4b1d8f0a6c2e4d7b9f3a5e1c8d0b2f46",
+            runid="task-7f3k",
+        )
+    )
+
+
+HANDOVERS: dict[str, object] = {
+    HANDED: Handed(Task("price", 30.0), msgspec.Raw(b'{"sku":"A-7"}')),
+    ASKED: Asked(msgspec.Raw(b'{"sku":"A-7"}'), LATER),
+}
+REPLIES: dict[str, object] = {
+    "task.busy.v1": Busy(),
+    "task.recorded.v1": Recorded(41),
+    "task.answered.v1": Answered(msgspec.Raw(b"750"), 41),
+    "task.failed.v1": Failed(PROBLEM),
+}
+
 MESSAGES: dict[str, bytes] = {
     "commit": commit([event for events in EVENTS.values() for event in events]),
     **{name: commit(events) for name, events in EVENTS.items()},
     WORK: about_work(WORK, None, attempt=2),
     LETTER: about_work(LETTER, DIED),
     UNREADABLE: about_agent(UNREADABLE, UNDECODED),
-    LETTER_REDRIVEN: about_agent(LETTER_REDRIVEN, REDRIVEN),
+    **{kind: about_agent(kind, verdict) for kind, verdict in VERDICTS.items()},
     COLLECTED: about_agent(COLLECTED, REMOVED),
     **{kind: about_agent(kind, notice) for kind, notice in NOTICES.items()},
     **{kind: about_agent(kind, said) for kind, said in SCHEDULES.items()},
     **{kind: about_agent(kind, said) for kind, said in CACHE.items()},
     **{kind: about_agent(kind, said) for kind, said in COORDINATION.items()},
     **{kind: about_agent(kind, said) for kind, said in {**BREAKERS, **LIMITS}.items()},
-    AGENT_REGISTERED: about_agent(AGENT_REGISTERED, BEAT),
-    AGENT_DEREGISTERED: about_agent(AGENT_DEREGISTERED, BEAT),
+    **{kind: about_agent(kind, said) for kind, said in (AGENTS | ORDERS).items()},
+    **{kind: about_agent(kind, said) for kind, said in RECOVERIES.items()},
+    PUBLISHED: about_agent(PUBLISHED, {"number": 7}),
+    PARTS: about_work(PARTS, Parts(2, 4, [msgspec.Raw(b'"one"'), msgspec.Raw(b'{"two":2}')]), attempt=2),
+    **{kind: handed_over(kind, data) for kind, data in HANDOVERS.items()},
+    **{name: msgspec.json.encode(reply) for name, reply in REPLIES.items()},
     "beat": msgspec.json.encode(BEAT),
+    "present.v1": msgspec.json.encode(PRESENT),
     "halt": msgspec.json.encode(HALT),
     "tally": msgspec.json.encode(TALLY),
     "standing": msgspec.json.encode(STANDING),

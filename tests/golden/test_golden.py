@@ -9,16 +9,18 @@ import msgspec
 import pytest
 
 from bus import dead, events
-from bus.dead import LETTER, LETTER_REDRIVEN, UNREADABLE
+from bus.card import read_event
+from bus.dead import LETTER, UNREADABLE
 from bus.envelope import decode, decode_data, encode
 from bus.events import COMMIT, Event, Known
 from bus.garbage import COLLECTED
 from bus.halts import read_halt
 from bus.ledger import WORK
+from bus.orders import read_order
 from bus.payload import Limits, parse
-from bus.presence import Beat
-from bus.worker import AGENT_DEREGISTERED, AGENT_REGISTERED
+from bus.presence import Beat, Present
 from tests.golden.samples import (
+    AGENTS,
     AT,
     BEAT,
     BREAKERS,
@@ -31,15 +33,19 @@ from tests.golden.samples import (
     LIMITS,
     MESSAGES,
     NOTICES,
+    ORDERS,
     PAYLOADS,
-    REDRIVEN,
+    PRESENT,
+    RECOVERIES,
     REMOVED,
+    REPLIES,
     ROOMY,
     RUN,
     SCHEDULES,
     STANDING,
     TALLY,
     UNDECODED,
+    VERDICTS,
     golden,
 )
 
@@ -88,13 +94,14 @@ def test_a_golden_dead_letter_is_read_back_equal(name: str, expected: object) ->
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        (LETTER_REDRIVEN, REDRIVEN),
+        *VERDICTS.items(),
         (COLLECTED, REMOVED),
         *NOTICES.items(),
         *SCHEDULES.items(),
         *COORDINATION.items(),
         *BREAKERS.items(),
         *LIMITS.items(),
+        *RECOVERIES.items(),
     ],
 )
 def test_what_operators_did_is_read_back_equal(name: str, expected: object) -> None:
@@ -102,13 +109,19 @@ def test_what_operators_did_is_read_back_equal(name: str, expected: object) -> N
     assert decode_data(message, msgspec.json.Decoder(type(expected)), "an operator's record") == expected
 
 
-@pytest.mark.parametrize("name", [AGENT_REGISTERED, AGENT_DEREGISTERED])
-def test_a_golden_registration_is_read_back_equal(name: str) -> None:
-    assert decode_data(decode(golden(name).read_bytes()), msgspec.json.Decoder(Beat), "a beat") == BEAT
+@pytest.mark.parametrize(("name", "expected"), AGENTS.items())
+def test_what_the_log_says_of_an_agent_is_read_back_equal(name: str, expected: object) -> None:
+    assert read_event(decode(golden(name).read_bytes())) == expected
 
 
-def test_a_golden_beat_is_read_back_equal() -> None:
+@pytest.mark.parametrize(("name", "expected"), ORDERS.items())
+def test_an_order_to_agents_is_read_back_equal(name: str, expected: object) -> None:
+    assert read_order(decode(golden(name).read_bytes())) == expected
+
+
+def test_golden_signs_of_life_are_read_back_equal() -> None:
     assert msgspec.json.decode(golden("beat").read_bytes(), type=Beat) == BEAT
+    assert msgspec.json.decode(golden("present.v1").read_bytes(), type=Present) == PRESENT
 
 
 @pytest.mark.parametrize(("name", "expected"), [("tally", TALLY), ("standing", STANDING)])
@@ -120,7 +133,9 @@ def test_the_golden_halt_is_read_back_equal() -> None:
     assert read_halt(golden("halt").read_bytes()) == HALT
 
 
-@pytest.mark.parametrize("name", [name for name in MESSAGES if name not in {"beat", "halt", "tally", "standing"}])
+@pytest.mark.parametrize(
+    "name", [name for name in MESSAGES if name not in {"beat", "halt", "present.v1", "tally", "standing", *REPLIES}]
+)
 def test_every_golden_message_is_a_cloudevent_and_compact_json(name: str) -> None:
     written = golden(name).read_bytes()
     document = json.loads(written)

@@ -206,7 +206,7 @@ async def test_how_a_breaker_stands_is_not_archived(two: tuple[Client, Client]) 
     await client.close_breaker("openai", by="ann")
     chosen = await select(client.log, Policy.of(["breaker=0s"]), utc_now() + timedelta(days=1))
     assert chosen.upto == {client.subjects.breaker("openai"): 1}
-    assert dict(chosen.tallies["breaker"].stays) == {"says how a breaker stands": 1}
+    assert dict(chosen.tallies["breaker"].stays) == {"says how it stands": 1}
 
 
 async def test_a_limit_holds_for_two_processes_together(two: tuple[Client, Client]) -> None:

@@ -1,4 +1,4 @@
-"""Causality: each event leads back to what it came of, across phases, attempts, messages and runs."""
+"""Lineage: each event leads back to what it came of, across phases, attempts, messages and runs."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from datetime import timedelta
 
 import msgspec
 
-from bus.causality import Web
 from bus.commands import Answer, Begin, Cancel, Redrive, Report, Signal
 from bus.decide import decide
 from bus.envelope import envelope
 from bus.events import Commit, Parent, RunStarted, type_of
 from bus.happening import Happening
+from bus.lineage import Lineage
 from bus.plan import Approval, Phase, Plan
 from bus.references import ref
 from tests.driver import BEGAN_AT, TRANSIENT, Driver
@@ -24,12 +24,12 @@ def name(each: Happening) -> str:
     return f"{kind} {place}" if place else kind
 
 
-def links(web: Web) -> dict[str, str]:
+def links(lineage: Lineage) -> dict[str, str]:
     """Each event's cause, the newest of the same name."""
     found = {}
-    for spot, each in web.found.items():
-        cause = web.cause(spot)
-        found[name(each)] = name(web.found[cause]) if cause is not None else ""
+    for spot, each in lineage.found.items():
+        cause = lineage.cause(spot)
+        found[name(each)] = name(lineage.found[cause]) if cause is not None else ""
     return found
 
 
@@ -38,7 +38,7 @@ def test_a_phase_opens_because_the_last_one_it_needs_has_ended() -> None:
     run.complete("b")
     run.complete("a")
     run.complete("c")
-    found = links(Web(told(run.commits)))
+    found = links(Lineage(told(run.commits)))
     assert found["run.started"] == ""
     assert found["phase.ready b"] == "run.started"
     assert found["phase.started b"] == "phase.ready b"
@@ -51,13 +51,13 @@ def test_causes_lead_back_to_the_start_and_effects_to_the_end() -> None:
     run = Driver(Phase("a", "do"), Phase("b", "do", after=["a"]))
     run.complete("a")
     run.complete("b")
-    web = Web(told(run.commits))
-    last = max(web.found)
-    chain = [name(web.found[each]) for each in web.causes(last)]
+    lineage = Lineage(told(run.commits))
+    last = max(lineage.found)
+    chain = [name(lineage.found[each]) for each in lineage.causes(last)]
     assert chain[0] == "phase.completed b"
     assert chain[-1] == "run.started"
-    place = min(web.found)
-    while effects := web.effects(place):
+    place = min(lineage.found)
+    while effects := lineage.effects(place):
         place = effects[-1]
     assert place == last
 
@@ -65,13 +65,13 @@ def test_causes_lead_back_to_the_start_and_effects_to_the_end() -> None:
 def test_a_retry_comes_of_the_attempt_that_failed_and_a_redrive_of_somebody() -> None:
     run = Driver(Phase("a", "do"))
     run.fail("a", TRANSIENT)
-    found = links(Web(told(run.commits)))
+    found = links(Lineage(told(run.commits)))
     assert found["phase.attempt_failed a"] == "phase.started a"
     assert found["phase.ready a"] == "phase.attempt_failed a"
     run.wait(10)
     run.fail("a")
     run.do(Redrive("ann"))
-    found = links(Web(told(run.commits)))
+    found = links(Lineage(told(run.commits)))
     assert found["phase.failed a"] == "phase.attempt_failed a"
     assert found["run.failed"] == "phase.failed a"
     assert found["run.redriven"] == ""
@@ -83,7 +83,7 @@ def test_gates_lead_to_who_opened_them_and_a_cancellation_to_the_decision() -> N
     run.do(Answer("ok", True, "ann"))
     run.do(Signal("now", "ben", msgspec.Raw(b"1")))
     run.do(Cancel("ann"))
-    found = links(Web(told(run.commits)))
+    found = links(Lineage(told(run.commits)))
     assert found["phase.approved ok"] == "phase.waiting ok"
     assert found["phase.waiting go"] == "phase.approved ok"
     assert found["phase.completed go"] == "phase.waiting go"
@@ -94,12 +94,12 @@ def test_gates_lead_to_who_opened_them_and_a_cancellation_to_the_decision() -> N
 def test_items_lead_through_their_phase() -> None:
     run = Driver(Phase("each", "do", each=ref("input.items"), width=1), input={"items": [1, 2]})
     run.complete("each", 1, 0)
-    found = links(Web(told(run.commits)))
+    found = links(Lineage(told(run.commits)))
     assert found["phase.expanded each"] == "run.started"
     assert found["phase.ready each:0"] == "phase.expanded each"
     assert found["phase.ready each:1"] == "phase.completed each:0"
     run.complete("each", 1, 1)
-    assert links(Web(told(run.commits)))["phase.completed each"] == "phase.completed each:1"
+    assert links(Lineage(told(run.commits)))["phase.completed each"] == "phase.completed each:1"
 
 
 def test_a_child_run_comes_of_the_phase_that_waits_for_it_and_ends_that() -> None:
@@ -110,11 +110,11 @@ def test_a_child_run_comes_of_the_phase_that_waits_for_it_and_ends_that() -> Non
     ended = [each for each in begun if isinstance(each, RunStarted)]
     assert ended
     story = [*told(parent.commits), *told([Commit(child, "c1", parent.now, 10, begun)])]
-    web = Web(story)
-    cause = web.cause((10, 0))
+    lineage = Lineage(story)
+    cause = lineage.cause((10, 0))
     assert cause is not None
-    assert name(web.found[cause]) == "phase.waiting child"
-    assert [name(web.found[each]) for each in web.effects(cause)] == ["run.started"]
+    assert name(lineage.found[cause]) == "phase.waiting child"
+    assert [name(lineage.found[each]) for each in lineage.effects(cause)] == ["run.started"]
     parent.do(Report("child", child, msgspec.Raw(b"{}")))
 
 
@@ -127,15 +127,15 @@ def test_a_message_leads_to_the_attempt_that_sent_it() -> None:
     sent = envelope("topic.published.v1", 1, id="m-1", source="/x", time=BEGAN_AT, causationid=commit.id)
     at = BEGAN_AT + timedelta(seconds=1)
     message = Happening(position=50, subject="bus.topic.news", stored_at=at, message=sent)
-    web = Web([*stored, message])
-    assert web.causes((50, 0)) == [(2, 0), (1, 1), (1, 0)]
-    assert web.named("m-1") == (50, 0)
+    lineage = Lineage([*stored, message])
+    assert lineage.causes((50, 0)) == [(2, 0), (1, 1), (1, 0)]
+    assert lineage.named("m-1") == (50, 0)
 
 
 def test_a_message_that_names_itself_as_its_cause_has_none() -> None:
     sent = envelope("topic.published.v1", 1, id="m-1", source="/x", time=BEGAN_AT, causationid="m-1")
-    web = Web([Happening(position=50, subject="bus.topic.news", stored_at=BEGAN_AT, message=sent)])
-    assert web.causes((50, 0)) == []
+    lineage = Lineage([Happening(position=50, subject="bus.topic.news", stored_at=BEGAN_AT, message=sent)])
+    assert lineage.causes((50, 0)) == []
 
 
 def withid(each: Happening) -> Happening:

@@ -1,0 +1,77 @@
+"""The registrar: which instances have registered and not ended. It says of those that are gone that they are lost.
+
+It writes behind what it has read of an instance and nothing else, so what the instance says itself at that moment, or
+another registrar, goes before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import aclosing
+from uuid import uuid4
+
+import msgspec
+import structlog
+
+from bus.arrivals import event_in
+from bus.card import AGENT_LOST, AgentLost, Card, Loss
+from bus.client import Client
+from bus.envelope import envelope
+from bus.ledger import utc_now
+from bus.log import VersionConflict
+from bus.record import Record
+
+logger = structlog.get_logger(__name__)
+
+
+class _Registered(msgspec.Struct, frozen=True):
+    agent: str
+    position: int
+
+
+class Registrar:
+    """As of what was followed so far. Positions before `floor` need not be read again."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._registered: dict[str, _Registered] = {}
+        self._position = 0
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(list(self._registered))
+
+    @property
+    def floor(self) -> int:
+        """A position up to which every instance has ended."""
+        return min((each.position - 1 for each in self._registered.values()), default=self._position)
+
+    async def follow(self, after: int) -> None:
+        """Follow the log for ever. Raises Unavailable."""
+        self._position = after
+        async with aclosing(self._client.log.follow(self._client.subjects.agents, after=after)) as records:
+            async for record in records:
+                self._note(record)
+
+    async def lose(self, instance: str, cause: Loss, evidence: str, held: int) -> None:
+        """Say that an instance is lost, unless it has said itself that it ended. Raises Unavailable, TooLarge."""
+        known = self._registered.get(instance)
+        if known is None:
+            return
+        lost = AgentLost(known.agent, instance, cause, evidence, held)
+        message = envelope(AGENT_LOST, lost, id=uuid4().hex, source=self._client.source, time=utc_now())
+        subject = self._client.subjects.agent(known.agent, instance)
+        try:
+            await self._client.log.append(subject, message, expected=known.position)
+        except VersionConflict:
+            # What stands there is on its way to us.
+            return
+        logger.warning("lost", instance=instance, cause=cause, evidence=evidence)
+        self._registered.pop(instance, None)
+
+    def _note(self, record: Record) -> None:
+        event = event_in(record)
+        self._position = record.position
+        if isinstance(event, Card):
+            self._registered[event.instance] = _Registered(event.agent, record.position)
+        elif event is not None:
+            self._registered.pop(event.instance, None)

@@ -1,0 +1,122 @@
+"""What a thousand registered instances cost: finding them, hearing them; and what an idle worker takes.
+
+`python -m benchmarks.registry`. The instances are in a few processes, each with a connection of its own. All of it
+shares the machine, so what their processes and the server do counts against the time of discovery, too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from agents.census import Census
+from bus import Client, connect
+from bus.presence import is_offered
+from bus.reach import ask_all
+from bus.server import Server, embedded
+
+_INSTANCES = 1_000
+_PROCESSES = 4
+_REPEATS = 15
+_MEASURED_S = 10.0
+_IDLE = Path(__file__).with_name("worker.py")
+
+
+async def main() -> None:
+    async with embedded() as server, connect(server.url) as client:
+        with _running([[sys.executable, str(_IDLE)]], server.url):
+            idle_mb = await _idle_mb(client)
+        before = await _cpu_share(server)
+        with _running(_instances(server.url), server.url):
+            while len((await ask_all(client.connection, client.subjects.everyone)).answers) < _INSTANCES:
+                await asyncio.sleep(0.1)
+            await asyncio.sleep(2)
+            serving = await _cpu_share(server) - before
+            hearing = await _hearing(client)
+            everyone = await _median_ms(client.agents)
+            some = await _median_ms(lambda: client.agents("idle.work", version=">=1.2,<2", tag="benchmark"))
+            began = time.process_time()
+            for _ in range(_REPEATS):
+                known = len(await client.agents())
+            asking = (time.process_time() - began) / _REPEATS * 1000
+            offered = await _median_ms(lambda: is_offered(client.connection, client.subjects, "idle.work", 5))
+    assert known == _INSTANCES, f"{known} found"
+    print(f"{'':44} {'figure':>10} {'wanted':>10}")
+    for what, figure, wanted in (
+        (f"find all of {_INSTANCES:,} instances, median", f"{everyone:.0f} ms", "< 100 ms"),
+        ("of that, processor time of who asks", f"{asking:.0f} ms", ""),
+        ("the same by capability, version and tag", f"{some:.0f} ms", "< 100 ms"),
+        ("is anybody there for a capability", f"{offered:.1f} ms", ""),
+        ("beats: the server, of one core", f"{serving:.1%}", "< 3 %"),
+        ("beats: who hears them all, of one core", f"{hearing:.1%}", "< 3 %"),
+        ("an idle worker's memory", f"{idle_mb} MB", "< 60 MB"),
+    ):
+        print(f"{what:44} {figure:>10} {wanted:>10}")
+
+
+async def _median_ms(act: Callable[[], Awaitable[object]]) -> float:
+    taken: list[float] = []
+    for _ in range(_REPEATS):
+        began = time.perf_counter()
+        await act()
+        taken.append((time.perf_counter() - began) * 1000)
+        await asyncio.sleep(0.05)
+    return statistics.median(taken)
+
+
+async def _cpu_share(server: Server) -> float:
+    """How much of a core the server takes while nothing is asked."""
+    began = _cpu_s(server.pid)
+    await asyncio.sleep(_MEASURED_S)
+    return (_cpu_s(server.pid) - began) / _MEASURED_S
+
+
+async def _hearing(client: Client) -> float:
+    """How much of a core this process takes to hear all beats, as the supervisor does."""
+    census = Census(client, lambda _: None)
+    async with census.watching():
+        began = time.process_time()
+        await asyncio.sleep(_MEASURED_S)
+        taken = time.process_time() - began
+    assert len(census.beats) == _INSTANCES, f"{len(census.beats)} heard"
+    return taken / _MEASURED_S
+
+
+async def _idle_mb(client: Client) -> int:
+    while not await client.agents():
+        await asyncio.sleep(0.05)
+    await asyncio.sleep(3)
+    return (await client.agents())[0].memory_mb
+
+
+def _instances(url: str) -> list[list[str]]:
+    share = _INSTANCES // _PROCESSES
+    firsts = range(0, _INSTANCES, share)
+    return [[sys.executable, "-m", "benchmarks.instances", url, str(first), str(share)] for first in firsts]
+
+
+@contextmanager
+def _running(commands: list[list[str]], url: str) -> Iterator[None]:
+    processes = [subprocess.Popen(command, env={**os.environ, "NATS_URL": url}) for command in commands]
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def _cpu_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,163 @@
+"""A desk: one capability of one instance. While it is open it takes as much work as there is room for."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, Protocol
+
+import structlog
+
+from bus.agent import Capability
+from bus.brake import Brake
+from bus.circuit import Circuit
+from bus.client import Client
+from bus.connection import Message, Subscription
+from bus.presence import Load
+from bus.pull import Delivery, Intake
+from bus.room import Room
+from bus.streams import ensure_consumer, set_up_cache, set_up_work
+
+logger = structlog.get_logger(__name__)
+
+# What came too late is handed on, when the server has heard that no more is wanted here.
+_HAND_ON_S = 0.02
+# So long does pulled work wait for room here before somebody else may have it.
+_IN_LINE_S = 0.2
+
+
+class Serving(Protocol):
+    """What is done with work; neither raises."""
+
+    async def pulled(self, capability: Capability, delivery: Delivery, circuit: Circuit | None) -> None:
+        """Work from the stream."""
+
+    async def handed(self, capability: Capability, room: Room, message: Message, circuit: Circuit | None) -> None:
+        """Work that somebody who waits for it hands over directly."""
+
+
+class Desk:
+    """Opened and closed as its instance is quarantined, released and drained; what was begun goes on regardless.
+
+    Everything runs in `tasks`.
+    """
+
+    def __init__(self, client: Client, capability: Capability, serving: Serving, tasks: asyncio.TaskGroup) -> None:
+        self._client = client
+        self._capability = capability
+        self._serving = serving
+        self._tasks = tasks
+        self._room = Room(capability.concurrency, lambda _free: self._fill())
+        self._circuit = client.breaker(capability.name, capability.breaker) if capability.breaker is not None else None
+        self.brake = Brake(client, capability.name, self._hold) if capability.on_dead == "pause" else None
+        self._intake: Intake | None = None
+        self._listening: Subscription | None = None
+        self._braking: asyncio.Task[None] | None = None
+        self._resting: asyncio.Task[None] | None = None
+        self._pulling: set[asyncio.Task[None]] = set()
+        self.serving: set[asyncio.Task[None]] = set()
+
+    @property
+    def load(self) -> Load:
+        return Load(len(self.serving), self._capability.concurrency)
+
+    async def open(self) -> None:
+        """Take work from now on. Raises Unavailable, Misconfigured."""
+        if self._intake is not None:
+            return
+        client = self._client
+        if self._capability.cache is not None:
+            await set_up_cache(client.connection, client.subjects, client.settings)
+        if self._circuit is not None:
+            await self._circuit.known()
+        if self.brake is not None and self._braking is None:
+            # Before anything is asked for: there may have been a death.
+            await self.brake.look()
+            self._braking = self._tasks.create_task(self.brake.follow())
+        consumer = await self._ensure()
+        intake = Intake(
+            client.connection,
+            client.subjects.work_stream,
+            consumer,
+            deliver=lambda delivery: self._take(intake, delivery),
+            missing=self._restore,
+        )
+        self._intake = intake
+        self._hold(self.brake is not None and self.brake.is_on)
+        self._fill()
+        task = self._tasks.create_task(intake.run())
+        self._pulling.add(task)
+        task.add_done_callback(self._pulling.discard)
+        if self._capability.cache is None:
+            # What may be cached is looked up, and that is for work in the log.
+            subject = client.subjects.hand(self._capability.name)
+            self._listening = client.connection.subscribe(subject, self._hear, queue="instances")
+
+    def close(self) -> None:
+        """Take nothing more."""
+        if self._intake is not None:
+            self._intake.stop()
+            self._intake = None
+        if self._listening is not None:
+            self._listening.unsubscribe()
+            self._listening = None
+
+    def cancel(self) -> None:
+        """End what is left: pulling, and what was begun, which is handed back."""
+        self.close()
+        others = [task for task in (self._braking, self._resting) if task is not None]
+        for task in (*self._pulling, *others, *self.serving):
+            task.cancel()
+
+    def _hold(self, held: bool) -> None:
+        if self._intake is not None:
+            self._intake.hold(held)
+
+    def _take(self, intake: Intake, delivery: Delivery) -> None:
+        if self._intake is not intake:
+            delivery.nak(_HAND_ON_S)
+            return
+        self._begin(self._pulled(delivery))
+
+    def _hear(self, message: Message) -> None:
+        self._begin(self._serving.handed(self._capability, self._room, message, self._circuit))
+
+    def _begin(self, serving: Coroutine[Any, Any, None]) -> None:
+        task = self._tasks.create_task(serving)
+        self.serving.add(task)
+        task.add_done_callback(self.serving.discard)
+
+    async def _pulled(self, delivery: Delivery) -> None:
+        # What was asked for can still come when something else was handed over meanwhile: then it waits a moment.
+        if not await self._room.enter(_IN_LINE_S, handed=False):
+            delivery.nak(_IN_LINE_S)
+            return
+        try:
+            await self._serving.pulled(self._capability, delivery, self._circuit)
+        finally:
+            self._room.leave()
+
+    def _fill(self) -> None:
+        """Ask for as much as there is room for; for nothing while it would not be let through."""
+        if self._circuit is None or self._circuit.state.status == "closed":
+            self._ask()
+        elif self._intake is not None and self._resting is None:
+            self._resting = self._tasks.create_task(self._rest(self._circuit))
+
+    def _ask(self) -> None:
+        if self._intake is not None:
+            self._intake.grant(max(self._room.free - self._intake.credit, 0))
+
+    async def _rest(self, circuit: Circuit) -> None:
+        await circuit.until_admitting()
+        self._resting = None
+        self._ask()
+
+    async def _ensure(self) -> str:
+        client = self._client
+        return await ensure_consumer(client.connection, client.subjects, self._capability.name, client.settings)
+
+    async def _restore(self) -> None:
+        client = self._client
+        await set_up_work(client.connection, client.subjects, client.settings)
+        await self._ensure()
