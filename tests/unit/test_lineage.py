@@ -9,7 +9,7 @@ import msgspec
 from bus.commands import Answer, Begin, Cancel, Redrive, Report, Signal
 from bus.decide import decide
 from bus.envelope import envelope
-from bus.events import Commit, Parent, RunStarted, type_of
+from bus.events import Commit, Parent, RunCompleted, type_of
 from bus.happening import Happening
 from bus.lineage import Lineage
 from bus.plan import Approval, Phase, Plan
@@ -107,15 +107,18 @@ def test_a_child_run_comes_of_the_phase_that_waits_for_it_and_ends_that() -> Non
     parent = Driver(Phase("child", plan=inside))
     child = parent.state.phases["child"].child
     begun = decide(None, Begin(inside, msgspec.Raw(b"{}"), parent=Parent("run-1", "child")), run=child, now=parent.now)
-    ended = [each for each in begun if isinstance(each, RunStarted)]
-    assert ended
-    story = [*told(parent.commits), *told([Commit(child, "c1", parent.now, 10, begun)])]
-    lineage = Lineage(story)
+    lineage = Lineage([*told(parent.commits), *told([Commit(child, "c1", parent.now, 10, begun)])])
     cause = lineage.cause((10, 0))
     assert cause is not None
     assert name(lineage.found[cause]) == "phase.waiting child"
     assert [name(lineage.found[each]) for each in lineage.effects(cause)] == ["run.started"]
+    ended = Commit(child, "c2", parent.now, 11, [RunCompleted()])
     parent.do(Report("child", child, msgspec.Raw(b"{}")))
+    reported = msgspec.structs.replace(parent.commits[-1], position=12)
+    lineage = Lineage(
+        [*told(parent.commits[:-1]), *told([Commit(child, "c1", parent.now, 10, begun), ended, reported])]
+    )
+    assert lineage.cause((12, 0)) == (11, 0)
 
 
 def test_a_message_leads_to_the_attempt_that_sent_it() -> None:
