@@ -40,21 +40,23 @@ async def connect(
     settings: Settings | None = None,
     alone: bool = True,
     create: bool = True,
+    check: bool = True,
     **values: Any,
 ) -> AsyncIterator[Client]:
     """Connect to the bus: to `url`, to `NATS_URL`, to a NATS context, to the one `phasebus up` runs in this folder or
     above it, or else to a server of its own in a temporary folder (not with `alone=False`: then Unavailable is raised).
 
     `values` are settings by name, on top of the environment's. The streams are checked, and created if they are not
-    there (with `create=False`, NotFound is raised instead). A lost line is made again for ever. A program that has not
-    set up structlog gets JSON logs on stderr. Raises SettingsError, Unavailable, Misconfigured.
+    there (with `create=False`, NotFound is raised instead; with `check=False` they are left as they are, and nothing is
+    promised: for whoever wants to find out what is wrong with them). A lost line is made again for ever. A program that
+    has not set up structlog gets JSON logs on stderr. Raises SettingsError, Unavailable, Misconfigured.
     """
     settings = settings or Settings.load(url=url, **values)
     configure_if_not(settings.log_level)
     subjects = Subjects(settings.namespace)
     async with AsyncExitStack() as stack:
         login = await _login(settings, stack, alone=alone)
-        durability = login.durability or await prove(login.system_url, settings.durability, settings.request_timeout_s)
+        durability = login.durability or await _proven(login, settings, check=check)
         connection = await stack.enter_async_context(
             Connection.open(
                 login.url, name=name, credentials=login.credentials, connect_timeout_s=settings.request_timeout_s
@@ -62,8 +64,9 @@ async def connect(
         )
         archive = await _archive(settings)
         log = Log(connection, subjects, settings, archive)
-        await log.set_up(create=create)
-        if archive is not None:
+        if check:
+            await log.set_up(create=create)
+        if check and archive is not None:
             archive.must_be_of((await info(connection, subjects.stream, settings.request_timeout_s)).created)
         tasks = await stack.enter_async_context(_tasks())
         source = f"/{name}"
@@ -110,6 +113,12 @@ async def _login(settings: Settings, stack: AsyncExitStack, *, alone: bool) -> _
     server = await stack.enter_async_context(embedded(durability=settings.durability, namespace=settings.namespace))
     logger.info("no bus found, so a private one was started", store=str(server.store))
     return _Login(server.url, server.system_url, server.operator_url, durability=settings.durability)
+
+
+async def _proven(login: _Login, settings: Settings, *, check: bool) -> Durability:
+    if not check:
+        return "unproven"
+    return await prove(login.system_url, settings.durability, settings.request_timeout_s)
 
 
 async def _archive(settings: Settings) -> Archive | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -40,6 +40,7 @@ class _Answer(msgspec.Struct, frozen=True):
     ts: datetime = datetime.min.replace(tzinfo=UTC)
     created: str = ""
     purged: int = 0
+    streams: Sequence[str] | None = None
 
 
 class Info(msgspec.Struct, frozen=True):
@@ -249,6 +250,18 @@ async def info(connection: Connection, stream: str, timeout_s: float, *, subject
         found |= page
         if not page or len(found) >= answer.total:
             return Info(answer.ts, answer.state.messages, found, answer.state.last_seq, answer.created)
+
+
+async def names(connection: Connection, timeout_s: float) -> list[str]:
+    """Every stream of the account. Raises Unavailable, also where no streams are kept."""
+    found: list[str] = []
+    while True:
+        answer = await _ask(connection, f"{_API}.STREAM.NAMES", {"offset": len(found)}, timeout_s)
+        if answer.error is not None:
+            raise _refusal("listing the streams", answer.error)
+        found += answer.streams or []
+        if not answer.streams or len(found) >= answer.total:
+            return found
 
 
 async def store(

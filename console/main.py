@@ -31,6 +31,9 @@ _COMMANDS = {
         "console.commands.replay:replay",
         "Tell a run again from the log, or do its work again in a fork.",
     ),
+    "debug": ("console.commands.debug:debug", "Step through a run, forth and back."),
+    "causes": ("console.commands.causes:causes", "Show what led to a record, and what came of it."),
+    "doctor": ("console.commands.doctor:doctor", "Find out what is wrong, and what to do about it."),
     "dead": ("console.commands.dead:dead", "Work that was given up: look at it, send it again."),
     "breaker": (
         "console.commands.breaker:breaker",

@@ -87,7 +87,7 @@ def _show(printer: Printer, each: Happening) -> None:
     from console.text import escaped
 
     if printer.as_json:
-        printer.record(_record(each))
+        printer.record(as_record(each))
         return
     from console.story import told
 
@@ -98,7 +98,7 @@ def _show(printer: Printer, each: Happening) -> None:
     printer.line(f"{f'{each.position}.{each.index}':>8}  {time}  {what:<20}  {where:<20}  {told(each)}".rstrip())
 
 
-def _record(each: Happening) -> dict[str, Any]:
+def as_record(each: Happening) -> dict[str, Any]:
     """For a program: whatever there is of it."""
     from bus.events import UnknownEvent
     from console.text import utf8

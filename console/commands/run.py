@@ -25,6 +25,10 @@ _COMMANDS = {
     "fork": ("console.commands.steering:fork", "Start a run that takes over what another has done."),
     "effect": ("console.commands.effect:effect", "Say what became of what a handler did outside."),
     "diff": ("console.commands.run_diff:diff", "Compare two runs phase by phase, and find where they part."),
+    "why": (
+        "console.commands.why:why",
+        "Say why a phase ran, for what it waited and how long, why it failed, and what comes next.",
+    ),
     "verify": ("console.commands.verify:verify", "Check that runs keep what is promised of every run."),
 }
 

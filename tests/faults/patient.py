@@ -1,0 +1,50 @@
+"""An agent with every fault that a doctor should know: it sleeps, blocks its loop, falls silent, dies, or says no."""
+
+import asyncio
+import os
+import time
+
+from bus import Agent, Context, Reject
+
+agent = Agent("patient")
+
+
+@agent.capability("sleep", concurrency=8)
+async def sleep(query: dict[str, float], context: Context) -> None:
+    """Sleeps `s` seconds."""
+    await asyncio.sleep(query["s"])
+
+
+@agent.capability("block")
+async def block(query: dict[str, float]) -> None:
+    """Blocks the event loop for `s` seconds."""
+    time.sleep(query["s"])  # noqa: ASYNC251 - a blocked loop is the fault
+
+
+@agent.capability("mumble")
+async def mumble(query: dict[str, float], context: Context) -> None:
+    """Says how far it is three times, and then nothing for `s` seconds."""
+    for step in range(3):
+        await context.progress(step / 10, f"step {step}")
+        await asyncio.sleep(0.05)
+    await asyncio.sleep(query["s"])
+
+
+@agent.capability("die", isolation="process")
+def die(query: dict[str, float]) -> None:
+    """Ends its process."""
+    os._exit(9)
+
+
+@agent.capability("refuse")
+async def refuse(query: dict[str, float]) -> None:
+    raise Reject("there is no such sku")
+
+
+@agent.capability("stumble")
+async def stumble(query: dict[str, float]) -> None:
+    raise ConnectionError("the line is down")
+
+
+if __name__ == "__main__":
+    agent.run()
