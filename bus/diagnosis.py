@@ -10,7 +10,7 @@ import errno
 import ssl
 import subprocess
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from socket import EAI_AGAIN, gaierror
@@ -82,10 +82,12 @@ def problem_of(error: BaseException, now: datetime, classify: Classify | None = 
     """An exception of a handler as a Problem, with its chain of causes."""
     match error:
         case Reject():
-            return Problem("rejected", text_of(error)[:_DETAIL_CHARACTERS] or "rejected", "permanent")
+            said = text_of(error)[:_DETAIL_CHARACTERS] or "rejected"
+            return Problem("rejected", said, "permanent", causes=_causes(list(_chain(error))[1:]))
         case RetryLater():
             asked = text_of(error)[:_DETAIL_CHARACTERS]
-            return Problem("retry_asked", asked, "transient", retry_after_s=error.delay_s)
+            causes = _causes(list(_chain(error))[1:])
+            return Problem("retry_asked", asked, "transient", causes=causes, retry_after_s=error.delay_s)
         case OutcomeUnknown():
             return Problem("outcome_unknown", text_of(error)[:_DETAIL_CHARACTERS], "permanent")
     chain = list(_chain(error))
@@ -97,12 +99,16 @@ def problem_of(error: BaseException, now: datetime, classify: Classify | None = 
         type(error).__name__,
         _judged(error, classify) or _class_of(chain, status),
         detail=text_of(error)[:_DETAIL_CHARACTERS],
-        causes=tuple(f"{type(link).__name__}: {text_of(link)[:_DETAIL_CHARACTERS]}" for link, _ in chain),
+        causes=_causes(chain),
         trace=printable(trace[-_TRACE_CHARACTERS:]),
         retry_after_s=_asked_s(chain) if headers is None else _retry_after_s(headers, now),
         status=status,
         cause=next((inner.as_cause() for link, _ in chain if (inner := _inner(link)) is not None), None),
     )
+
+
+def _causes(chain: Iterable[tuple[BaseException, bool]]) -> tuple[str, ...]:
+    return tuple(f"{type(link).__name__}: {text_of(link)[:_DETAIL_CHARACTERS]}" for link, _ in chain)
 
 
 def text_of(error: BaseException) -> str:

@@ -300,3 +300,17 @@ def test_a_chain_across_agents_is_kept_to_its_nearest_ten() -> None:
         titles.append(link.title)
         link = link.cause
     assert titles == [str(29 - number) for number in range(10)]
+
+
+def test_what_was_behind_a_rejection_is_kept() -> None:
+    try:
+        try:
+            int("seven")
+        except ValueError as error:
+            raise Reject("no number") from error
+    except Reject as rejection:
+        problem = problem_of(rejection, NOW)
+    assert (problem.code, problem.causes) == (
+        "rejected",
+        ("ValueError: invalid literal for int() with base 10: 'seven'",),
+    )
