@@ -62,7 +62,7 @@ class Census:
             if self._client.system_url is not None:
                 try:
                     system = await stack.enter_async_context(
-                        Connection.open(self._client.system_url, name="supervisor")
+                        Connection.open(self._client.system_url, name="census")
                     )
                     system.subscribe("$SYS.ACCOUNT.*.DISCONNECT", self._notice)
                 except BusError as error:
