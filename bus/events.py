@@ -28,7 +28,7 @@ long, its process died, stopped
 answering, or no longer knows of it, a stopping process gave it back, or nobody ever took it."""
 
 
-class _Event(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, tag_field="type"):
+class _Event(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, kw_only=True, tag_field="type"):
     pass
 
 
@@ -380,7 +380,7 @@ Known = (
 Event = Known | UnknownEvent
 
 
-class Commit(msgspec.Struct, frozen=True):
+class Commit(msgspec.Struct, frozen=True, gc=False):
     """The events one append stored together: in order, at one time, at one position in the log (from 1)."""
 
     run: str

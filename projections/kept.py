@@ -11,9 +11,9 @@ import msgspec
 
 from bus.client import Client
 from bus.errors import NotFound
-from bus.feed import read
+from bus.feed import said
 from projections.catchup import seen_by
-from projections.projection import Projection, R, Rows
+from projections.projection import MEMORY, Projection, R, Rows
 from projections.runner import log_of
 from projections.shelf import Build, Shelf, decoder
 
@@ -54,12 +54,12 @@ class Kept(Generic[R]):
         """Every row by key, as they are now, or were as of a position."""
         if at is None:
             found = await asyncio.to_thread(self._shelf.rows, self.build.id)
-            return {key: self._decode(row) for key, row in found}
+            return {key: self._decode(row) for key, row in found if not key.startswith(MEMORY)}
         mark, changed = await self._past(at)
         found = await asyncio.to_thread(self._shelf.rows, self.build.id, mark=mark) if mark else []
         rows: dict[str, Any] = {key: self._decode(row) for key, row in found if key not in changed.changes}
         rows |= {key: row for key, row in changed.changes.items() if row is not None}
-        return dict(sorted(rows.items()))
+        return {key: rows[key] for key in sorted(rows) if not key.startswith(MEMORY)}
 
     async def as_of(self, position: int) -> Rows[R]:
         """The rows as of a position, each looked up when it is asked for."""
@@ -77,7 +77,7 @@ class Kept(Generic[R]):
         filters = seen_by(self._projection, self._client.subjects)
         async with aclosing(self._client.log.read(*filters, after=mark, upto=position)) as records:
             async for record in records:
-                for each in read(record):
+                for each in self._projection.wanted(said(record)):
                     rows.add(self._projection, each)
         return mark, rows
 

@@ -9,27 +9,27 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from contextlib import aclosing
+from functools import lru_cache, partial
 from typing import Any
 
 import msgspec
 import structlog
 
 from bus.client import Client
-from bus.feed import read
-from bus.happening import Happening
+from bus.feed import said
+from bus.happening import Said
 from bus.record import Record
 from bus.streams import info
 from bus.subjects import pattern
-from projections.catchup import arrivals, seen_by
+from projections.catchup import ahead, seen_by
 from projections.projection import Aside, Projection, Rows
-from projections.shelf import Build, Change, Moved, Shelf, Step, decoder, encoded
+from projections.shelf import Build, Change, Look, Moved, Shelf, Step, decoder, encoded
 
 logger = structlog.get_logger(__name__)
 
-_BATCH = 2_000
 _CACHED_ROWS = 20_000
-MARK_EVERY = 10_000
+_KNOWN_SUBJECTS = 10_000
+MARK_EVERY = 5_000
 """Rows can be found again as of a position that is at most so many back; from there the log is folded."""
 
 
@@ -41,6 +41,8 @@ class Runner:
         self._shelf = shelf
         self._growths = [Growth(client, shelf, each) for each in projections]
         self._log = ""
+        # Asked of every record, and most of them are of a few runs.
+        self._takers = lru_cache(_KNOWN_SUBJECTS)(self._find_takers)
 
     @property
     def positions(self) -> dict[str, int]:
@@ -51,14 +53,11 @@ class Runner:
         """Fold what the log has by now, from the beginning with `afresh`; returns the position. Raises Unavailable."""
         self._log, upto = await log_of(self._client)
         await asyncio.to_thread(self._settle, afresh=afresh)
-        batch: list[Record] = []
-        async with aclosing(self._client.log.read(*self._filters(), after=self._position(), upto=upto)) as records:
-            async for record in records:
-                batch.append(record)
-                if len(batch) == _BATCH:
-                    await self._add(batch)
-                    batch = []
-        await self._add(batch, upto=upto)
+        records = self._client.log.read(*self._filters(), after=self._position(), upto=upto)
+        async with ahead(records) as reading:
+            while batch := await reading.take():
+                await self._add(batch)
+        await self._add([], upto=upto)
         try:
             await asyncio.to_thread(self._serve)
         except Moved:
@@ -71,7 +70,8 @@ class Runner:
         await self.catch_up()
         stopping = asyncio.create_task(stop.wait())
         try:
-            async with arrivals(self._client, self._filters(), after=self._position()) as arriving:
+            records = self._client.log.follow(*self._filters(), after=self._position())
+            async with ahead(records) as arriving:
                 while not stop.is_set():
                     taking = asyncio.create_task(arriving.take())
                     await asyncio.wait({taking, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -93,9 +93,8 @@ class Runner:
     async def _add(self, records: Sequence[Record], *, upto: int | None = None) -> None:
         """Fold records into whatever has not got them, and store it."""
         position = upto or (records[-1].position if records else 0)
-        told = [(record.position, record.subject, read(record)) for record in records]
         while True:
-            steps = await asyncio.to_thread(self._fold, told, position)
+            steps = await asyncio.to_thread(self._fold, records, position)
             try:
                 await asyncio.to_thread(self._shelf.save, steps)
             except Moved:
@@ -106,8 +105,19 @@ class Runner:
                 growth.stored()
             return
 
-    def _fold(self, told: Sequence[tuple[int, str, Sequence[Happening]]], position: int) -> list[Step]:
-        return [step for each in self._growths if (step := each.fold(told, position)) is not None]
+    def _fold(self, records: Sequence[Record], position: int) -> list[Step]:
+        with self._shelf.looking() as look:
+            growing = [each for each in self._growths if each.begin(position, look)]
+            for record in records:
+                takers = self._takers(record.subject)
+                if takers:
+                    once = said(record)
+                    for each in takers:
+                        each.add(once)
+            return [each.step() for each in growing]
+
+    def _find_takers(self, subject: str) -> list[Growth]:
+        return [each for each in self._growths if each.wants(subject)]
 
     def _filters(self) -> list[str]:
         wanted = {subject for each in self._growths for subject in seen_by(each.projection, self._client.subjects)}
@@ -137,7 +147,8 @@ class Growth:
         self._wanted = [pattern(subject).fullmatch for subject in seen_by(projection, client.subjects)]
         self._decode = decoder(projection)
         self._known: OrderedDict[str, Any] = OrderedDict()
-        self._changes: dict[str, Any] = {}
+        self._rows: Rows[Any] = Rows(lambda _key: None)
+        self._asides: list[Aside] = []
         self._reached = 0
 
     @property
@@ -153,27 +164,36 @@ class Growth:
         self._known.clear()
         self.position = self._shelf.position(self._build.id)
 
-    def fold(self, told: Sequence[tuple[int, str, Sequence[Happening]]], position: int) -> Step | None:
-        """What these records make of the build, up to `position`; None if it has them all."""
-        if position <= self.position:
-            return None
-        rows: Rows[Any] = Rows(self._row)
-        asides: list[Aside] = []
-        for place, subject, happenings in told:
-            if place > self.position and any(fits(subject) for fits in self._wanted):
-                asides += [aside for each in happenings if (aside := rows.add(self.projection, each)) is not None]
-        for aside in asides:
-            logger.warning("set aside", projection=self.projection.name, position=aside.position, reason=aside.reason)
-        self._changes, self._reached = rows.changes, position
-        marks = position // MARK_EVERY > self.position // MARK_EVERY
-        changes = [self._change(key, row) for key, row in rows.changes.items()]
-        return Step(self.build.id, self.position, position, changes, asides, marks)
+    def wants(self, subject: str) -> bool:
+        return any(fits(subject) for fits in self._wanted)
+
+    def begin(self, position: int, look: Look) -> bool:
+        """Fold what is to be added, up to a position, from where it stands; False if it has all that."""
+        self._rows, self._asides, self._reached = Rows(partial(self._row, look)), [], position
+        return position > self.position
+
+    def add(self, said: Said) -> None:
+        """Fold a record in, unless it has it."""
+        if said.position > self.position:
+            for each in self.projection.wanted(said):
+                aside = self._rows.add(self.projection, each)
+                if aside is not None:
+                    self._asides.append(aside)
+                    logger.warning(
+                        "set aside", projection=self.projection.name, position=aside.position, reason=aside.reason
+                    )
+
+    def step(self) -> Step:
+        """What was added, as it is to be stored."""
+        marks = self._reached // MARK_EVERY > self.position // MARK_EVERY
+        changes = [self._change(key, row) for key, row in self._rows.told.items()]
+        return Step(self.build.id, self.position, self._reached, changes, self._asides, marks)
 
     def stored(self) -> None:
         """What was folded last is on the shelf."""
         if self._reached > self.position:
             self.position = self._reached
-            self._known.update(self._changes)
+            self._known.update(self._rows.changes)
             while len(self._known) > _CACHED_ROWS:
                 self._known.popitem(last=False)
 
@@ -183,11 +203,11 @@ class Growth:
             self._shelf.serve(self.build)
             self._build = msgspec.structs.replace(self.build, is_served=True)
 
-    def _row(self, key: str) -> Any:
+    def _row(self, look: Look, key: str) -> Any:
         if key in self._known:
             self._known.move_to_end(key)
             return self._known[key]
-        found = self._shelf.row(self.build.id, key)
+        found = look(self.build.id, key)
         return None if found is None else self._decode(found)
 
     def _change(self, key: str, row: Any) -> Change:

@@ -8,7 +8,7 @@ from datetime import datetime
 import msgspec
 
 from bus.errors import NotFound
-from bus.events import RunStarted, archived
+from bus.events import COMMIT, RunStarted, archived
 from bus.folding import evolve
 from bus.happening import Happening
 from bus.plan import TASK
@@ -52,8 +52,7 @@ class Ambiguous(NotFound):
 
 def _fold(runs: Rows[RunState], happening: Happening) -> None:
     commit = happening.commit
-    # A commit is folded whole, with its first event: it happened at once.
-    if commit is None or happening.index:
+    if commit is None:
         return
     before = runs.get(commit.run)
     if before is None:
@@ -83,7 +82,7 @@ def glance(state: RunState) -> Glance:
 
 
 RUNS: Projection[RunState] = Projection(
-    name="runs", version=1, row=RunState, fold=_fold, subjects=["run.*"], glance=glance
+    name="runs", version=2, row=RunState, fold=_fold, subjects=["run.*"], types=frozenset({COMMIT}), glance=glance
 )
 """The state of every run and phase."""
 

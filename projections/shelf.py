@@ -91,6 +91,12 @@ class Recorder(Protocol):
     def _max_tracking_id(self, application_name: str, cursor: Any, /) -> int | None: ...
 
 
+class Look(Protocol):
+    """Finds one row as JSON, as it is now, or as of a mark."""
+
+    def __call__(self, build: str, key: str, mark: int | None = None, /) -> str | None: ...
+
+
 class Shelf:
     """Every build on one database. Its calls block: they are for a thread. Raises ShelfDamaged."""
 
@@ -149,17 +155,19 @@ class Shelf:
 
     def row(self, build: str, key: str, *, mark: int | None = None) -> str | None:
         """One row as JSON, as it is now, or as of a mark."""
-        where = "SELECT row_json FROM phasebus_rows WHERE build = ? AND key = ?"
-        given: tuple[Any, ...] = (build, key)
-        if mark is not None:
-            where = (
-                "SELECT row_json FROM phasebus_history WHERE build = ? AND key = ? AND position <= ? "
-                "ORDER BY position DESC LIMIT 1"
-            )
-            given = (build, key, mark)
+        with self.looking() as look:
+            return look(build, key, mark)
+
+    @contextmanager
+    def looking(self) -> Iterator[Look]:
+        """What finds one row after the other, within one transaction and one thread."""
         with self._transaction(commit=False) as cursor:
-            found = self._run(cursor, where, given).fetchone()
-            return None if found is None else found["row_json"]
+
+            def look(build: str, key: str, mark: int | None = None) -> str | None:
+                found = self._run(cursor, *_one_row(build, key, mark)).fetchone()
+                return None if found is None else found["row_json"]
+
+            yield look
 
     def rows(self, build: str, *, mark: int | None = None) -> list[tuple[str, str]]:
         """Every row as JSON, by key, as it is now, or as of a mark."""
@@ -233,6 +241,16 @@ class Shelf:
                 yield cursor
         except PersistenceError as error:
             raise ShelfDamaged(f"the projections' database does not work: {error}") from error
+
+
+def _one_row(build: str, key: str, mark: int | None) -> tuple[str, tuple[Any, ...]]:
+    if mark is None:
+        return "SELECT row_json FROM phasebus_rows WHERE build = ? AND key = ?", (build, key)
+    select = (
+        "SELECT row_json FROM phasebus_history WHERE build = ? AND key = ? AND position <= ? "
+        "ORDER BY position DESC LIMIT 1"
+    )
+    return select, (build, key, mark)
 
 
 def encoded(value: object) -> str:
