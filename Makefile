@@ -1,5 +1,5 @@
 # One command for people and CI: `make check` is what `.ci/run` calls, without the set-up.
-.PHONY: check test format bench demo
+.PHONY: check test format bench recovery chaos demo
 
 check:
 	uv run pytest
@@ -13,6 +13,12 @@ format:
 
 bench:
 	uv run python -m benchmarks.runs
+
+recovery:
+	uv run python -m benchmarks.recovery
+
+chaos:
+	uv run python -m benchmarks.chaos
 
 demo:
 	uv run phasebus demo

@@ -45,6 +45,8 @@ class Census:
     def __init__(self, client: Client, suspect: Callable[[str], None]) -> None:
         self._client = client
         self._suspect = suspect
+        # Both questions of a whole lease's silence are answered, or not, well before another lease is over.
+        self._answer_s = min(_ANSWER_S, client.settings.lease_s / 6)
         self._began = 0.0
         self._seen: dict[str, float] = {}
         self._beats: dict[str, Beat] = {}
@@ -73,6 +75,15 @@ class Census:
         return self._beats.get(instance)
 
     @property
+    def patience_s(self) -> float:
+        """How long `confirm` may take to call an instance frozen."""
+        return _RECONNECT_S + 2 * self._answer_s
+
+    def heard_at(self, instance: str) -> float:
+        """When its newest beat came (monotonic); 0 if none has."""
+        return self._seen.get(instance, 0.0)
+
+    @property
     def beats(self) -> list[Beat]:
         """The newest beat of every instance that has been heard."""
         return list(self._beats.values())
@@ -89,17 +100,27 @@ class Census:
             self._beats.pop(instance, None)
 
     async def confirm(self, instance: str) -> Fate:
-        """Ask the instance itself. Nobody subscribed: crashed. Subscribed but no answer: frozen, or a blocked loop."""
+        """Ask the instance itself. Nobody subscribed: crashed. Subscribed, and no answer twice: frozen, or a blocked
+        loop.
+
+        Raises Unavailable if it is our own line that is silent: then nothing is known of anybody.
+        """
         await asyncio.sleep(_RECONNECT_S)
-        subject = self._client.subjects.ping(instance)
-        try:
-            answer = await self._client.connection.request(subject, timeout_s=_ANSWER_S)
-        except NoResponders:
-            return "crashed"
-        except Unavailable:
-            return "frozen"
-        self._hear(answer)
-        return "alive"
+        connection = self._client.connection
+        for _ in range(2):
+            disconnects = connection.disconnects
+            try:
+                answer = await connection.request(self._client.subjects.ping(instance), timeout_s=self._answer_s)
+            except NoResponders:
+                return "crashed"
+            except Unavailable:
+                await connection.flush(self._answer_s)
+                if connection.disconnects != disconnects:
+                    raise
+            else:
+                self._hear(answer)
+                return "alive"
+        return "frozen"
 
     def _hear(self, message: Message) -> None:
         beat = read_beat(message)

@@ -14,10 +14,13 @@ from collections.abc import Awaitable, Callable, Collection
 from datetime import timedelta
 
 import structlog
+from msgspec.structs import replace
 
-from agents.census import Census
+from agents.clerk import Clerk
 from agents.clockwork import Clockwork
-from agents.docket import Docket, Key
+from agents.custody import Custody
+from agents.docket import Docket
+from agents.herald import Herald
 from agents.leadership import Leadership
 from agents.registrar import Registrar
 from agents.sweep import Sweep
@@ -25,14 +28,12 @@ from bus import children
 from bus.client import Client
 from bus.commands import Cancel, Command, Fail
 from bus.errors import BusError, NotFound, Refused, Unavailable
-from bus.events import Cause, RunStarted, archived
+from bus.events import RunStarted, archived
 from bus.folding import evolve
-from bus.halts import Halt
 from bus.inputs import work
 from bus.ledger import commit_in, utc_now
-from bus.presence import Held
-from bus.problem import Problem
 from bus.record import Record
+from bus.recovery import Recovered
 from bus.run import PhaseState, RunState
 from bus.schedule import Schedule
 from bus.streams import info
@@ -42,6 +43,7 @@ logger = structlog.get_logger(__name__)
 
 _TICK_S = 0.05
 _LOST_WORK_EVERY_S = 2.0
+_STARVED_EVERY_S = 1.0
 _FLOOR_EVERY_S = 5.0
 _SCHEDULES_EVERY_S = 1.0
 _SWEEP_EVERY_S = 1.0
@@ -53,15 +55,15 @@ class Supervisor:
 
     def __init__(self, client: Client, name: str) -> None:
         self._client = client
+        self._name = name
+        self._herald = Herald(client, name)
         self._leadership = Leadership(client, name)
         self._lease_s = client.settings.lease_s
-        self._suspects: asyncio.Queue[str] = asyncio.Queue()
-        self._census = Census(client, self._suspects.put_nowait)
         self._docket = Docket()
         self._registrar = Registrar(client)
-        self._missing: dict[Key, float] = {}
-        self._foreign: dict[str, set[Held]] = {}
+        self._clerk = Clerk(client)
         self._position = 0
+        self._began_at = utc_now()
         self.leads = asyncio.Event()
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -91,8 +93,10 @@ class Supervisor:
         if not await self._leadership.claim():
             return
         logger.info("leading", lease=self._leadership.token)
-        self._docket, self._missing, self._foreign = Docket(), {}, {}
+        self._docket, self._herald, self._began_at = Docket(), Herald(self._client, self._name), utc_now()
         self._registrar = Registrar(self._client)
+        custody = Custody(self._client, self._docket, self._registrar, self._herald, self._name)
+        self._clerk = Clerk(self._client)
         newest = await self._client.log.last(self._client.subjects.runs)
         upto = newest.position if newest is not None else 0
         newest = await self._client.log.last(self._client.subjects.agents)
@@ -100,21 +104,24 @@ class Supervisor:
         floor, agents_floor = await self._leadership.floors()
         # A floor above the log is not one of this log: everything is read.
         self._position = floor if floor <= upto else 0
-        async with self._census.watching(), asyncio.TaskGroup() as tasks:
+        async with custody.watching(), asyncio.TaskGroup() as tasks:
             tasks.create_task(self._renew())
             caught_up = asyncio.Event()
             tasks.create_task(self._track(upto, caught_up))
             await caught_up.wait()
             logger.info("watching", open_runs=len(self._docket), position=self._position)
             self.leads.set()
+            tasks.create_task(custody.look_round())
             tasks.create_task(self._every(_TICK_S, self._act_on_time))
-            tasks.create_task(self._every(self._lease_s / 6, self._check_holders))
+            tasks.create_task(self._every(self._lease_s / 6, custody.check))
             tasks.create_task(self._every(_LOST_WORK_EVERY_S, self._restore_work))
+            tasks.create_task(self._every(_STARVED_EVERY_S, self._mind_the_starved))
             tasks.create_task(self._every(_LOST_WORK_EVERY_S, self._mind_children))
+            tasks.create_task(self._every(_LOST_WORK_EVERY_S, self._clerk.look))
             tasks.create_task(self._every(_FLOOR_EVERY_S, self._raise_floor))
             tasks.create_task(self._registrar.follow(agents_floor if agents_floor <= agents_upto else 0))
-            tasks.create_task(self._heed_suspects())
             tasks.create_task(self._every(_SWEEP_EVERY_S, Sweep(self._client, self._leadership.bucket).sweep))
+            tasks.create_task(custody.heed())
             clockwork = Clockwork(self._client, self._open_run_of)
             tasks.create_task(self._every(_SCHEDULES_EVERY_S, clockwork.look))
             tasks.create_task(clockwork.serve())
@@ -165,6 +172,7 @@ class Supervisor:
             self._docket.note(await self._client.runs.load(run), record.position)
         else:
             self._docket.note(evolve(before, commit), record.position)
+            self._clerk.note(before, commit)
 
     async def _open_run_of(self, schedule: Schedule) -> str | None:
         """An open run of the schedule, as of all that is in the log by now."""
@@ -188,82 +196,23 @@ class Supervisor:
             delayed = [timer for timer in due if timer.kind == "dispatch" and timer.attempt > 1]
             self._client.ledger.dispatch(state, [(timer.phase, timer.item) for timer in delayed])
             commands = [command for timer in due if (command := timer.command(state)) is not None]
-            await asyncio.gather(*(self._submit(state.run, command) for command in commands))
+            await asyncio.gather(*(self._end(state, command) for command in commands))
         except Exception:
             asyncio.get_running_loop().call_later(_AGAIN_S, self._docket.arm, state.run)
             raise
 
-    # Holders
+    async def _end(self, state: RunState, command: Command) -> None:
+        await self._submit(state.run, await self._with_reason(state, command))
 
-    async def _heed_suspects(self) -> None:
-        """Someone's connection has closed."""
-        async with asyncio.TaskGroup() as tasks:
-            while True:
-                instance = await self._suspects.get()
-                tasks.create_task(self._examine(instance, "its connection closed"))
-
-    async def _check_holders(self) -> None:
-        holders = self._docket.holders
-        known = {*holders, *self._registrar}
-        silent = [instance for instance in known if self._census.silent_s(instance) > self._lease_s]
-        await asyncio.gather(*(self._examine(each, "its beats stopped") for each in silent))
-        await asyncio.gather(*(self._check_forgotten(each) for each in holders))
-        self._tell_again()
-        self._census.forget(known)
-
-    async def _examine(self, instance: str, evidence: str) -> None:
-        """Confirm a suspicion, and take back what the instance holds if it is true."""
-        try:
-            fate = await self._census.confirm(instance)
-            if fate == "frozen" and self._census.silent_s(instance) <= self._lease_s:
-                # It has a lease to answer in.
-                return
-            if fate != "alive":
-                held = self._docket.held_by(instance)
-                await self._recover(instance, held, fate, evidence)
-                await self._registrar.lose(instance, fate, evidence, len(held))
-        except BusError as error:
-            # It stays silent, so it is examined again.
-            logger.warning("not examined", instance=instance, error=str(error))
-
-    async def _check_forgotten(self, instance: str) -> None:
-        """A living instance that does not list an attempt for a whole lease has lost it, or could not store its end."""
-        beat = self._census.beat(instance)
-        now = time.monotonic()
-        listed = {(each.run, each.phase, each.item, each.attempt) for each in beat.held} if beat is not None else set()
-        forgotten: list[Key] = []
-        for key in self._docket.held_by(instance):
-            if beat is None or key in listed:
-                self._missing.pop(key, None)
-            elif now - self._missing.setdefault(key, now) > self._lease_s:
-                del self._missing[key]
-                forgotten.append(key)
-        if forgotten:
-            await self._recover(instance, forgotten, "forgotten", "it lives, but does not hold the attempt")
-
-    def _tell_again(self) -> None:
-        """An instance that still lists what is not its own has not heard that it was taken from it."""
-        foreign: dict[str, set[Held]] = {}
-        for beat in self._census.beats:
-            own = {Held(*key) for key in self._docket.held_by(beat.instance)}
-            foreign[beat.instance] = set(beat.held) - own
-        # Seen twice: what it has only just taken may not have been read here yet.
-        again = {each: held & self._foreign.get(each, set()) for each, held in foreign.items()}
-        self._foreign = foreign
-        self._client.ledger.halt(
-            {each: Halt(tuple(held), "the log has it as over") for each, held in again.items() if held}
-        )
-
-    async def _recover(self, instance: str, held: list[Key], cause: Cause, evidence: str) -> None:
-        problem = Problem("lost", f"{instance} {_WORDS[cause]}", "transient", detail=evidence)
-        for run, phase, item, attempt in held:
-            logger.warning("recovering", run=run, phase=phase, item=item, attempt=attempt, cause=cause)
-        await asyncio.gather(
-            *(
-                self._submit(run, Fail(phase, item, attempt, instance, problem, cause, evidence))
-                for run, phase, item, attempt in held
-            )
-        )
+    async def _with_reason(self, state: RunState, command: Command) -> Command:
+        """Work that nobody took: because nobody offers to do it, or because nobody was free."""
+        if not isinstance(command, Fail) or command.cause != "unclaimed":
+            return command
+        capability = state.capability(command.phase) or ""
+        if await self._herald.is_offered(capability):
+            return replace(command, evidence=f"{capability!r} is offered, and nobody was free")
+        evidence = f"no live agent offers {capability!r}"
+        return replace(command, cause="starved", problem=replace(command.problem, detail=evidence), evidence=evidence)
 
     async def _submit(self, run: str, command: Command) -> None:
         try:
@@ -279,10 +228,16 @@ class Supervisor:
         if not late:
             return
         there = await self._work_subjects()
+        lost: list[Recovered] = []
         for state, timer in late:
             if self._client.subjects.work(work(state, timer.phase, timer.item)) not in there:
-                logger.warning("work restored", run=state.run, phase=timer.phase, item=timer.item)
+                lost.append(Recovered(state.run, timer.phase, timer.attempt, "work_lost", timer.item))
                 self._client.ledger.dispatch(state, [(timer.phase, timer.item)])
+        on_start = all(timer.at < self._began_at for _, timer in late)
+        await self._herald.recovered(lost, on_start=on_start)
+
+    async def _mind_the_starved(self) -> None:
+        await self._herald.look(self._docket.ready_since(utc_now() - timedelta(seconds=self._lease_s)))
 
     async def _mind_children(self) -> None:
         """Start, report and stop what parents and children should have been told, and were not."""
@@ -314,14 +269,8 @@ class Supervisor:
             return ()
 
     async def _raise_floor(self) -> None:
-        await self._leadership.raise_floors(self._docket.floor(self._position), self._registrar.floor)
-
-
-_WORDS = {
-    "crashed": "is gone",
-    "frozen": "does not answer: it is frozen, or a handler blocks its event loop (a plain `def` runs in a thread)",
-    "forgotten": "has lost the attempt",
-}
+        runs = self._clerk.floor(self._docket.floor(self._position))
+        await self._leadership.raise_floors(runs, self._registrar.floor)
 
 
 class _Deposed(Exception):

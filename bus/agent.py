@@ -35,6 +35,8 @@ class Capability(msgspec.Struct, frozen=True, kw_only=True):
     `cache` its answer depends on its input alone, so the same input need not be worked on again (`bus.cache`).
     With `breaker`, no work is taken while too many attempts fail, in whatever instance; it has the capability's name.
     By `tags` it can be found (`Client.agents`).
+    `on_dead`: what happens to later work when some was given up for good: `skip` goes on with it, `pause` takes nothing
+    more until somebody says `phasebus dead release`.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Capability(msgspec.Struct, frozen=True, kw_only=True):
     cache: Cache | None = None
     breaker: Breaker | None = None
     tags: tuple[str, ...] = ()
+    on_dead: Literal["skip", "pause"] = "skip"
 
     def call(self, value: object, context: Context) -> Any:
         """The handler's answer, or for an `async def` what has to be awaited for it."""
@@ -92,6 +95,7 @@ class Agent:
         cache: Cache | bool = False,
         breaker: Breaker | None = None,
         tags: Iterable[str] = (),
+        on_dead: Literal["skip", "pause"] = "skip",
     ) -> Callable[[H], H]:
         """Register the decorated function as the handler of `name`; what the keywords mean is said at `Capability`.
 
@@ -113,6 +117,8 @@ class Agent:
         if memory_mb is not None and (isolation is None or memory_mb < 1):
             raise SettingsError(f"capability {name!r}: memory_mb must be 1 or more, and needs isolation='process'")
 
+        if on_dead not in ("skip", "pause"):
+            raise SettingsError(f"capability {name!r}: on_dead is 'skip' or 'pause', not {on_dead!r}")
         kept = Cache() if cache is True else cache or None
         labels = _tags(tags)
 
@@ -139,6 +145,7 @@ class Agent:
                 cache=kept,
                 breaker=breaker,
                 tags=labels,
+                on_dead=on_dead,
             )
             return handler
 

@@ -82,6 +82,10 @@ _CHANNELS = (
         "What operators did to things that are not runs.",
         (
             "ops.letter_redriven.v1",
+            "ops.letter_discarded.v1",
+            "ops.redrive_begun.v1",
+            "ops.redrive_ended.v1",
+            "ops.capability_released.v1",
             "ops.payloads_collected.v1",
             "ops.archive_started.v1",
             "ops.archive_sealed.v1",

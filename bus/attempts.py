@@ -10,20 +10,20 @@ import asyncio
 import time
 from collections.abc import Sequence
 from typing import Any
-from uuid import uuid4
 
 import msgspec
 import structlog
 
 from bus import dead
 from bus.agent import Agent, Capability
+from bus.brake import Brake
 from bus.circuit import Circuit, Passage
 from bus.client import Client
 from bus.commands import Complete, Fail, Offer, Take
 from bus.context import Context, Pulse
 from bus.envelope import decode, envelope
 from bus.errors import BusError, CircuitOpen, MalformedMessage, Refused, TooLarge
-from bus.events import Cause, PhaseStarted, ResultRefused
+from bus.events import Cause, PhaseFailed, PhaseStarted, ResultRefused
 from bus.halts import Halt, is_held
 from bus.handling import Answer, Halted, answer, perform
 from bus.inputs import Order
@@ -69,6 +69,7 @@ class Attempts:
         self._doubted: set[Held] = set()
         self.tallies = {name: Tally() for name in agent.capabilities}
         self.state: Any = None
+        self.brakes: dict[str, Brake] = {}
         self.draining = False
 
     @property
@@ -80,6 +81,10 @@ class Attempts:
 
         What an open `circuit` does not let through goes back to the queue: it costs the work no attempt.
         """
+        if self._is_paused(capability):
+            # It was on its way when something died.
+            delivery.nak(_NOT_NOW_S)
+            return
         try:
             message = decode(delivery.message.data)
             work = self._client.subjects.parse_work(delivery.message.subject)
@@ -121,6 +126,9 @@ class Attempts:
                         await self._recall.keep(capability, recalled, decided)
                     passage = circuit.passing() if circuit is not None else None
                     offers = offers and (circuit is None or circuit.state.status == "closed")
+
+    def _is_paused(self, capability: Capability) -> bool:
+        return capability.name in self.brakes and self.brakes[capability.name].is_on
 
     async def heed(self, halt: Halt) -> None:
         """Stop what the log no longer gives to this instance. A halt can be forged: the log is asked."""
@@ -221,8 +229,11 @@ class Attempts:
                 return None
             self.tallies[capability.name].count(took_s, result if isinstance(result, Problem) else None)
             offer = Offer(capability.name, self._agent.name, capability.timeout_s)
-            offered = offer if offers and not self.draining else None
-            decided = await self._conclude(order, result, causation, offered, key)
+            goes_on = offers and not self.draining and not self._is_paused(capability)
+            decided = await self._conclude(order, result, causation, offer if goes_on else None, key)
+            if capability.name in self.brakes and decided is not None and _has_died(decided, order):
+                # Before anything more is asked for: the log says so to everybody else a moment later.
+                self.brakes[capability.name].put(on=True)
             duration_ms = round((time.monotonic() - began) * 1000, 1)
             if isinstance(result, Problem):
                 logger.warning("failed", problem=told(result), error=str(result), duration_ms=duration_ms)
@@ -271,13 +282,27 @@ class Attempts:
         limits = (client.connection.max_payload, _KEPT_BYTES)
         for limit_bytes in limits:
             letter = dead.unreadable(
-                capability.name, message.subject, message.data, reason, self._instance, limit_bytes=limit_bytes
+                capability.name,
+                message.subject,
+                message.data,
+                reason,
+                self._instance,
+                limit_bytes=limit_bytes,
+                agent=self._agent.name,
+                headers=message.headers,
+                origin=delivery.stream_sequence,
+                stored_at=delivery.stored_at,
+                delivered=delivery.delivered,
             )
-            record = envelope(dead.UNREADABLE, letter, id=uuid4().hex, source=client.source, time=utc_now())
+            name = dead.name_of_unreadable(letter)
+            record = envelope(dead.UNREADABLE, letter, id=name, source=client.source, time=utc_now())
             try:
                 await client.log.append(client.subjects.dead(capability.name), record)
             except TooLarge:
                 continue
+            except Refused:
+                # Whoever had it before us stored it, and died before the message was acknowledged.
+                break
             except BusError as error:
                 logger.warning("dead letter not stored", error=str(error))
                 delivery.nak(_NOT_NOW_S)
@@ -286,6 +311,14 @@ class Attempts:
         logger.warning("unreadable work", reason=reason)
         # Only now: what is acknowledged is gone from the work queue.
         delivery.ack()
+
+
+def _has_died(decided: Decided, order: Order) -> bool:
+    """Whether the work was given up with this result."""
+    return any(
+        isinstance(event, PhaseFailed) and (event.phase, event.item) == (order.phase, order.item)
+        for event in decided.events
+    )
 
 
 def _next_start(decided: Decided | None, instance: str) -> PhaseStarted | None:

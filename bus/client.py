@@ -3,42 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from functools import lru_cache
 from typing import Any, TypeVar, overload
-from uuid import uuid4
 
 import msgspec
 import structlog
 
-from bus import dead, feed
+from bus import feed
 from bus.commands import Begin
 from bus.connection import Connection
 from bus.coordination import Coordination
 from bus.decisions import Deciding, Decisions
 from bus.durability import Durability
-from bus.envelope import Envelope, envelope
-from bus.errors import (
-    Archived,
-    MalformedMessage,
-    NoLiveAgent,
-    NotFound,
-    PlanError,
-    Refused,
-    TimedOut,
-    WorkFailed,
-)
+from bus.errors import Archived, MalformedMessage, NoLiveAgent, NotFound, PlanError, TimedOut, WorkFailed
 from bus.events import Commit, archived, is_ending
 from bus.guarding import Guarding, Guards
 from bus.happening import Happening
 from bus.leases import Leases
-from bus.ledger import Ledger, utc_now
+from bus.ledger import Ledger
 from bus.log import Log
 from bus.messages import MESSAGES
 from bus.plan import TASK, Phase, Plan
 from bus.presence import is_offered
 from bus.problem import Problem
+from bus.redriving import Redriving
 from bus.references import ref
 from bus.registry import Registry
 from bus.run import RunState
@@ -66,7 +56,7 @@ class Receipt(msgspec.Struct, frozen=True):
     unserved: Sequence[str] = ()
 
 
-class Client(Steering, Scheduling, Coordination, Deciding, Guarding, Registry):
+class Client(Steering, Scheduling, Redriving, Coordination, Deciding, Guarding, Registry):
     """One process's door to a bus. Made by `connect`, closed with it."""
 
     def __init__(
@@ -221,46 +211,6 @@ class Client(Steering, Scheduling, Coordination, Deciding, Guarding, Registry):
         """Whether this ending is the last: a redriven run goes on after one."""
         state = await self.runs.load(run)
         return not state.is_open and state.ended_at == ending.at
-
-    async def dead_letters(self) -> AsyncIterator[tuple[int, dead.DeadLetter | dead.Unreadable]]:
-        """Every dead letter ever, with its number (its position in the log), oldest first."""
-        async for record in self.log.read(self.subjects.dead_letters):
-            try:
-                letter = dead.read(record.envelope())
-            except MalformedMessage as error:
-                logger.warning("record set aside", subject=record.subject, position=record.position, error=str(error))
-                continue
-            yield record.position, letter
-
-    async def dead_letter(self, number: int) -> dead.DeadLetter | dead.Unreadable:
-        """One dead letter. Raises NotFound."""
-        return dead.read(await self._dead_message(number))
-
-    async def redrive_letter(self, number: int, *, by: str) -> None:
-        """Send dead work again to where it came from. Raises NotFound, Refused if it is not dead any more."""
-        message = await self._dead_message(number)
-        letter = dead.read(message)
-        if isinstance(letter, dead.DeadLetter):
-            if not dead.is_open(letter, await self.runs.load(letter.run)):
-                raise Refused(
-                    f"dead letter {number} was redriven before; `phasebus run show {letter.run}` has the rest"
-                )
-            await self.redrive(letter.run, by=by, phases=[letter.phase])
-            return
-        if letter.size_bytes > len(letter.body):
-            raise Refused(f"dead letter {number} is the beginning of {letter.size_bytes} bytes: it can't be sent again")
-        # By its id: its number is its position in this log, and an import into another gives it a new one.
-        said = dead.LetterRedriven(by, message.id, letter.subject)
-        record = envelope(dead.LETTER_REDRIVEN, said, id=uuid4().hex, source=self.source, time=utc_now())
-        await self.log.append(self.subjects.ops("dead"), record)
-        # A letter that was imported names a subject of the bus it comes from.
-        self.connection.publish(self.subjects.ours(letter.subject), letter.body)
-
-    async def _dead_message(self, number: int) -> Envelope:
-        record = await self.log.at(number)
-        if record is None or not record.subject.startswith(self.subjects.dead_letters.removesuffix("*")):
-            raise NotFound(f"there is no dead letter {number}")
-        return record.envelope()
 
     async def _unserved(self, capabilities: Sequence[str]) -> list[str]:
         offered = await asyncio.gather(

@@ -175,6 +175,24 @@ class Redrive(msgspec.Struct, frozen=True):
     afresh: bool = False
 
 
+class Revive(msgspec.Struct, frozen=True, kw_only=True):
+    """Go on with the work of one dead letter, if that is still how it stands: given up at `attempt`, in `passes`.
+
+    With `input` it gets this instead of what it had; `transform` names the function that made it.
+    """
+
+    by: str
+    letter: str
+    phase: str
+    item: int | None
+    attempt: int
+    passes: int
+    input: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    reason: str = ""
+    transform: str = ""
+    operation: str = ""
+
+
 class Pause(msgspec.Struct, frozen=True):
     """Somebody holds the run: what is under way may end, nothing more is taken."""
 
@@ -249,6 +267,7 @@ Command = (
     | Cancel
     | Expire
     | Redrive
+    | Revive
     | Pause
     | Resume
     | Skip

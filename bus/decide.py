@@ -28,6 +28,7 @@ from bus.commands import (
     Redrive,
     Report,
     Resume,
+    Revive,
     Rollback,
     Save,
     Settle,
@@ -40,6 +41,7 @@ from bus.draft import Draft
 from bus.effects import intend, save, settle, vouch
 from bus.errors import Refused
 from bus.events import (
+    UNTAKEN,
     Commit,
     Event,
     PhaseApproved,
@@ -62,6 +64,7 @@ from bus.gates import answer, report, signal
 from bus.holding import find, is_holder, label, under_way
 from bus.passes import checkpoint, redrive, roll_back, skip
 from bus.problem import Problem
+from bus.revival import revive
 from bus.run import TERMINAL, Item, Late, PhaseState, RunState
 
 OUTSIDE = "outside of"
@@ -100,6 +103,8 @@ def decide(state: RunState | None, command: Command, *, run: str, now: datetime)
             answer(draft, command)
         case Redrive():
             redrive(draft, command)
+        case Revive():
+            revive(draft, command)
         case Pause():
             draft.must_be_open()
             if state.paused_at is not None:
@@ -234,9 +239,12 @@ def _go_on(draft: Draft, offer: Offer, instance: str) -> None:
 
 def _fail(draft: Draft, command: Fail) -> None:
     phase, item = find(draft.state, command.phase, command.item)
-    if command.cause == "unclaimed":
+    if command.cause in UNTAKEN:
         if item.status != "ready" or item.attempt != command.attempt:
             raise Refused(f"{label(phase, item)} does not wait to be taken")
+    elif command.evidence and not is_holder(item, command):
+        # Who recovers brings no result: another recoverer was faster, or the attempt has ended by itself.
+        raise Refused(f"attempt {command.attempt} of {label(phase, item)} is not held by {command.instance!r}")
     elif _held(draft, command, "failed") is None:
         return
     agent = item.holder.agent if item.holder is not None else ""
@@ -255,7 +263,7 @@ def _fail(draft: Draft, command: Fail) -> None:
     seed = f"{draft.state.run}/{phase.key}/{item.index}"
     earlier = [attempt.problem for attempt in item.attempts[item.earlier :] if attempt.problem is not None]
     policy = draft.state.plan.graph[phase.key].phase.policy
-    wait_s = None if command.cause == "unclaimed" else retry.delay_s(policy, problem, earlier, seed=seed)
+    wait_s = None if command.cause in UNTAKEN else retry.delay_s(policy, problem, earlier, seed=seed)
     if wait_s is None:
         draft.emit(PhaseFailed(phase=phase.key, item=item.index, problem=problem))
         draft.item_ended(phase.key, item)

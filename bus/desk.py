@@ -9,6 +9,7 @@ from typing import Any
 import structlog
 
 from bus.agent import Capability
+from bus.brake import Brake
 from bus.circuit import Circuit
 from bus.client import Client
 from bus.presence import Load
@@ -39,6 +40,8 @@ class Desk:
         self._serve = serve
         self._tasks = tasks
         self._circuit = client.breaker(capability.name, capability.breaker) if capability.breaker is not None else None
+        self.brake = Brake(client, capability.name, self._hold) if capability.on_dead == "pause" else None
+        self._braking: asyncio.Task[None] | None = None
         self._intake: Intake | None = None
         self._resting: set[asyncio.Task[None]] = set()
         self._pulling: set[asyncio.Task[None]] = set()
@@ -57,6 +60,10 @@ class Desk:
             await set_up_cache(client.connection, client.subjects, client.settings)
         if self._circuit is not None:
             await self._circuit.known()
+        if self.brake is not None and self._braking is None:
+            # Before anything is asked for: there may have been a death.
+            await self.brake.look()
+            self._braking = self._tasks.create_task(self.brake.follow())
         consumer = await self._ensure()
         intake = Intake(
             client.connection,
@@ -66,6 +73,7 @@ class Desk:
             missing=self._restore,
         )
         self._intake = intake
+        self._hold(self.brake is not None and self.brake.is_on)
         self._grant(intake, self._capability.concurrency - len(self.serving))
         task = self._tasks.create_task(intake.run())
         self._pulling.add(task)
@@ -80,8 +88,13 @@ class Desk:
     def cancel(self) -> None:
         """End what is left: pulling, and what was begun, which is handed back."""
         self.close()
-        for task in (*self._pulling, *self._resting, *self.serving):
+        braking = [self._braking] if self._braking is not None else []
+        for task in (*self._pulling, *self._resting, *braking, *self.serving):
             task.cancel()
+
+    def _hold(self, held: bool) -> None:
+        if self._intake is not None:
+            self._intake.hold(held)
 
     def _take(self, intake: Intake, delivery: Delivery) -> None:
         if self._intake is not intake:

@@ -75,7 +75,7 @@ class Draft:
                 self.emit(
                     *(PhaseCancelled(phase=key, item=index, reason=f"item {item.index} failed") for index in left)
                 )
-            self._advance(phase.key)
+            self.advance(phase.key)
             if self.state.phases[key].status not in TERMINAL:
                 return
         self.phase_ended(key)
@@ -190,7 +190,7 @@ class Draft:
         except Unresolved as error:
             self.emit(PhaseFailed(phase=key, problem=Problem("unresolved", str(error), "configuration")))
             return
-        self._advance(key)
+        self.advance(key)
 
     def _await_signal(self, key: str, awaited: WaitFor) -> None:
         early = self.state.signals.get(awaited.signal)
@@ -212,7 +212,7 @@ class Draft:
         child = child_name(self.state.run, key, self.state.passes)
         self.emit(PhaseWaiting(phase=key, expires_at=expires_at, child=child))
 
-    def _advance(self, key: str) -> None:
+    def advance(self, key: str) -> None:
         """Make pending items ready while there is room in the phase's width; end the phase after its last item."""
         phase = self.state.phases[key]
         width = self.state.plan.graph[phase.key].phase.width or WIDEST

@@ -22,10 +22,11 @@ COMMIT = "run.commit.v1"
 Instant = Annotated[datetime, msgspec.Meta(tz=True)]
 """A time that can be compared with any other: with its zone, in practice UTC."""
 
-Cause = Literal["error", "timed_out", "silent", "crashed", "frozen", "forgotten", "handed_back", "unclaimed"]
+Cause = Literal["error", "timed_out", "silent", "crashed", "frozen", "forgotten", "handed_back", "unclaimed", "starved"]
 """How an attempt ended without a result: the handler raised, its deadline passed, it said nothing of itself for too
-long, its process died, stopped
-answering, or no longer knows of it, a stopping process gave it back, or nobody ever took it."""
+long, its process died, stopped answering, or no longer knows of it, a stopping process gave it back, or nobody ever
+took it: `unclaimed` if nobody was free, `starved` if nobody offers to do it."""
+UNTAKEN: frozenset[Cause] = frozenset({"unclaimed", "starved"})
 
 
 class _Event(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, kw_only=True, tag_field="type"):
@@ -84,13 +85,18 @@ class RunCancelled(_Event, frozen=True, tag="run.cancelled.v1"):
 class RunRedriven(_Event, frozen=True, tag="run.redriven.v1"):
     """A finished run goes on: a new pass over `phases`, whatever was skipped because of them included.
 
-    With `afresh` what had completed is done again too.
+    With `afresh` what had completed is done again too. With `letter`, the id of a dead letter, only its work is: the
+    first of `phases`, and of what failed there only `item`. `operation` is the redrive of many that it belongs to.
     """
 
     by: str
     phases: tuple[str, ...]
     deadline_at: Instant
     afresh: bool = False
+    item: int | None = None
+    letter: str = ""
+    operation: str = ""
+    reason: str = ""
 
 
 class RunPaused(_Event, frozen=True, tag="run.paused.v1"):
@@ -162,6 +168,20 @@ class PhaseExpanded(_Event, frozen=True, tag="phase.expanded.v1"):
 
     phase: str
     items: int
+
+
+class PhaseInputReplaced(_Event, frozen=True, tag="phase.input_replaced.v1"):
+    """Dead work goes on with another input. What it had is in its dead letter.
+
+    `transform` names the function that made this one of it, if one did.
+    """
+
+    phase: str
+    input: msgspec.Raw
+    by: str
+    item: int | None = None
+    reason: str = ""
+    transform: str = ""
 
 
 class PhaseReady(_Event, frozen=True, tag="phase.ready.v1"):
@@ -360,6 +380,7 @@ Known = (
     | PhaseUndoing
     | RunArchived
     | PhaseExpanded
+    | PhaseInputReplaced
     | PhaseReady
     | PhaseStarted
     | PhaseProgressed

@@ -26,6 +26,7 @@ from bus.events import (
     PhaseEscalated,
     PhaseExpanded,
     PhaseFailed,
+    PhaseInputReplaced,
     PhaseProgressed,
     PhaseReady,
     PhaseSaved,
@@ -52,6 +53,7 @@ from bus.run import (
     SUCCEEDED,
     TERMINAL,
     Attempt,
+    Death,
     Item,
     Late,
     Output,
@@ -79,17 +81,33 @@ def evolve(state: RunState | None, commit: Commit) -> RunState:
     return after
 
 
+def placed(state: RunState, happened: Iterable[Event], before: int, position: int) -> RunState:
+    """The run after a commit that was folded before its position was known: it stands at `position`.
+
+    Changes the state it is given. `before` is the position of the commit before it.
+    """
+    for event in happened:
+        if isinstance(event, PhaseReady):
+            phase = state.phases[event.phase]
+            item = phase.item(event.item)
+            if item is not None and item.origin > before:
+                _put(phase, _with(item, origin=position))
+    return replace(state, position=position, origin=state.origin if before else position)
+
+
 class Folding:
     """A fold under way: owns the parts it has copied, so each is copied once, whatever the number of events."""
 
     def __init__(self, state: RunState | None) -> None:
         self.state = None if state is None else replace(state, phases=dict(state.phases))
         self._owned: set[str] = set()
+        self._position = 0
 
     def add(self, commit: Commit) -> None:
         if self.state is None:
             self.state = _born(commit)
         if commit.position > self.state.position:
+            self._position = commit.position
             self.apply(commit.events, commit.at)
             self.state.position = commit.position
 
@@ -109,7 +127,7 @@ class Folding:
             case RunCancelled():
                 _end(state, "cancelled", at)
             case RunRedriven():
-                self._reopen(state, event)
+                self._reopen(state, event, at)
             case RunPaused():
                 state.paused_at, state.paused_by = at, event.by
             case RunResumed():
@@ -130,6 +148,11 @@ class Folding:
                 phase = self._phase(state, event.phase, at)
                 phase.items = [Item(index=index, attempt=phase.epoch) for index in range(event.items)]
                 phase.open_items = event.items
+            case PhaseInputReplaced():
+                phase = self._phase(state, event.phase, at)
+                if event.item is None and not phase.items:
+                    phase.items, phase.open_items = [Item(attempt=phase.epoch, died=phase.died)], 1
+                _put(phase, _with(_item(phase, event.item), given=Output(event.input)))
             case PhaseReady():
                 self._ready(state, event, at)
             case PhaseStarted():
@@ -232,9 +255,13 @@ class Folding:
     def _ready(self, state: RunState, event: PhaseReady, at: datetime) -> None:
         phase = self._phase(state, event.phase, at)
         if event.item is None and not phase.items:
-            phase.items, phase.open_items = [Item()], 1
-        ready_at = event.due_at or at
-        _put(phase, _with(_item(phase, event.item), status="ready", attempt=event.attempt, ready_at=ready_at))
+            phase.items, phase.open_items = [Item(died=phase.died)], 1
+        item = _item(phase, event.item)
+        origin = item.origin or self._position
+        _put(
+            phase,
+            _with(item, status="ready", attempt=event.attempt, ready_at=event.due_at or at, origin=origin),
+        )
         if event.item is None or phase.status == "pending":
             phase.status = "ready"
 
@@ -246,8 +273,12 @@ class Folding:
         undoing = Undoing(Output(event.input), Output(event.output), effects)
         # A compensation that did not come to its end is begun anew: what it has done, it has done.
         old = before.items[0] if before.undoing is not None else Item()
-        work = Item(attempt=epoch, effects=old.effects, saved=old.saved)
+        work = Item(attempt=epoch, effects=old.effects, saved=old.saved, died=old.death or old.died)
+        buried = before.buried
+        if before.undoing is None:
+            buried = tuple((item.index, item.death) for item in before.items if item.death is not None)
         phase = PhaseState(key=event.phase, epoch=epoch, begun=before.begun, undoing=undoing, opened_at=at)
+        phase.buried = buried
         phase.items, phase.open_items = [work], 1
         state.phases[event.phase] = phase
         state.open_phases += 1
@@ -279,17 +310,20 @@ class Folding:
         if item is not None and item.status not in TERMINAL:
             if item.holder is not None:
                 item = _touch(phase, item, ended_at=at, problem=event.problem, cause="cancelled")
-            _put(phase, _with(item, status="failed", problem=event.problem, ended_at=at))
+            death = Death(item.attempt, state.passes)
+            _put(phase, _with(item, status="failed", problem=event.problem, ended_at=at, death=death))
             phase.open_items -= 1
         if event.item is None:
             phase.problem = event.problem
+            if not phase.items:
+                phase.death = Death(phase.epoch, state.passes)
             is_optional = state.plan.graph[event.phase].phase.optional and phase.undoing is None
             if is_optional and phase.items and phase.items[0].index is not None:
                 # What did succeed is there for those that go on.
                 phase.output = phase.results
             _close(state, phase, "failed", at, lets_pass=is_optional)
 
-    def _reopen(self, state: RunState, event: RunRedriven) -> None:
+    def _reopen(self, state: RunState, event: RunRedriven, at: datetime) -> None:
         """A new pass: what failed is pending again, with its attempts kept; what completed stays."""
         state.status, state.problem, state.ended_at = "in_progress", None, None
         state.deadline_at = event.deadline_at
@@ -297,17 +331,36 @@ class Folding:
         state.rollback = None
         for key in event.phases:
             before = state.phases[key]
-            again = [item for item in before.items if event.afresh or item.status not in SUCCEEDED]
+            only = event.item if key == event.phases[0] else None
+            if before.status not in TERMINAL:
+                # Others of its items are under way: just this one goes with them.
+                phase = self._phase(state, key, at)
+                _put(phase, _anew(_item(phase, only), afresh=False))
+                phase.open_items += 1
+                continue
+            again = [
+                item
+                for item in before.items
+                if event.afresh
+                or (item.status not in SUCCEEDED and (only is None or item.status != "failed" or item.index == only))
+            ]
             epoch = max((item.attempt for item in before.items), default=before.epoch)
             begun = state.passes if event.afresh or before.undoing is not None else before.begun
             if before.undoing is not None or (event.afresh and state.plan.graph[key].each is not None):
                 # What it goes over may be another list now; the numbers of its attempts go on.
-                state.phases[key] = PhaseState(key=key, epoch=epoch, forced=event.afresh, begun=begun)
+                died = before.death_of(None) or before.died
+                state.phases[key] = PhaseState(key=key, epoch=epoch, forced=event.afresh, begun=begun, died=died)
             else:
                 anew = {item.index: _anew(item, afresh=event.afresh) for item in again}
                 items = [anew.get(item.index, item) for item in before.items]
                 state.phases[key] = PhaseState(
-                    key=key, items=items, open_items=len(again), epoch=epoch, forced=event.afresh, begun=begun
+                    key=key,
+                    items=items,
+                    open_items=len(again),
+                    epoch=epoch,
+                    forced=event.afresh,
+                    begun=begun,
+                    died=before.death or before.died,
                 )
             self._owned.add(key)
             state.open_phases += 1
@@ -327,6 +380,7 @@ def _born(commit: Commit) -> RunState:
         phases=phases,
         open_phases=len(phases),
         parent=first.parent,
+        origin=commit.position,
         force=first.force,
     )
 
@@ -336,9 +390,21 @@ def _with(item: Item, **changes: Any) -> Item:
 
 
 def _anew(item: Item, *, afresh: bool) -> Item:
-    """For a new pass. What was done outside has been done, unless all of it is to be done again."""
-    left: dict[str, Any] = {"effects": {}, "saved": None} if afresh else {}
-    return _with(item, status="pending", problem=None, output=None, ended_at=None, earlier=len(item.attempts), **left)
+    """For a new pass. What was done outside has been done, and an input that was replaced stays so, unless all of it is
+    to be done again."""
+    left: dict[str, Any] = {"effects": {}, "saved": None, "given": None} if afresh else {}
+    return _with(
+        item,
+        status="pending",
+        problem=None,
+        output=None,
+        ended_at=None,
+        earlier=len(item.attempts),
+        origin=0,
+        death=None,
+        died=item.death or item.died,
+        **left,
+    )
 
 
 def _undone(state: RunState, phase: PhaseState, at: datetime) -> None:

@@ -26,6 +26,7 @@ from bus.commands import (
     Report,
     Resume,
     Reuse,
+    Revive,
     Rollback,
     Save,
     Settle,
@@ -46,6 +47,7 @@ from bus.events import (
     PhaseEffectNotDone,
     PhaseEscalated,
     PhaseFailed,
+    PhaseInputReplaced,
     PhaseSaved,
     PhaseSkipped,
     PhaseStarted,
@@ -225,7 +227,29 @@ def _redrive(state: RunState, event: RunRedriven, later: Event | None) -> Comman
     if isinstance(later, PhaseSkipped) and later.by == event.by and later.phase in event.phases:
         # To skip what has failed takes a new pass.
         return None
+    if event.letter:
+        return _revive(state, event, later)
     return Redrive(event.by, event.phases, event.afresh)
+
+
+def _revive(state: RunState, event: RunRedriven, later: Event | None) -> Command | None:
+    key = event.phases[0]
+    death = state.phases[key].death_of(event.item)
+    if death is None:
+        return None
+    replaced = later if isinstance(later, PhaseInputReplaced) else None
+    return Revive(
+        by=event.by,
+        letter=event.letter,
+        phase=key,
+        item=event.item,
+        attempt=death.attempt,
+        passes=death.passes,
+        input=replaced.input if replaced is not None else msgspec.UNSET,
+        reason=event.reason,
+        transform=replaced.transform if replaced is not None else "",
+        operation=event.operation,
+    )
 
 
 def _rollback(state: RunState, event: RunRollingBack) -> Command | None:

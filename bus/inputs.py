@@ -42,6 +42,9 @@ def input_of(state: RunState, key: str, index: int | None) -> Any:
     if undoing is not None:
         about = {"input": undoing.input.value, "output": undoing.output.value}
         return about if undoing.effects is None else about | {"effects": undoing.effects.value}
+    item = state.phases[key].item(index)
+    if item is not None and item.given is not None:
+        return item.given.value
     if node.each is None:
         return resolve(node.phase.input, lambda root: _root(state, root)) if node.phase.input is not None else {}
     element = items_of(state, key)[index or 0]

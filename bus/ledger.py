@@ -17,7 +17,7 @@ from bus.connection import Connection
 from bus.envelope import Envelope, encode, envelope
 from bus.errors import Archived, BusError, MalformedMessage, NotFound, TooLarge, Unavailable
 from bus.events import Commit, archived
-from bus.folding import fold
+from bus.folding import evolve, fold
 from bus.halts import Halt
 from bus.inputs import work
 from bus.log import Log, Part
@@ -31,7 +31,8 @@ logger = structlog.get_logger(__name__)
 WORK = "phase.work.v1"
 # How bytes that anybody could publish fail to be a commit: undecodable, or about phases that are not there.
 _NOT_FOLLOWING = (MalformedMessage, AssertionError, LookupError, ValueError, TypeError, AttributeError, OverflowError)
-_LETTERS_IN_BATCH = 500
+LETTERS_IN_BATCH = 500
+"""So many are stored together with the commit that gives their work up; `agents.clerk` looks after the rest."""
 _PAUSE_S = 0.2
 
 
@@ -125,12 +126,42 @@ class Ledger:
         """Append the commit and its dead letters together; of very many, the rest in batches that follow."""
         parts = [Part(subject, message, expected)]
         for letter in letters:
-            record = self._envelope(dead.LETTER, letter, after, at=commit.at, phase=letter.phase, causation=commit.id)
-            parts.append(Part(self._log.subjects.dead(letter.capability), record))
-        position = await self._log.append_together(parts[: _LETTERS_IN_BATCH + 1])
-        for begin in range(_LETTERS_IN_BATCH + 1, len(parts), _LETTERS_IN_BATCH):
-            await self._log.append_together(parts[begin : begin + _LETTERS_IN_BATCH])
+            parts.append(self._part(letter, after, commit))
+        position = await self._log.append_together(parts[: LETTERS_IN_BATCH + 1])
+        for begin in range(LETTERS_IN_BATCH + 1, len(parts), LETTERS_IN_BATCH):
+            await self._log.append_together(parts[begin : begin + LETTERS_IN_BATCH])
         return position
+
+    async def complete_letters(self, before: RunState | None, commit: Commit) -> int:
+        """Store the letters of a commit that are not there; returns how many. `before` is the run without it.
+
+        Raises TooLarge, Unavailable.
+        """
+        there: set[str] = set()
+        async for record in self._log.read(self._log.subjects.dead_letters, after=commit.position):
+            try:
+                message = record.envelope()
+            except MalformedMessage:
+                continue
+            if message.causationid == commit.id:
+                there.add(message.id)
+        missing = [each for each in dead.letters(before, commit) if dead.name_of(each) not in there]
+        after = evolve(before, commit)
+        # In one stream of bytes, each for itself: a batch that holds an id the server knows is refused as a whole.
+        async with self._log.pipeline() as pipeline:
+            for letter in missing:
+                try:
+                    await pipeline.append(self._part(letter, after, commit))
+                except TooLarge:
+                    await pipeline.append(self._part(dead.shortened(letter), after, commit))
+        return len(missing)
+
+    def _part(self, letter: dead.DeadLetter, after: RunState, commit: Commit) -> Part:
+        name = dead.name_of(letter)
+        record = self._envelope(
+            dead.LETTER, letter, after, id=name, at=commit.at, phase=letter.phase, causation=commit.id
+        )
+        return Part(self._log.subjects.dead(letter.capability), record)
 
     async def refresh(self, run: str, state: RunState | None) -> RunState | None:
         """The run with what was stored since. Insists like an append, when the line breaks on the way.

@@ -17,11 +17,11 @@ import msgspec
 from msgspec.structs import replace
 
 from bus import barrier, dead
-from bus.dead import LETTER_REDRIVEN, DeadLetter, LetterRedriven, Unreadable
+from bus.dead import DeadLetter, Unreadable
 from bus.decision import DECIDED
-from bus.envelope import decode_data
 from bus.errors import Archived, MalformedMessage
 from bus.ledger import fold_records
+from bus.letters import letter_judged
 from bus.log import Log
 from bus.orders import AREA
 from bus.payload import is_inline
@@ -35,7 +35,7 @@ _Why = Callable[[Record], Awaitable[str | None]]
 
 
 class _Letter(NamedTuple):
-    """A dead letter, with the id of its record: by that it is named where it was sent again."""
+    """A dead letter, with the id of its record: by that it is named where it was decided about."""
 
     id: str
     letter: DeadLetter | Unreadable
@@ -166,7 +166,7 @@ class _Dead:
         self._log = log
         self._letters = letters
         self._states: dict[str, RunState | None] = {}
-        self._sent_again: set[str] | None = None
+        self._judged: set[str] | None = None
 
     async def why(self, record: Record) -> str | None:
         if record.position not in self._letters:
@@ -176,27 +176,28 @@ class _Dead:
             if letter.run not in self._states:
                 self._states[letter.run] = await _state(self._log, letter.run)
             return letter_stays(letter, self._states[letter.run])
-        if self._sent_again is None:
+        if self._judged is None:
             found = self._log.read(self._log.subjects.ops("dead"))
-            self._sent_again = {sent async for each in found if (sent := _letter_sent_again(each)) is not None}
-        return None if id in self._sent_again else "is still dead"
+            self._judged = {sent async for each in found if (sent := _letter_judged(each)) is not None}
+        return None if id in self._judged else "is still dead"
 
 
 class _Ops:
-    """What operators did: what says of a dead letter that it was sent again stays for as long as the letter."""
+    """What operators did: what is decided about a dead letter stays for as long as the letter."""
 
     def __init__(self, log: Log, letters: _Letters) -> None:
         self._stays = {
             log.subjects.ops("archive"): "tells of archives",
             log.subjects.ops("schedule"): "says which schedules there are",
             log.subjects.ops(AREA): "says which agents are in quarantine",
+            log.subjects.ops("released"): "says which capabilities may go on",
         }
         self._letters = {letter.id for letter in letters.values()}
 
     async def why(self, record: Record) -> str | None:
         if record.subject in self._stays:
             return self._stays[record.subject]
-        return "its dead letter is there" if _letter_sent_again(record) in self._letters else None
+        return "its dead letter is there" if _letter_judged(record) in self._letters else None
 
 
 class _Newest:
@@ -323,13 +324,9 @@ async def _state(log: Log, run: str) -> RunState | None:
         return None
 
 
-_redriven = msgspec.json.Decoder(LetterRedriven)
-
-
-def _letter_sent_again(record: Record) -> str | None:
-    """The id of the dead letter that a record says was sent again, if it says that."""
+def _letter_judged(record: Record) -> str | None:
+    """The id of the dead letter that a record decides about, if it does."""
     try:
-        message = record.envelope()
-        return decode_data(message, _redriven, "a redrive").letter if message.type == LETTER_REDRIVEN else None
+        return letter_judged(record.envelope())
     except MalformedMessage:
         return None

@@ -19,9 +19,14 @@ from bus.undoing import to_undo
 def redrive(draft: Draft, command: Redrive) -> None:
     state = draft.state
     if not state.is_open and not command.afresh and state.rollback is not None and state.rollback.left:
-        _go_on_rolling_back(draft, state.rollback, command)
+        wrong = next((key for key in command.phases if key not in state.rollback.left), None)
+        if wrong is not None:
+            raise Refused(
+                f"run {state.run} is being rolled back: only {', '.join(state.rollback.left)} can be redriven"
+            )
+        go_on_rolling_back(draft, state.rollback, command.by)
         return
-    _must_not_roll_back(state)
+    must_not_roll_back(state)
     if command.afresh:
         _must_have_ended(state)
         left = [key for key, phase in state.phases.items() if phase.status in TERMINAL]
@@ -53,7 +58,7 @@ def skip(draft: Draft, command: Skip) -> None:
         draft.emit(skipped)
         draft.phase_ended(phase.key)
         return
-    _must_not_roll_back(draft.state)
+    must_not_roll_back(draft.state)
     if phase.lets_pass:
         raise Refused(f"phase {phase.key} is {phase.status}: nothing waits for it")
     # A terminal status never changes: it is skipped in a new pass.
@@ -65,7 +70,7 @@ def skip(draft: Draft, command: Skip) -> None:
 def roll_back(draft: Draft, command: Rollback) -> None:
     state = draft.state
     if state.is_open:
-        _must_not_roll_back(state)
+        must_not_roll_back(state)
     chosen = [key for key in _since(state, command) if state.phases[key].status != "pending"]
     if not chosen:
         raise Refused(f"run {state.run} has done nothing since then that could be rolled back")
@@ -84,17 +89,15 @@ def roll_back(draft: Draft, command: Rollback) -> None:
     draft.roll_back()
 
 
-def _go_on_rolling_back(draft: Draft, rollback: RollbackState, command: Redrive) -> None:
+def go_on_rolling_back(draft: Draft, rollback: RollbackState, by: str, reason: str = "") -> None:
     """What could not be undone is tried again; when all is undone, what was to follow does."""
-    wrong = next((key for key in command.phases if key not in rollback.left), None)
-    if wrong is not None:
-        raise Refused(f"run {draft.state.run} is being rolled back: only {', '.join(rollback.left)} can be redriven")
     draft.emit(
         RunRollingBack(
-            by=command.by,
+            by=by,
             phases=rollback.phases,
             undo=rollback.left,
             deadline_at=extended(draft.state, draft.now),
+            reason=reason,
             problem=rollback.problem,
         )
     )
@@ -104,7 +107,7 @@ def _go_on_rolling_back(draft: Draft, rollback: RollbackState, command: Redrive)
 def checkpoint(draft: Draft, command: Checkpoint) -> None:
     state = draft.state
     draft.must_be_open()
-    _must_not_roll_back(state)
+    must_not_roll_back(state)
     if command.name in state.checkpoints:
         raise Refused(f"run {state.run} has a checkpoint {command.name!r} already")
     done = tuple(key for key, phase in state.phases.items() if phase.lets_pass)
@@ -116,13 +119,7 @@ def _begin_pass(draft: Draft, phases: Sequence[str], by: str, *, afresh: bool = 
 
     What any of them needs and was undone is done again as well.
     """
-    chosen = dict.fromkeys(phases)
-    frontier = list(chosen)
-    while frontier:
-        for other in _beside(draft.state, frontier.pop(), afresh=afresh):
-            if other not in chosen:
-                chosen[other] = None
-                frontier.append(other)
+    chosen = taken_along(draft.state, phases, afresh=afresh)
     draft.emit(RunRedriven(by=by, phases=tuple(chosen), deadline_at=extended(draft.state, draft.now), afresh=afresh))
     return chosen
 
@@ -132,6 +129,18 @@ def _reopen(draft: Draft, phases: Sequence[str], by: str, *, afresh: bool = Fals
     graph = draft.state.plan.graph
     chosen = _begin_pass(draft, phases, by, afresh=afresh)
     draft.open([key for key in chosen if not any(need in chosen for need in graph[key].needs)])
+
+
+def taken_along(state: RunState, phases: Sequence[str], *, afresh: bool = False) -> dict[str, None]:
+    """`phases`, and whatever else goes into a new pass because of them."""
+    chosen = dict.fromkeys(phases)
+    frontier = list(chosen)
+    while frontier:
+        for other in _beside(state, frontier.pop(), afresh=afresh):
+            if other not in chosen:
+                chosen[other] = None
+                frontier.append(other)
+    return chosen
 
 
 def _beside(state: RunState, key: str, *, afresh: bool) -> Iterator[str]:
@@ -165,7 +174,8 @@ def _since(state: RunState, command: Rollback) -> list[str]:
     return [key for key in state.phases if key in behind]
 
 
-def _must_not_roll_back(state: RunState) -> None:
+def must_not_roll_back(state: RunState) -> None:
+    """Raises Refused if something of the run has to be undone first."""
     if state.rollback is not None and state.rollback.left:
         raise Refused(f"run {state.run} is being rolled back: {', '.join(state.rollback.left)} have to be undone first")
 

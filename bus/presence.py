@@ -43,6 +43,7 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One sign of life: only what changes; the rest is on the instance's card.
 
     `note` says why it stands as it does, `lag_s` how late its event loop was, `memory_mb` what its process takes.
+    `paused` are the capabilities that take nothing more since something died (`on_dead="pause"`).
     """
 
     agent: str
@@ -53,6 +54,7 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     held: Sequence[Held] = ()
     lag_s: float = 0.0
     memory_mb: int = 0
+    paused: Sequence[str] = ()
 
 
 class Present(msgspec.Struct, frozen=True):

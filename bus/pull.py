@@ -106,6 +106,7 @@ class Intake:
         self._ended: Message | None = None
         self._alive_at_s = 0.0
         self._stopped = False
+        self._is_held = False
         self._woken = asyncio.Event()
 
     @property
@@ -116,6 +117,11 @@ class Intake:
     def grant(self, count: int) -> None:
         """Let `count` more messages come. What is granted in one pass of the event loop is asked for together."""
         self._credit += count
+        self._woken.set()
+
+    def hold(self, held: bool) -> None:
+        """Ask for nothing while this is so. What is on its way is still delivered."""
+        self._is_held = held
         self._woken.set()
 
     def stop(self) -> None:
@@ -148,7 +154,7 @@ class Intake:
 
     async def _is_wanted(self) -> bool:
         """False when stopped, True as soon as there is a line and credit to use it for."""
-        while not self._stopped and (self._credit <= 0 or not self._connection.is_connected):
+        while not self._stopped and (self._credit <= 0 or self._is_held or not self._connection.is_connected):
             if self._connection.is_closed:
                 raise Unavailable("the connection is closed")
             self._woken.clear()
@@ -175,7 +181,7 @@ class Intake:
     async def _ask_until_ended(self, disconnects: int) -> None:
         loop = asyncio.get_running_loop()
         asked_at_s = loop.time()
-        while not self._stopped and not self._ended and self._is_same_line(disconnects):
+        while not self._stopped and not self._is_held and not self._ended and self._is_same_line(disconnects):
             self._woken.clear()
             if self._asked <= 0:
                 asked_at_s = loop.time()

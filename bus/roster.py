@@ -36,6 +36,7 @@ class Instance(msgspec.Struct, frozen=True, kw_only=True):
     held: Sequence[Held] = ()
     lag_s: float = 0.0
     memory_mb: int = 0
+    paused: Sequence[str] = ()
 
     def matches(self, *, capability: str | None, version: str | None, tag: str | None) -> bool:
         """Whether it is one of those that are looked for; a tag may be the agent's, or that of a capability."""
@@ -128,4 +129,5 @@ def _with(instance: Instance, beat: Beat) -> Instance:
         held=beat.held,
         lag_s=beat.lag_s,
         memory_mb=beat.memory_mb,
+        paused=beat.paused,
     )

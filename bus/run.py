@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import datetime
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -75,6 +75,13 @@ class Attempt(msgspec.Struct, frozen=True, gc=False, kw_only=True):
             msgspec.structs.force_setattr(self, "duration_s", round(spent_s, 6))
 
 
+class Death(NamedTuple):
+    """Work was given up at this attempt, in this pass of its run: no other death of it has both numbers."""
+
+    attempt: int
+    passes: int
+
+
 class Late(msgspec.Struct, frozen=True):
     """A result that was refused, because its attempt was over or never was."""
 
@@ -90,7 +97,8 @@ class Item(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     `attempt` is the current one's number, `ready_at` when it could first be taken, `problem` why it was given up,
     `earlier` how many of the attempts belong to passes before this one. `effects` are what its handlers did outside,
     each once: with what came of it, or None while nobody knows whether it happened. `saved` is how far they got, in
-    their own words.
+    their own words. `given` is an input that somebody put in place of the plan's, `origin` the position of the commit
+    that opened it in this pass, `death` is how it was given up, and `died` how it had been before.
     """
 
     index: int | None = None
@@ -103,6 +111,10 @@ class Item(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     problem: Problem | None = None
     earlier: int = 0
     effects: dict[str, Output | None] = msgspec.field(default_factory=dict)
+    given: Output | None = None
+    origin: int = 0
+    death: Death | None = None
+    died: Death | None = None
     saved: Output | None = None
 
     @property
@@ -143,7 +155,8 @@ class PhaseState(msgspec.Struct, gc=False, kw_only=True):
     `epoch` is the highest number an attempt had before this pass, `begun` the pass in which its work was begun from
     nothing, the last time. A gate that waits is known by the pass it was opened
     in (`gate`), and answered by one of `asked` (anybody, if that is empty). `child` is the run it waits for.
-    `forced`: this pass does it again, whatever is in the cache.
+    `forced`: this pass does it again, whatever is in the cache. `death` and `died` are those of a phase that was given
+    up before it had items; `buried`, of one that is undone, those of its items.
     """
 
     key: str
@@ -167,6 +180,9 @@ class PhaseState(msgspec.Struct, gc=False, kw_only=True):
     undoing: Undoing | None = None
     child: str = ""
     forced: bool = False
+    death: Death | None = None
+    died: Death | None = None
+    buried: tuple[tuple[int | None, Death], ...] = ()
 
     @property
     def results(self) -> Output:
@@ -183,9 +199,18 @@ class PhaseState(msgspec.Struct, gc=False, kw_only=True):
             return None
         return self.items[place]
 
+    def death_of(self, index: int | None) -> Death | None:
+        """How the work of an item (None: of a plain phase) was given up, if that is how it stands now."""
+        if self.status == "rolled_back":
+            return next((death for place, death in self.buried if place == index), None)
+        item = self.item(index)
+        if item is not None:
+            return item.death
+        return self.death if index is None else None
+
 
 class RunState(msgspec.Struct, gc=False, kw_only=True):
-    """A run as of `position`. `open_phases` counts those that have not ended; `passes` counts from 1.
+    """A run as of `position`, begun at `origin`. `open_phases` counts those that have not ended; `passes` from 1.
 
     `signals` are those that came before anything waited for them. While `paused_at` is set nothing is taken.
     `checkpoints` name what had ended well at a moment, so that it can be gone back to.
@@ -207,6 +232,7 @@ class RunState(msgspec.Struct, gc=False, kw_only=True):
     events: int = 0
     unknown_events: int = 0
     position: int = 0
+    origin: int = 0
     ended_at: datetime | None = None
     problem: Problem | None = None
     paused_at: datetime | None = None

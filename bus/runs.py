@@ -20,7 +20,7 @@ from bus.commands import Command
 from bus.decide import decide
 from bus.errors import BusError, MalformedMessage, NotFound, Refused, TooLarge, Unavailable
 from bus.events import Commit, Event, PhaseReady
-from bus.folding import Folding
+from bus.folding import Folding, placed
 from bus.halts import halts
 from bus.ledger import Ledger, fold_records, utc_now
 from bus.log import VersionConflict
@@ -166,7 +166,7 @@ class Runs:
                     raise MalformedMessage(f"what stands on the subject of run {run!r} is no run") from conflict
                 state, is_fresh = newer, not conflict.has_more
                 continue
-            lane.state = msgspec.structs.replace(after, position=position)
+            lane.state = placed(after, happened, state.position if state else 0, position)
             self._ledger.dispatch(lane.state, _still_ready(lane.state, happened))
             self._ledger.halt(halts(state, lane.state, happened))
             for other, command in children.steps(state, lane.state):

@@ -37,10 +37,8 @@ class Timer(msgspec.Struct, frozen=True, order=True):
             case "dispatch":
                 return None
             case "unclaimed":
-                capability = state.capability(self.phase)
-                problem = Problem(
-                    "unclaimed", f"nobody took the work in time: no free agent for {capability!r}", "dependency"
-                )
+                missing = f"no free agent for {state.capability(self.phase)!r}"
+                problem = Problem("unclaimed", "nobody took the work in time", "dependency", missing)
                 return Fail(self.phase, self.item, self.attempt, "", problem, "unclaimed")
             case "deadline":
                 holder = _holder(state, self)

@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 import msgspec
 
 from bus.events import (
+    UNTAKEN,
     Commit,
     Event,
     PhaseAttemptFailed,
@@ -133,7 +134,7 @@ class _Checked:
                 latest = self._attempts.get((key, index), 0)
                 item = state.phases[key].item(index)
                 wanted = "ready" if isinstance(event, PhaseStarted) else "in_progress"
-                unclaimed = isinstance(event, PhaseAttemptFailed) and event.cause == "unclaimed"
+                unclaimed = isinstance(event, PhaseAttemptFailed) and event.cause in UNTAKEN
                 if item is None or attempt != latest or item.status != ("ready" if unclaimed else wanted):
                     status = item.status if item is not None else "not open"
                     said = f"{type_of(event)} for attempt {attempt} of {key}, which is {status}"

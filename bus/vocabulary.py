@@ -15,7 +15,7 @@ from bus.breaker import TYPES as BREAKER_TYPES
 from bus.cache import CACHED, FORGOTTEN, CacheForgotten
 from bus.cache import Entry as CacheEntry
 from bus.card import AGENT_DEREGISTERED, AGENT_LOST, AGENT_REGISTERED, AgentDeregistered, AgentLost, Card
-from bus.dead import LETTER_REDRIVEN, LETTERS, LetterRedriven
+from bus.dead import LETTERS
 from bus.decision import EVENTS as DECISIONS
 from bus.document import Entry
 from bus.envelope import Envelope
@@ -38,8 +38,21 @@ from bus.orders import (
 )
 from bus.presence import Beat, Present
 from bus.quota import Standing
+from bus.recovery import RECOVERED, STARVED, Recovery, Starved
 from bus.schedule import SCHEDULED, SKIPPED, UNSCHEDULED, OccurrenceSkipped, Scheduled, Unscheduled
 from bus.tally import Tally
+from bus.verdicts import (
+    CAPABILITY_RELEASED,
+    LETTER_DISCARDED,
+    LETTER_REDRIVEN,
+    REDRIVE_BEGUN,
+    REDRIVE_ENDED,
+    CapabilityReleased,
+    LetterDiscarded,
+    LetterRedriven,
+    RedriveBegun,
+    RedriveEnded,
+)
 
 # What is a whole message has a name here only: it is not in the bytes.
 BEAT = "beat.v1"
@@ -99,6 +112,10 @@ def vocabulary() -> dict[str, Entry]:
         AGENT_QUARANTINED: Entry("data", AgentQuarantined),
         AGENT_RELEASED: Entry("data", AgentReleased),
         LETTER_REDRIVEN: Entry("data", LetterRedriven),
+        LETTER_DISCARDED: Entry("data", LetterDiscarded),
+        REDRIVE_BEGUN: Entry("data", RedriveBegun),
+        REDRIVE_ENDED: Entry("data", RedriveEnded),
+        CAPABILITY_RELEASED: Entry("data", CapabilityReleased),
         STARTED: Entry("data", ArchiveStarted),
         SEALED: Entry("data", ArchiveSealed),
         REMOVED: Entry("data", ArchiveRemoved),
@@ -113,6 +130,8 @@ def vocabulary() -> dict[str, Entry]:
         SPENT: Entry("data", LimitSpent),
         STANDING: Entry("body", Standing),
         TALLY: Entry("body", Tally),
+        RECOVERED: Entry("data", Recovery),
+        STARVED: Entry("data", Starved),
         BEAT: Entry("body", Beat),
         PRESENT: Entry("body", Present),
         HALT: Entry("body", Halt),

@@ -101,7 +101,9 @@ class Worker:
             service.answering(),
         ):
             for each in self._agent.capabilities.values():
-                self._desks[each.name] = Desk(client, each, self._serve, tasks)
+                desk = self._desks[each.name] = Desk(client, each, self._serve, tasks)
+                if desk.brake is not None:
+                    self._attempts.brakes[each.name] = desk.brake
             # Registered before anything is taken: who holds work is known.
             await self._standing.say(AGENT_REGISTERED, self._card)
             await self._settle()
@@ -205,6 +207,7 @@ class Worker:
             held=self._attempts.held,
             lag_s=round(lag_s, 3),
             memory_mb=_memory_mb(),
+            paused=[name for name, brake in self._attempts.brakes.items() if brake.is_on],
         )
 
 

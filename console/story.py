@@ -20,6 +20,7 @@ from bus.events import (
     PhaseEscalated,
     PhaseExpanded,
     PhaseFailed,
+    PhaseInputReplaced,
     PhaseProgressed,
     PhaseReady,
     PhaseSaved,
@@ -92,7 +93,8 @@ def _said(event: Event) -> str:
         case RunCancelled():
             return f"by {event.by}{_because(event.reason)}"
         case RunRedriven():
-            return f"by {event.by}: {', '.join(event.phases)}"
+            item = "" if event.item is None else f":{event.item}"
+            return f"by {event.by}: {event.phases[0]}{item}{''.join(f', {key}' for key in event.phases[1:])}"
         case RunPaused():
             return f"by {event.by}{_because(event.reason)}"
         case RunResumed():
@@ -111,6 +113,9 @@ def _said(event: Event) -> str:
             return f"by {event.by}: up to position {event.upto}, in archive {event.archive}"
         case PhaseExpanded():
             return f"{event.phase}: {event.items} items"
+        case PhaseInputReplaced():
+            how = f" with {event.transform}" if event.transform else ""
+            return f"{_place(event)} by {event.by}{how}{_because(event.reason)}: {to_json(event.input)}"
         case PhaseReady():
             due = f", due {event.due_at:%H:%M:%S}" if event.due_at is not None else ""
             return f"{_attempt(event)}{due}"
@@ -159,6 +164,7 @@ def _said(event: Event) -> str:
 
 def _place(
     event: PhaseReady
+    | PhaseInputReplaced
     | PhaseStarted
     | PhaseProgressed
     | PhaseCompleted

@@ -23,11 +23,11 @@ async def main() -> None:
     async with bus.connect() as client, bus.serving(client, agent):
         run = (await client.send("mail.send", {"to": "ada"})).run
         print((await client.result(run, timeout_s=5)).status)
-        async for number, letter in client.dead_letters():
-            assert isinstance(letter, DeadLetter)
-            print("dead:", letter.problem, bytes(letter.payload).decode())
+        async for found in client.dead_letters():
+            assert isinstance(found.letter, DeadLetter)
+            print("dead:", found.letter.problem, bytes(found.letter.payload).decode())
             addresses["ada"] = "ada@example.org"
-            await client.redrive_letter(number, by="alice")
+            await client.redrive_letter(found.number, by="alice")
         state = await client.result(run, timeout_s=5)
         print(state.status, "-", client.output(state, "work"))
 

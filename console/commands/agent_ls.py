@@ -99,7 +99,8 @@ def _row(instance: Instance) -> list[str]:
 def _loaded(instance: Instance, name: str) -> str:
     load = instance.load.get(name)
     concurrency = instance.capabilities[name].concurrency
-    return f"{name} {load.held if load is not None else '?'}/{concurrency}"
+    paused = " (paused)" if name in instance.paused else ""
+    return f"{name} {load.held if load is not None else '?'}/{concurrency}{paused}"
 
 
 def _describe(printer: Printer, instance: Instance) -> None:

@@ -1,11 +1,13 @@
-"""`phasebus dead ls` and `dead show`."""
+"""`phasebus dead show`: one letter, whole, and what became of it."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
+from console.commands.dead_ls import place, record
+from console.failure import NOT_FOUND, Failure
 from console.session import on_bus
 
 if TYPE_CHECKING:
@@ -14,113 +16,115 @@ if TYPE_CHECKING:
 
     from bus.client import Client
     from bus.dead import DeadLetter, Try, Unreadable
+    from bus.letters import Letter
     from bus.problem import Problem
-    from console.letters import Letter
     from console.printer import Printer
 
-_PROBLEM_CHARACTERS = 60
 _HEX_BYTES = 16
 _SHOWN_BYTES = 512
+_LATER_EVENTS = 50
 
 
-@click.command()
-@click.option("--all", "is_all", is_flag=True, help="Also those redriven or resolved.")
-@click.option("--capability", metavar="NAME", help="Only work for this capability.")
-@on_bus
-async def ls(client: Client, printer: Printer, is_all: bool, capability: str | None) -> None:
-    """List what is dead now."""
-    from bus.ledger import utc_now
-    from console.letters import Letters
+class Later(NamedTuple):
+    """Something that happened to the work after it died."""
 
-    letters = Letters(client)
-    found = [
-        each
-        async for each in letters.all()
-        if (is_all or each.standing == "open") and capability in (None, each.letter.capability)
-    ]
-    if letters.unreadable:
-        printer.hint(f"{letters.unreadable} records among the dead letters can't be read")
-    now = utc_now()
-    if printer.as_json:
-        for each in found:
-            printer.record(_record(each))
-    elif found:
-        headings = ["NUMBER", "DIED", "CAPABILITY", "FROM", "ATTEMPTS", "PROBLEM"]
-        rows = [_row(each, now) for each in found]
-        if is_all:
-            headings.append("STANDING")
-            rows = [[*row, each.standing] for row, each in zip(rows, found, strict=True)]
-        printer.table(headings, rows)
-        printer.hint("next: phasebus dead show NUMBER, phasebus dead redrive NUMBER")
-    else:
-        printer.hint("no dead letters" if is_all else "nothing is dead; --all lists what was")
+    position: int
+    at: datetime
+    type: str
+    says: str
 
 
 @click.command()
 @click.argument("number", type=click.IntRange(1))
 @on_bus
 async def show(client: Client, printer: Printer, number: int) -> None:
-    """Show a dead letter: its payload, every attempt, and why each failed."""
+    """Show a dead letter: its payload, every attempt, and why each failed; then what became of it."""
     from bus.dead import DeadLetter
+    from bus.errors import NotFound
     from bus.ledger import utc_now
-    from console.letters import Letters
+    from bus.letters import Letters
+    from bus.verdicts import LetterDiscarded
+    from console.text import escaped
 
-    found = await Letters(client).one(number)
-    if printer.as_json:
-        printer.record(_record(found))
-        return
-    for line in _heading(found, utc_now()):
-        printer.line(line)
-    body = _work(found.letter) if isinstance(found.letter, DeadLetter) else _bytes(found.letter)
-    for line in body:
-        printer.line(line)
-    if found.standing == "open":
-        printer.hint(f"next: phasebus dead redrive {number}")
-
-
-def _record(found: Letter) -> dict[str, Any]:
-    from msgspec.structs import asdict
-
-    return {"number": found.number, "at": found.at, "standing": found.standing, **asdict(found.letter)}
-
-
-def _row(found: Letter, now: datetime) -> list[str]:
-    from bus.dead import DeadLetter
-    from console.text import ago, shortened
-
+    letters = Letters(client.log, client.runs)
+    try:
+        found = await letters.one(number)
+    except NotFound as error:
+        raise Failure(NOT_FOUND, str(error), "phasebus dead ls --all") from None
     letter = found.letter
-    if isinstance(letter, DeadLetter):
-        origin, tries, problem = _place(letter), str(len(letter.attempts)), str(letter.problem)
-    else:
-        origin, tries, problem = letter.subject, "0", f"unreadable: {letter.reason}"
-    return [
-        str(found.number),
-        ago(found.at, now),
-        letter.capability,
-        origin,
-        tries,
-        shortened(problem, _PROBLEM_CHARACTERS),
-    ]
+    verdict = letters.verdict(found.id)
+    earlier = None
+    if isinstance(letter, DeadLetter) and letter.earlier:
+        earlier = await letters.of_id(letter.earlier, letter)
+    since = await _since(client, found)
+    if printer.as_json:
+        number_before = earlier.number if earlier is not None else None
+        printer.record(
+            record(found)
+            | {"earlier_number": number_before, "verdict": verdict, "since": [each._asdict() for each in since]}
+        )
+        return
+    for line in _heading(found, utc_now(), earlier):
+        printer.line(line)
+    for line in _work(letter) if isinstance(letter, DeadLetter) else _bytes(letter):
+        printer.line(line)
+    if verdict is not None:
+        done = "discarded" if isinstance(verdict, LetterDiscarded) else "sent again"
+        reason = f": {verdict.reason}" if verdict.reason else ""
+        printer.line(escaped(f"{done} by {verdict.by}{reason}"))
+    if since:
+        printer.line("since then")
+    for each in since:
+        printer.line(escaped(f"  {each.at:%Y-%m-%d %H:%M:%S}  {each.position}  {each.type}  {each.says}"))
+    if found.standing == "open":
+        printer.hint(f"next: phasebus dead redrive {number}, or edit, or discard")
 
 
-def _place(letter: DeadLetter) -> str:
-    place = f"{letter.run}/{letter.phase}"
-    return place if letter.item is None else f"{place}:{letter.item}"
+async def _since(client: Client, found: Letter) -> list[Later]:
+    """What happened to the work after it died: the first of it, where it is much."""
+    from bus.dead import DeadLetter
+    from bus.errors import Archived
+    from console.story import named, said
+
+    letter, later = found.letter, list[Later]()
+    if not isinstance(letter, DeadLetter):
+        return later
+    try:
+        async for commit in client.ledger.commits(letter.run, after=found.number):
+            for event in commit.events:
+                phase, item = getattr(event, "phase", None), getattr(event, "item", None)
+                if phase is None or (phase == letter.phase and item in (None, letter.item)):
+                    later.append(Later(commit.position, commit.at, named(event), said(event)))
+            if len(later) >= _LATER_EVENTS:
+                break
+    except Archived:
+        pass
+    return later
 
 
-def _heading(found: Letter, now: datetime) -> Iterator[str]:
+def _heading(found: Letter, now: datetime, earlier: Letter | None) -> Iterator[str]:
     from bus.dead import DeadLetter
     from console.text import ago, escaped
 
     letter = found.letter
-    facts = [("number", str(found.number)), ("standing", found.standing), ("died", ago(found.at, now))]
-    facts.append(("capability", letter.capability))
+    facts = [("number", str(found.number)), ("status", found.standing), ("died", ago(found.at, now))]
+    facts += [("capability", letter.capability), ("from", place(letter))]
     if isinstance(letter, DeadLetter):
-        facts += [("from", _place(letter)), ("plan", letter.plan), ("problem", str(letter.problem))]
+        facts += [("plan", letter.plan), ("problem", str(letter.problem)), ("cause", letter.cause)]
+        facts.append(("positions", f"run began at {letter.began}, work was ready at {letter.origin}"))
+        if earlier is not None:
+            facts.append(("died before", f"as {earlier.number}"))
     else:
-        facts += [("from", letter.subject), ("read by", letter.instance), ("problem", letter.reason)]
+        facts += [("read by", letter.instance), ("problem", letter.reason)]
+        facts += [("header", f"{name}: {value}") for name, value in letter.headers.items()]
+    facts += [("group", found.cause.key), ("ids", _ids(found))]
     for name, value in facts:
-        yield f"{name:<10} {escaped(value)}"
+        yield f"{name:<11} {escaped(value)}"
+
+
+def _ids(found: Letter) -> str:
+    told = [("id", found.id), ("correlation", found.correlation), ("causation", found.causation)]
+    return ", ".join(f"{name} {value}" for name, value in told if value)
 
 
 def _work(letter: DeadLetter) -> Iterator[str]:

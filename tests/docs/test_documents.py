@@ -21,6 +21,7 @@ from tests.harness import supervised
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "docs" / "guide.md"]
+RELIABILITY = ROOT / "docs" / "reliability.md"
 _BLOCK = re.compile(r"```(?:python|toml)\n# (\S+)\n(.*?)```", re.DOTALL)
 _COMMAND = re.compile(r"phasebus((?: [a-z]+)+)")
 
@@ -69,7 +70,8 @@ async def test_what_a_document_shows_works(document: Path, server: Server, tmp_p
 
 
 def test_every_command_shown_exists() -> None:
-    shown = [line for path in [*DOCUMENTS, ROOT / "docs" / "reference.md"] for line in commands(path.read_text())]
+    others = [ROOT / "docs" / "reference.md", RELIABILITY]
+    shown = [line for path in [*DOCUMENTS, *others] for line in commands(path.read_text())]
     assert len(shown) > 20
     for words in shown:
         command: click.Command = main
@@ -79,6 +81,23 @@ def test_every_command_shown_exists() -> None:
             found = command.get_command(click.Context(command), word)
             assert found is not None, f"phasebus {' '.join(words)}: there is no {word!r}"
             command = found
+
+
+def test_every_benchmark_shown_takes_the_arguments_it_is_shown_with() -> None:
+    from benchmarks import recovery
+    from benchmarks.chaos import __main__ as chaos
+
+    takes = {"benchmarks.chaos": chaos.options, "benchmarks.recovery": recovery.options}
+    shown = re.findall(r"^ +\$ python -m (benchmarks\.\w+)(.*)$", RELIABILITY.read_text(), re.MULTILINE)
+    assert {module for module, _ in shown} == set(takes)
+    for module, arguments in shown:
+        takes[module](arguments.split())
+
+
+def test_every_file_the_reliability_page_names_is_there() -> None:
+    named = re.findall(r"`((?:tests|benchmarks)/\S+\.py)`", RELIABILITY.read_text())
+    assert named
+    assert all((ROOT / name).is_file() for name in named)
 
 
 def test_the_reference_names_every_setting() -> None:

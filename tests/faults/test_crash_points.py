@@ -174,7 +174,7 @@ async def _must_belong_to_commits(client: Client, runs: list[str]) -> None:
         assert isinstance(letter, dead.DeadLetter)
         if letter.run in runs:
             letters[letter.run, message.causationid or "", letter.item] += 1
-            assert letter.problem == REJECTED
+            assert (letter.problem.code, letter.problem.title) == (REJECTED.code, REJECTED.title)
     assert letters == given_up
     assert letters, "some died after they had given work up"
 

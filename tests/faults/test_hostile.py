@@ -168,7 +168,7 @@ async def a_letter_is_shortened(client: Client) -> None:
         receipt = await client.send("refuse", "x" * 1_046_000)
         state = await client.result(receipt.run, timeout_s=BOUND_S)
     assert state.status == "failed"
-    [(_, letter)] = [each async for each in client.dead_letters()]
+    [letter] = [each.letter async for each in client.dead_letters()]
     assert isinstance(letter, DeadLetter)
     assert letter.shortened
 
@@ -202,7 +202,7 @@ async def test_work_that_can_not_be_read_or_is_too_large_is_buried_once(server: 
         await client.connection.request("bus.work.x.r u n.a.1".replace(" ", "$"), b"{}", timeout_s=5)
         await until(lambda: _letters(client, 2))
         assert await client.ask("x", {}, int, timeout_s=BOUND_S) == 1
-    letters = [letter async for _, letter in client.dead_letters()]
+    letters = [each.letter async for each in client.dead_letters()]
     assert all(isinstance(letter, Unreadable) for letter in letters)
     assert {letter.size_bytes for letter in letters if isinstance(letter, Unreadable)} == {900_000, 2}
 
@@ -246,7 +246,7 @@ async def test_work_nobody_did_before_the_runs_deadline_is_a_dead_letter(server:
     async with supervised(server):
         receipt = await client.send("nobody", {"a": 1}, timeout_s=0.3)
         assert (await client.result(receipt.run, timeout_s=BOUND_S)).status == "failed"
-    [(_, letter)] = [each async for each in client.dead_letters()]
+    [letter] = [each.letter async for each in client.dead_letters()]
     assert isinstance(letter, DeadLetter)
     assert (letter.problem.code, msgspec.json.decode(letter.payload)) == ("expired", {"a": 1})
 

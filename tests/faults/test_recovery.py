@@ -5,17 +5,25 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from agents.census import Census
+from agents.leadership import Leadership
 from bus import Client, Happening, Phase, Plan, RunState, connect, ref
 from bus.connection import Connection
+from bus.errors import Unavailable
 from bus.events import PhaseAttemptFailed, PhaseCompleted, PhaseStarted, ResultRefused
 from bus.server import Server
 from tests.harness import (
     BOUND_S,
+    ROOT,
     agent_process,
     agent_processes,
     agents_there,
@@ -26,6 +34,7 @@ from tests.harness import (
 )
 
 SLEEPER = Path(__file__).with_name("sleeper.py")
+LEADER = Path(__file__).with_name("leader.py")
 
 
 @pytest.fixture
@@ -88,6 +97,8 @@ async def test_a_frozen_agent_loses_its_work_and_its_late_result_is_refused(serv
             frozen = await first_holder(client, receipt.run)
             os.kill(frozen, signal.SIGSTOP)
             state = await client.result(receipt.run, timeout_s=BOUND_S)
+            # When it wakes its handler has an answer, before it hears that nobody wants it.
+            await asyncio.sleep(1)
             os.kill(frozen, signal.SIGCONT)
             await until(lambda: _refused(client, receipt.run))
             events = await happenings(client, receipt.run)
@@ -119,6 +130,78 @@ async def test_an_agent_that_only_lost_its_line_keeps_its_work(server: Server, c
             await server.restart()
             state = await client.result(receipt.run, timeout_s=BOUND_S)
             events = await happenings(client, receipt.run)
+    assert (state.status, client.output(state, "work"), causes(events)) == ("completed", 1, [])
+
+
+async def test_an_instance_that_can_not_be_asked_is_not_called_frozen(server: Server, client: Client) -> None:
+    """Who hears nothing from anybody knows nothing of anybody."""
+    census = Census(client, lambda _: None)
+    with agent_processes(server, SLEEPER):
+        await agents_there(client, 1)
+        [beat] = await client.agents()
+        server.signal(signal.SIGSTOP)
+        with pytest.raises(Unavailable):
+            await census.confirm(beat.instance)
+        server.signal(signal.SIGCONT)
+        assert await census.confirm(beat.instance) == "alive"
+
+
+async def test_a_pause_of_supervisor_and_server_takes_nothing_from_the_living(server: Server, client: Client) -> None:
+    """As when a whole machine is suspended, with its workers elsewhere."""
+    async with supervised(server, lease_s=1.5):
+        with agent_processes(server, SLEEPER, 2):
+            await agents_there(client, 2)
+            receipt = await client.send("sleep", {"s": 5})
+            await first_holder(client, receipt.run)
+            server.signal(signal.SIGSTOP)
+            time.sleep(2)  # noqa: ASYNC251 - the supervisor is in this process
+            await asyncio.sleep(0.8)
+            server.signal(signal.SIGCONT)
+            state = await client.result(receipt.run, timeout_s=BOUND_S)
+            events = await happenings(client, receipt.run)
+    assert (state.status, client.output(state, "work"), causes(events)) == ("completed", 1, [])
+
+
+async def test_a_forged_beat_takes_nothing_from_a_living_instance(server: Server, client: Client) -> None:
+    """Beats are hints: before an attempt is called forgotten, the instance itself is asked."""
+    async with supervised(server, lease_s=1.5):
+        with agent_processes(server, SLEEPER):
+            await agents_there(client, 1)
+            receipt = await client.send("sleep", {"s": 4})
+            await first_holder(client, receipt.run)
+            [beat] = await client.agents()
+            forged = msgspec.json.encode(msgspec.structs.replace(beat, held=()))
+            while (await client.runs.load(receipt.run)).is_open:
+                client.connection.publish(client.subjects.beat(beat.instance), forged)
+                await asyncio.sleep(0.01)
+            events = await happenings(client, receipt.run)
+    assert causes(events) == []
+
+
+async def test_a_supervisor_that_was_frozen_takes_nothing_from_the_living(server: Server, client: Client) -> None:
+    """What it had heard last is old when it goes on, and what was sent since was lost with the server."""
+    leader = subprocess.Popen(
+        [sys.executable, str(LEADER), server.url, "leader"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        with agent_processes(server, SLEEPER, 2):
+            await agents_there(client, 2)
+            await until(lambda: _leads(client, "leader"))
+            receipt = await client.send("sleep", {"s": 6})
+            await first_holder(client, receipt.run)
+            await asyncio.sleep(0.2)
+            leader.send_signal(signal.SIGSTOP)
+            await asyncio.sleep(2)
+            await server.restart()
+            await agents_there(client, 2)
+            leader.send_signal(signal.SIGCONT)
+            state = await client.result(receipt.run, timeout_s=BOUND_S)
+            events = await happenings(client, receipt.run)
+    finally:
+        leader.kill()
+        leader.wait()
     assert (state.status, client.output(state, "work"), causes(events)) == ("completed", 1, [])
 
 
@@ -191,7 +274,7 @@ async def test_a_process_that_work_kills_each_time_ends_as_a_dead_letter(server:
                 if isinstance(happening.event, PhaseStarted):
                     os.kill(await pid_of(client, happening.event.instance), signal.SIGKILL)
             state = await client.runs.load(receipt.run)
-            letters = [letter async for _, letter in client.dead_letters()]
+            letters = [each.letter async for each in client.dead_letters()]
     assert (state.status, len(state.phases["work"].items[0].attempts), len(letters)) == ("failed", 4, 1)
 
 
@@ -205,3 +288,7 @@ async def _events(client: Client, run: str) -> list[type]:
 
 async def _refused(client: Client, run: str) -> bool:
     return ResultRefused in await _events(client, run)
+
+
+async def _leads(client: Client, name: str) -> bool:
+    return await Leadership(client, "").leader() == name

@@ -11,6 +11,7 @@ RULES = [
     "bus.cache",
     "bus.barrier",
     "bus.breaker",
+    "bus.causes",
     "bus.commands",
     "bus.conditions",
     "bus.comparison",
@@ -47,6 +48,7 @@ RULES = [
     "bus.references",
     "bus.retention",
     "bus.retry",
+    "bus.revival",
     "bus.run",
     "bus.schedule",
     "bus.schemas",
@@ -54,10 +56,12 @@ RULES = [
     "bus.selection",
     "bus.subjects",
     "bus.timers",
+    "bus.verdicts",
     "bus.undoing",
     "bus.verify",
     "bus.window",
     "bus.versions",
+    "bus.wanted",
 ]
 FOLDS = [
     "projections.attention",

@@ -26,7 +26,7 @@ from bus.card import (
     Offering,
     without_schemas,
 )
-from bus.dead import LETTER, LETTER_REDRIVEN, UNREADABLE, DeadLetter, LetterRedriven, Try, Unreadable
+from bus.dead import LETTER, UNREADABLE, DeadLetter, Try, Unreadable
 from bus.decision import DECIDED, PROPOSED, VOTED, Decided, Proposed, Voted
 from bus.envelope import encode, envelope
 from bus.events import (
@@ -43,6 +43,7 @@ from bus.events import (
     PhaseEscalated,
     PhaseExpanded,
     PhaseFailed,
+    PhaseInputReplaced,
     PhaseProgressed,
     PhaseReady,
     PhaseSaved,
@@ -87,10 +88,25 @@ from bus.plan import Approval, Phase, Plan
 from bus.presence import Beat, Held, Load, Present
 from bus.problem import Problem
 from bus.quota import Account, Quota, Standing
+from bus.recovery import RECOVERED, STARVED, Recovered, Recovery, Starved
 from bus.references import ref
 from bus.retry import RetryPolicy
 from bus.schedule import SCHEDULED, SKIPPED, UNSCHEDULED, OccurrenceSkipped, Schedule, Scheduled, Unscheduled
 from bus.tally import Tally
+from bus.verdicts import (
+    CAPABILITY_RELEASED,
+    LETTER_DISCARDED,
+    LETTER_REDRIVEN,
+    REDRIVE_BEGUN,
+    REDRIVE_ENDED,
+    CapabilityReleased,
+    LetterDiscarded,
+    LetterRedriven,
+    RedriveBegun,
+    RedriveEnded,
+    Terms,
+)
+from bus.wanted import Wanted
 
 FOLDER = Path(__file__).parent
 SCHEMAS = FOLDER / "documents" / "schema.json"
@@ -143,6 +159,15 @@ EVENTS: dict[str, Sequence[Event]] = {
         [RunCancelled(by="ann", reason="wrong branch"), RunCancelled(by="ann")],
         [
             RunRedriven(by="ann", phases=("write", "review"), deadline_at=LATER, afresh=True),
+            RunRedriven(
+                by="ann",
+                phases=("-8", "write"),
+                deadline_at=LATER,
+                item=0,
+                letter="5d6f",
+                operation="0f9e8d",
+                reason="mended",
+            ),
             RunRedriven(by="ann", phases=("write", "review"), deadline_at=LATER),
         ],
         [RunPaused(by="ann", reason="deploy"), RunPaused(by="ann")],
@@ -166,6 +191,17 @@ EVENTS: dict[str, Sequence[Event]] = {
         [RunArchived(by="ann", upto=41, archive="3f2a1b0c9d8e")],
         [RunRedriven(by="ann", phases=("write", "review"), deadline_at=LATER)],
         [PhaseExpanded(phase="-8", items=2)],
+        [
+            PhaseInputReplaced(
+                phase="-8",
+                item=0,
+                input=msgspec.Raw(b'{"file":"b.py"}'),
+                by="ann",
+                reason="renamed",
+                transform="mend:file",
+            ),
+            PhaseInputReplaced(phase="collect", input=msgspec.Raw(b"null"), by="ann"),
+        ],
         [PhaseReady(phase="-8", item=0, attempt=2, due_at=LATER), PhaseReady(phase="collect", attempt=1)],
         [
             PhaseStarted(
@@ -264,15 +300,46 @@ DIED = DeadLetter(
     phase="-8",
     item=0,
     problem=PROBLEM,
+    attempt=2,
+    passes=3,
     payload=msgspec.Raw(b'{"file":"a.py"}'),
     attempts=[
-        Try(1, "coder", "coder-1", AT, LATER, "crashed", PROBLEM),
+        Try(1, "coder", "coder-1", AT, LATER, "crashed", PROBLEM, "its connection closed"),
         Try(2, "coder", "coder-2", AT),
     ],
+    began=7,
+    origin=9,
+    earlier="5d6e",
 )
-UNDECODED = Unreadable("code.analyse", f"bus.work.code:analyse.{RUN}.-8:0.2", b"\x00\xff not JSON", "why", "coder-1")
+UNDECODED = Unreadable(
+    "code.analyse",
+    f"bus.work.code:analyse.{RUN}.-8:0.2",
+    b"\x00\xff not JSON",
+    "why",
+    "coder-1",
+    size_bytes=11,
+    sha256="5f" * 32,
+    agent="coder",
+    headers={"Content-Type": "text/plain"},
+    origin=11,
+    stored_at=AT,
+    delivered=2,
+)
 REMOVED = PayloadsCollected(by="ann", objects=2, size_bytes=4711, uploads=1, older_than_s=3600.0)
-REDRIVEN = LetterRedriven("ann", "5d6f", UNDECODED.subject)
+VERDICTS = {
+    LETTER_REDRIVEN: LetterRedriven("ann", "5d6f", UNDECODED.subject, "mended", "0f9e8d"),
+    LETTER_DISCARDED: LetterDiscarded("ann", "5d6f", "nobody needs it"),
+    REDRIVE_BEGUN: RedriveBegun(
+        by="ann",
+        operation="0f9e8d",
+        wanted=Wanted(capability="code.analyse", since=AT),
+        upto=41,
+        terms=Terms(most=100, pace_per_s=10.0, try_one=True, transform="mend:file"),
+        reason="mended",
+    ),
+    REDRIVE_ENDED: RedriveEnded("ann", "0f9e8d", "capped", 100, 2),
+    CAPABILITY_RELEASED: CapabilityReleased("ann", "code.analyse", "mended"),
+}
 ARCHIVE = {"by": "ann", "archive": "3f2a1b0c9d8e", "host": "vault", "folder": "/archive"}
 NOTICES = {
     STARTED: ArchiveStarted(**ARCHIVE, policy=("run=30d", "topic=1w")),
@@ -355,6 +422,18 @@ STANDING = Standing(
     },
     held_until=1767323045.5,
 )
+RECOVERIES = {
+    RECOVERED: Recovery(
+        "supervisor-1",
+        (
+            Recovered(RUN, "-8", 2, "crashed", 0, "coder-1", "its connection closed"),
+            Recovered(RUN, "collect", 1, "work_lost"),
+        ),
+        others=3,
+        on_start=True,
+    ),
+    STARVED: Starved("supervisor-1", "code.analyse", AT, RUN, "-8", 2),
+}
 BEAT = Beat(
     agent="coder",
     instance="coder-1",
@@ -438,7 +517,7 @@ MESSAGES: dict[str, bytes] = {
     WORK: about_work(WORK, None, attempt=2),
     LETTER: about_work(LETTER, DIED),
     UNREADABLE: about_agent(UNREADABLE, UNDECODED),
-    LETTER_REDRIVEN: about_agent(LETTER_REDRIVEN, REDRIVEN),
+    **{kind: about_agent(kind, verdict) for kind, verdict in VERDICTS.items()},
     COLLECTED: about_agent(COLLECTED, REMOVED),
     **{kind: about_agent(kind, notice) for kind, notice in NOTICES.items()},
     **{kind: about_agent(kind, said) for kind, said in SCHEDULES.items()},
@@ -446,6 +525,7 @@ MESSAGES: dict[str, bytes] = {
     **{kind: about_agent(kind, said) for kind, said in COORDINATION.items()},
     **{kind: about_agent(kind, said) for kind, said in {**BREAKERS, **LIMITS}.items()},
     **{kind: about_agent(kind, said) for kind, said in (AGENTS | ORDERS).items()},
+    **{kind: about_agent(kind, said) for kind, said in RECOVERIES.items()},
     "beat": msgspec.json.encode(BEAT),
     "present.v1": msgspec.json.encode(PRESENT),
     "halt": msgspec.json.encode(HALT),

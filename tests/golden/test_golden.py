@@ -10,7 +10,7 @@ import pytest
 
 from bus import dead, events
 from bus.card import read_event
-from bus.dead import LETTER, LETTER_REDRIVEN, UNREADABLE
+from bus.dead import LETTER, UNREADABLE
 from bus.envelope import decode, decode_data, encode
 from bus.events import COMMIT, Event, Known
 from bus.garbage import COLLECTED
@@ -36,7 +36,7 @@ from tests.golden.samples import (
     ORDERS,
     PAYLOADS,
     PRESENT,
-    REDRIVEN,
+    RECOVERIES,
     REMOVED,
     ROOMY,
     RUN,
@@ -44,6 +44,7 @@ from tests.golden.samples import (
     STANDING,
     TALLY,
     UNDECODED,
+    VERDICTS,
     golden,
 )
 
@@ -92,13 +93,14 @@ def test_a_golden_dead_letter_is_read_back_equal(name: str, expected: object) ->
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        (LETTER_REDRIVEN, REDRIVEN),
+        *VERDICTS.items(),
         (COLLECTED, REMOVED),
         *NOTICES.items(),
         *SCHEDULES.items(),
         *COORDINATION.items(),
         *BREAKERS.items(),
         *LIMITS.items(),
+        *RECOVERIES.items(),
     ],
 )
 def test_what_operators_did_is_read_back_equal(name: str, expected: object) -> None:

@@ -142,13 +142,14 @@ async def test_rejected_work_becomes_a_dead_letter_with_everything_in_it(server:
     async with serving(server, pricing()):
         with pytest.raises(bus.WorkFailed, match="unknown sku"):
             await client.ask("price", Price("unknown", 1), Priced, timeout_s=BOUND_S)
-    [(number, letter)] = [each async for each in client.dead_letters()]
+    [found] = [each async for each in client.dead_letters()]
+    number, letter = found.number, found.letter
     assert isinstance(letter, DeadLetter)
     assert msgspec.json.decode(letter.payload) == {"sku": "unknown", "quantity": 1}
     assert [(each.number, each.agent, each.problem and each.problem.code) for each in letter.attempts] == [
         (1, "pricing", "rejected")
     ]
-    assert await client.dead_letter(number) == letter
+    assert await client.dead_letter(number) == found
 
 
 async def test_input_that_does_not_fit_names_the_field(server: Server, client: Client) -> None:
@@ -186,7 +187,7 @@ async def test_undecodable_work_is_kept_as_it_came(server: Server, client: Clien
         await until(lambda: _dead_count(client, 1))
         # The poison has not stopped the worker.
         assert await client.ask("price", Price("A-7", 1), Priced, timeout_s=BOUND_S) == Priced(100)
-    [(_, letter)] = [each async for each in client.dead_letters()]
+    [letter] = [each.letter async for each in client.dead_letters()]
     assert isinstance(letter, Unreadable)
     assert (letter.subject, letter.body) == (subject, b"\xff not json")
 
@@ -203,12 +204,12 @@ async def test_a_redriven_dead_letter_is_done_and_can_not_be_redriven_again(serv
     async with serving(server, agent):
         receipt = await client.send("fix.me", {})
         assert (await client.result(receipt.run, timeout_s=BOUND_S)).status == "failed"
-        [(number, _)] = [each async for each in client.dead_letters()]
+        [number] = [each.number async for each in client.dead_letters()]
         broken.clear()
         await client.redrive_letter(number, by="test")
         state = await client.result(receipt.run, timeout_s=BOUND_S)
         assert (state.status, client.output(state, "work"), state.passes) == ("completed", 2, 2)
-        with pytest.raises(Refused, match="redriven"):
+        with pytest.raises(Refused, match="is resolved"):
             await client.redrive_letter(number, by="test")
         # Watching it from its beginning goes on past the first ending.
         kinds = [type_of(each.event) for each in await happenings(client, receipt.run)]

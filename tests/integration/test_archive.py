@@ -194,7 +194,7 @@ async def test_an_open_run_a_young_one_and_one_with_dead_work_stay(
     await client.cancel(dead.run, by="ann")
     await archive(client, folder, Policy.of(["run=0s", "dead=0s"]), by="ann")
     async with connect(server.url, archive=folder) as reading:
-        assert [number async for number, _ in reading.dead_letters()] == [number async for number in _dead(reading)]
+        assert [each.number async for each in reading.dead_letters()] == [number async for number in _dead(reading)]
         assert not [letter async for letter in client.dead_letters()]
 
 

@@ -219,7 +219,7 @@ def test_dead_work_is_shown_whole_and_goes_on_when_it_is_redriven(terminal: Term
     failed = terminal.type("run", "start", "unchecked.toml", "--input", "-", "--id", "dear", "--follow", stdin=items)
     assert failed.returncode == 1, failed.stderr
     [letter] = terminal.results("dead", "ls")
-    assert (letter["run"], letter["payload"], letter["standing"]) == ("dear", {"sku": "dear"}, "open")
+    assert (letter["run"], letter["payload"], letter["status"]) == ("dear", {"sku": "dear"}, "open")
     number = str(letter["number"])
     shown = terminal.type("dead", "show", number).stdout
     assert '"sku": "dear"' in shown
@@ -228,7 +228,10 @@ def test_dead_work_is_shown_whole_and_goes_on_when_it_is_redriven(terminal: Term
     assert terminal.type("run", "follow", "dear").returncode == 1
     stale = terminal.type("dead", "redrive", number)
     assert stale.returncode == 6
-    assert stale.stderr == f"error: dead letter {number} was redriven already\n  next: phasebus run show dear\n"
+    assert stale.stderr == (
+        f"error: dead letter {number} was redriven before, and died again: a newer one stands for it\n"
+        "  next: phasebus run show dear\n"
+    )
     [letter] = terminal.results("dead", "ls")
     number = str(letter["number"])
     (terminal.folder / "budget").touch()
@@ -240,7 +243,7 @@ def test_dead_work_is_shown_whole_and_goes_on_when_it_is_redriven(terminal: Term
         again = at_once.submit(terminal.type, "dead", "redrive", number)
         nothing = at_once.submit(terminal.type, "dead", "redrive")
         assert now_open.result() == []
-        assert [each["standing"] for each in ever.result()] == ["resolved", "resolved"]
+        assert [each["status"] for each in ever.result()] == ["resolved", "resolved"]
         assert again.result().returncode == 6
         assert f"dead letter {number} is resolved" in again.result().stderr
         assert "next: phasebus run show dear" in again.result().stderr

@@ -262,7 +262,7 @@ async def test_a_run_that_fails_undoes_what_it_did_and_is_shown_as_failed(
     async with supervised(server), serving(server, agent):
         state = await ended(client, read_plan(tmp_path / "trip.toml"))
         assert state.problem is not None and state.problem.code == "rollback_failed"
-        letters = {letter.phase: number async for number, letter in client.dead_letters()}
+        letters = {each.letter.phase: each.number async for each in client.dead_letters()}
         assert list(letters) == ["pay", "flight"]
         stuck[0] = False
         await client.redrive_letter(letters["flight"], by="ann")

@@ -33,6 +33,7 @@ from bus.commands import (
     Report,
     Resume,
     Reuse,
+    Revive,
     Rollback,
     Save,
     Settle,
@@ -41,6 +42,7 @@ from bus.commands import (
     Take,
     Vouch,
 )
+from bus.dead import DeadLetter
 from bus.decide import decide
 from bus.errors import Refused
 from bus.events import (
@@ -79,7 +81,7 @@ KEYS: list[str | int] = ["a", "b", -8, "c", 4, "d"]
 FITTING = [b'{"list":[1,2,3]}', b'{"list":[{"n":1},{"n":2}]}', b'{"list":[{"n":1},7]}', b'{"list":[]}']
 OUTPUTS = [*FITTING * 2, b"null", b'"text"', b"[]", b'{"list":{"n":0}}']
 INSTANCES = ["one", "two", ""]
-CAUSES: list[Cause] = ["error", "timed_out", "crashed", "frozen", "forgotten", "handed_back", "unclaimed"]
+CAUSES: list[Cause] = ["error", "timed_out", "crashed", "frozen", "forgotten", "handed_back", "unclaimed", "starved"]
 POLICIES = [RetryPolicy(), RetryPolicy(transient=1, dependency=0, unknown=0, lost=0), RetryPolicy(lost=1, max_s=0.0)]
 
 CHILD = Plan("child", phases=[Phase("x", "do")], timeout_s=60.0)
@@ -236,6 +238,7 @@ class RunMachine(RuleBasedStateMachine):
         self.commits: list[Commit] = []
         self.sent: list[Command] = []
         self.attempts: dict[tuple[str, int | None], int] = {}
+        self.letters: list[DeadLetter] = []
         self.accepted: Counter[tuple[int, str, int | None]] = Counter()
 
     # What happens
@@ -247,6 +250,7 @@ class RunMachine(RuleBasedStateMachine):
         self.state = evolve(None, Commit(RUN, "1", self.now, 1, happened[:1]))
         self.watch(happened[1:])
         self.state = evolve(None, commit)
+        self.letters += dead.letters(None, commit)
         self.commits.append(commit)
 
     @precondition(lambda self: self.state.is_open)
@@ -341,6 +345,28 @@ class RunMachine(RuleBasedStateMachine):
         chosen = data.draw(st.lists(st.sampled_from(left), unique=True)) if some else []
         assert self.fire(Redrive("ann", tuple(chosen)))
 
+    @precondition(lambda self: any(dead.is_open(each, self.state) for each in self.letters))
+    @rule(data=st.data(), given=st.one_of(st.just(msgspec.UNSET), raws))
+    def revive(self, data: st.DataObject, given: msgspec.Raw | msgspec.UnsetType) -> None:
+        """The work of one letter goes on; who asks once more finds that it has."""
+        letter = data.draw(st.sampled_from([each for each in self.letters if dead.is_open(each, self.state)]))
+        command = Revive(
+            by="ann",
+            letter=dead.name_of(letter),
+            phase=letter.phase,
+            item=letter.item,
+            attempt=letter.attempt,
+            passes=letter.passes,
+            input=given,
+        )
+        others = [each for each in self.letters if each is not letter and dead.is_open(each, self.state)]
+        if self.fire(command):
+            assert not self.fire(command)
+            assert dead.standing(letter, self.state) in {"redriven", "died_again"}
+            if not letter.undoes:
+                # A compensation goes on with its whole rollback.
+                assert [each for each in others if dead.is_open(each, self.state)] == others
+
     @rule(data=st.data())
     def roll_back(self, data: st.DataObject) -> None:
         begun = [key for key, phase in self.state.phases.items() if phase.status != "pending"]
@@ -378,6 +404,12 @@ class RunMachine(RuleBasedStateMachine):
         letters = dead.letters(self.state, commit)
         assert len(letters) == sum(1 for event in happened if self.is_given_up_work(event))
         assert all(dead.is_open(letter, after) or after.phases[letter.phase].undoing for letter in letters)
+        self.letters += letters
+        names = [dead.name_of(each) for each in self.letters]
+        assert len(set(names)) == len(names), "a death has one letter"
+        assert {each.earlier for each in letters} <= {"", *names}
+        standing = [(each.phase, each.item) for each in self.letters if dead.is_open(each, after)]
+        assert len(set(standing)) == len(standing), "work has one open letter"
         if any(isinstance(event, ResultRefused) for event in happened):
             assert len(happened) == 1
             assert len(set(after.late)) == len(after.late) == len(self.state.late) + 1, "each is recorded once"

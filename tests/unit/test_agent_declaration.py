@@ -175,3 +175,11 @@ def test_what_bounds_a_handler_is_kept_with_it() -> None:
 def test_bounds_that_can_not_be_kept_are_refused(options: dict[str, Any], said: str) -> None:
     with pytest.raises(SettingsError, match=said):
         Agent("pricing").capability("price", **options)
+
+
+def test_what_happens_after_a_death_is_pause_or_skip() -> None:
+    agent = Agent("a")
+    agent.capability("x", on_dead="pause")(lambda value: value)
+    assert agent.capabilities["x"].on_dead == "pause"
+    with pytest.raises(SettingsError, match="on_dead is 'skip' or 'pause', not 'park'"):
+        agent.capability("y", on_dead="park")  # type: ignore[arg-type]

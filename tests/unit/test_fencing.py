@@ -82,6 +82,23 @@ def test_a_result_nobody_was_asked_for_is_refused() -> None:
     assert run.statuses == {"a": "ready"}
 
 
+def test_a_second_recoverer_comes_too_late_and_is_not_taken_for_a_zombie() -> None:
+    run = Driver(Phase("a", "do"))
+    run.take("a")
+    recovering = Fail("a", None, 1, "one", LOST, "crashed", "its connection closed")
+    run.do(recovering)
+    assert "attempt 1 of phase a is not held by 'one'" in run.refusal(recovering)
+    (zombie,) = run.do(Complete("a", None, 1, "one", OUTPUT))
+    assert isinstance(zombie, ResultRefused)
+
+
+def test_a_recoverer_that_comes_behind_the_result_changes_nothing() -> None:
+    run = Driver(Phase("a", "do"))
+    run.complete("a")
+    reason = run.refusal(Fail("a", None, 1, "one", LOST, "frozen", "its beats stopped"))
+    assert "is not held by 'one'" in reason
+
+
 def test_an_attempt_is_taken_once() -> None:
     run = Driver(Phase("a", "do"))
     run.take("a", instance="one")

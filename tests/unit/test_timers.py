@@ -74,5 +74,5 @@ def test_a_deadline_that_passed_for_an_older_attempt_changes_nothing() -> None:
     before = run.item("a")
     command = stale.command(run.state)
     assert command is not None
-    run.do(command)
+    assert "attempt 1 of phase a is not held" in run.refusal(command)
     assert run.item("a") == before

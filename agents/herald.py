@@ -1,0 +1,73 @@
+"""The herald: says in the log what its supervisor has recovered, and which work nobody offers to do.
+
+It says it after the fact, and best-effort: what was done is in the runs' own events.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from uuid import uuid4
+
+import structlog
+
+from bus.client import Client
+from bus.envelope import envelope
+from bus.errors import BusError
+from bus.ledger import utc_now
+from bus.presence import is_offered
+from bus.recovery import AREA, RECOVERED, STARVED, Recovered, Starved, recovery
+from bus.run import RunState
+from bus.timers import Timer
+
+logger = structlog.get_logger(__name__)
+
+
+class Herald:
+    """What one supervisor says in one term."""
+
+    def __init__(self, client: Client, name: str) -> None:
+        self._client = client
+        self._name = name
+        self._missed: set[str] = set()
+        self._starved: set[str] = set()
+
+    async def recovered(self, what: Sequence[Recovered], *, on_start: bool = False) -> None:
+        """Say what was recovered, if anything was."""
+        for each in what:
+            logger.warning(
+                "recovered", run=each.run, phase=each.phase, item=each.item, attempt=each.attempt, cause=each.cause
+            )
+        if what:
+            await self._say(RECOVERED, recovery(self._name, what, on_start=on_start))
+
+    async def look(self, waiting: Iterable[tuple[RunState, Timer]]) -> None:
+        """Say of each capability that work waits for and nobody offers, once, until somebody does.
+
+        Nobody has to offer it twice in a row: who is being started again is not missed.
+        """
+        by_capability: defaultdict[str, list[tuple[RunState, Timer]]] = defaultdict(list)
+        for state, timer in waiting:
+            by_capability[state.capability(timer.phase) or ""].append((state, timer))
+        unoffered = {each for each in by_capability if not await self.is_offered(each)}
+        starved = unoffered & self._missed
+        for capability in starved - self._starved:
+            works = by_capability[capability]
+            state, oldest = min(works, key=lambda work: work[1].at)
+            logger.warning("starved", capability=capability, waiting=len(works), since=oldest.at)
+            said = Starved(self._name, capability, oldest.at, state.run, oldest.phase, len(works))
+            await self._say(STARVED, said)
+        self._missed, self._starved = unoffered, starved
+
+    async def is_offered(self, capability: str) -> bool:
+        """Whether a live instance offers it, as far as anybody can tell."""
+        client = self._client
+        return await is_offered(client.connection, client.subjects, capability, client.settings.request_timeout_s)
+
+    async def _say(self, kind: str, what: object) -> None:
+        client = self._client
+        message = envelope(kind, what, id=uuid4().hex, source=client.source, time=utc_now())
+        try:
+            await client.log.append(client.subjects.ops(AREA), message)
+        except BusError as error:
+            logger.warning("not announced", what=kind, error=str(error))
