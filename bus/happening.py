@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from functools import cached_property
 
 import msgspec
 
@@ -75,6 +74,9 @@ class Said:
     """A record, decoded once; it is taken apart into its happenings when somebody wants them."""
 
     def __init__(self, position: int, subject: str, stored_at: datetime, body: bytes) -> None:
+        self._all: Sequence[Happening] = ()
+        self._first: Sequence[Happening] = ()
+        self._types: Sequence[str] = ()
         self.position = position
         self.subject = subject
         self.stored_at = stored_at
@@ -88,24 +90,31 @@ class Said:
         except MalformedMessage as error:
             self.problem = str(error)
 
-    @cached_property
+    @property
     def types(self) -> Sequence[str]:
         """The type of each of its happenings."""
-        if self.commit is not None:
-            return [type_of(event) for event in self.commit.events]
-        return [MALFORMED if self.problem or self.message is None else self.message.type]
+        if not self._types:
+            if self.commit is not None:
+                self._types = [type_of(event) for event in self.commit.events]
+            else:
+                self._types = [MALFORMED if self.problem or self.message is None else self.message.type]
+        return self._types
 
-    @cached_property
+    @property
     def first(self) -> Sequence[Happening]:
         """The first of them alone. What it shares with the others it has: message, commit."""
-        return [self._one(0, self.commit.events[0] if self.commit is not None else None)]
+        if not self._first:
+            self._first = [self._one(0, self.commit.events[0] if self.commit is not None else None)]
+        return self._first
 
-    @cached_property
+    @property
     def happenings(self) -> Sequence[Happening]:
         """All of them, at least one."""
         if self.commit is None or len(self.commit.events) == 1:
             return self.first
-        return [self._one(index, event) for index, event in enumerate(self.commit.events)]
+        if not self._all:
+            self._all = [self._one(index, event) for index, event in enumerate(self.commit.events)]
+        return self._all
 
     def _one(self, index: int, event: Event | None) -> Happening:
         return Happening(

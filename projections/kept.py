@@ -28,7 +28,7 @@ class Kept(Generic[R]):
         self._client = client
         self._shelf = shelf
         self._projection = projection
-        self._decode: Callable[[str], R] = decoder(projection)
+        self._decode: Callable[[str, str], R] = decoder(projection)
 
     @classmethod
     async def find(cls, client: Client, shelf: Shelf, projection: Projection[R]) -> Kept[R]:
@@ -47,17 +47,17 @@ class Kept(Generic[R]):
         """One row, or None: as it is now, or was as of a position."""
         if at is None:
             found = await asyncio.to_thread(self._shelf.row, self.build.id, key)
-            return None if found is None else self._decode(found)
+            return None if found is None else self._decode(key, found)
         return (await self.as_of(at)).get(key)
 
     async def rows(self, *, at: int | None = None) -> dict[str, R]:
         """Every row by key, as they are now, or were as of a position."""
         if at is None:
             found = await asyncio.to_thread(self._shelf.rows, self.build.id)
-            return {key: self._decode(row) for key, row in found if not key.startswith(MEMORY)}
+            return {key: self._decode(key, row) for key, row in found if not key.startswith(MEMORY)}
         mark, changed = await self._past(at)
         found = await asyncio.to_thread(self._shelf.rows, self.build.id, mark=mark) if mark else []
-        rows: dict[str, Any] = {key: self._decode(row) for key, row in found if key not in changed.changes}
+        rows: dict[str, Any] = {key: self._decode(key, row) for key, row in found if key not in changed.changes}
         rows |= {key: row for key, row in changed.changes.items() if row is not None}
         return {key: rows[key] for key in sorted(rows) if not key.startswith(MEMORY)}
 
@@ -83,4 +83,4 @@ class Kept(Generic[R]):
 
     def _marked(self, key: str, mark: int) -> R | None:
         found = self._shelf.row(self.build.id, key, mark=mark) if mark else None
-        return None if found is None else self._decode(found)
+        return None if found is None else self._decode(key, found)

@@ -7,14 +7,13 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
-from bus.events import COMMIT
 from bus.happening import Happening, Said
 
 R = TypeVar("R")
 _ABSENT: Any = object()
 
 MEMORY = "~"
-"""A key that begins with it is a row the fold keeps for itself: it is stored with the others, and not shown."""
+"""A key that begins with it is a row the fold keeps for itself, of type `memory`: stored with the others, not shown."""
 
 
 class Projection(msgspec.Struct, Generic[R], frozen=True, kw_only=True):
@@ -23,33 +22,35 @@ class Projection(msgspec.Struct, Generic[R], frozen=True, kw_only=True):
     `fold(rows, happening)` reads and writes rows by key, and nothing else: no clock, no other state. A row is a value
     that is never changed in place. If the fold raises, nothing of that event counts: it is set aside, and the
     projection goes on. `subjects` are those it wants to see, without the namespace, and `types` the types of event, all
-    if none is named; `run.commit.v1` is a commit as a whole, which comes once, with its first event. `glance` makes of
-    a row the little that a list shows, which is stored beside it. `version` goes up when the fold makes something else
-    of the same events: rows kept from an older one are built again.
+    if none is named. With `whole` it takes a commit at once: it is called with the first of its events, which has the
+    commit. `glance` makes of a row the little that a list shows, which is stored beside it. `version` goes up when the
+    fold makes something else of the same events: rows kept from an older one are built again.
     """
 
     name: str
     version: int
     row: Any
+    memory: Any = None
     fold: Callable[[Rows[R], Happening], None]
     subjects: Sequence[str] = (">",)
     types: frozenset[str] = frozenset()
+    whole: bool = False
     glance: Callable[[R], Any] | None = None
 
     def takes(self, happening: Happening) -> bool:
         """Whether it is to fold this one. That something can't be read concerns whoever wanted to see it."""
-        if not self.types or happening.problem:
+        if happening.problem:
             return True
-        if happening.commit is not None and COMMIT in self.types:
+        if self.whole and happening.commit is not None:
             return not happening.index
-        return happening.type in self.types
+        return not self.types or happening.type in self.types
 
     def wanted(self, said: Said) -> Sequence[Happening]:
         """What of a record it takes."""
-        if not self.types or said.problem:
-            return said.happenings
-        if said.commit is not None and COMMIT in self.types:
+        if said.problem or (self.whole and said.commit is not None):
             return said.first
+        if not self.types:
+            return said.happenings
         if self.types.isdisjoint(said.types):
             return ()
         return [each for each, type in zip(said.happenings, said.types, strict=True) if type in self.types]
@@ -98,15 +99,14 @@ class Rows(Generic[R]):
         return self.get(key) is not None
 
     def __setitem__(self, key: str, row: R) -> None:
-        self._change(key, row)
-
-    def __delitem__(self, key: str) -> None:
-        self._change(key, None)
-
-    def _change(self, key: str, row: R | None) -> None:
         if key not in self._before:
             self._before[key] = self.changes.get(key, _ABSENT)
         self.changes[key] = row
+
+    def __delitem__(self, key: str) -> None:
+        if key not in self._before:
+            self._before[key] = self.changes.get(key, _ABSENT)
+        self.changes[key] = None
 
     @property
     def told(self) -> dict[str, R | None]:
@@ -115,15 +115,17 @@ class Rows(Generic[R]):
 
     def add(self, projection: Projection[R], happening: Happening) -> Aside | None:
         """Fold one event in, whole or not at all. Says so if it had to be set aside."""
-        self._before.clear()
         reason = happening.problem
         if not reason:
+            self._before.clear()
             try:
                 projection.fold(self, happening)
             except Exception as error:  # noqa: BLE001 - whatever a fold raises, the events behind it are not to blame
                 reason = f"{type(error).__name__}: {error}"
                 self._take_back()
-        return Aside(happening.position, happening.index, happening.subject, reason) if reason else None
+            else:
+                return None
+        return Aside(happening.position, happening.index, happening.subject, reason)
 
     def _take_back(self) -> None:
         for key, row in self._before.items():

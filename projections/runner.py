@@ -22,12 +22,13 @@ from bus.record import Record
 from bus.streams import info
 from bus.subjects import pattern
 from projections.catchup import ahead, seen_by
-from projections.projection import Aside, Projection, Rows
+from projections.projection import MEMORY, Aside, Projection, Rows
 from projections.shelf import Build, Change, Look, Moved, Shelf, Step, decoder, encoded
 
 logger = structlog.get_logger(__name__)
 
 _CACHED_ROWS = 20_000
+_STORED_KEYS = 1_000_000
 _KNOWN_SUBJECTS = 10_000
 MARK_EVERY = 5_000
 """Rows can be found again as of a position that is at most so many back; from there the log is folded."""
@@ -147,6 +148,8 @@ class Growth:
         self._wanted = [pattern(subject).fullmatch for subject in seen_by(projection, client.subjects)]
         self._decode = decoder(projection)
         self._known: OrderedDict[str, Any] = OrderedDict()
+        # Of a build that begins here, what has a row: what is not in it need not be looked for.
+        self._stored: set[str] | None = None
         self._rows: Rows[Any] = Rows(lambda _key: None)
         self._asides: list[Aside] = []
         self._reached = 0
@@ -163,6 +166,7 @@ class Growth:
         self._build = (None if afresh else next(fitting, None)) or self._shelf.begin(*wanted)
         self._known.clear()
         self.position = self._shelf.position(self._build.id)
+        self._stored = None if self.position else set()
 
     def wants(self, subject: str) -> bool:
         return any(fits(subject) for fits in self._wanted)
@@ -194,6 +198,10 @@ class Growth:
         if self._reached > self.position:
             self.position = self._reached
             self._known.update(self._rows.changes)
+            if self._stored is not None:
+                self._stored.update(self._rows.told)
+                if len(self._stored) > _STORED_KEYS:
+                    self._stored = None
             while len(self._known) > _CACHED_ROWS:
                 self._known.popitem(last=False)
 
@@ -207,12 +215,14 @@ class Growth:
         if key in self._known:
             self._known.move_to_end(key)
             return self._known[key]
+        if self._stored is not None and key not in self._stored:
+            return None
         found = look(self.build.id, key)
-        return None if found is None else self._decode(found)
+        return None if found is None else self._decode(key, found)
 
     def _change(self, key: str, row: Any) -> Change:
         if row is None:
             return Change(key, None)
         glance = self.projection.glance
-        shown = None if glance is None else encoded(glance(row))
+        shown = None if glance is None or key.startswith(MEMORY) else encoded(glance(row))
         return Change(key, encoded(row), shown)

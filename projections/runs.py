@@ -8,7 +8,7 @@ from datetime import datetime
 import msgspec
 
 from bus.errors import NotFound
-from bus.events import COMMIT, RunStarted, archived
+from bus.events import RunStarted, archived
 from bus.folding import evolve
 from bus.happening import Happening
 from bus.plan import TASK
@@ -82,7 +82,7 @@ def glance(state: RunState) -> Glance:
 
 
 RUNS: Projection[RunState] = Projection(
-    name="runs", version=2, row=RunState, fold=_fold, subjects=["run.*"], types=frozenset({COMMIT}), glance=glance
+    name="runs", version=2, row=RunState, fold=_fold, subjects=["run.*"], whole=True, glance=glance
 )
 """The state of every run and phase."""
 

@@ -17,11 +17,16 @@ from uuid import uuid4
 
 import msgspec
 from eventsourcing.persistence import PersistenceError, Tracking
-from eventsourcing.sqlite import SQLiteDatastore, SQLiteTrackingRecorder
+from eventsourcing.sqlite import (
+    SQLiteConnection,
+    SQLiteConnectionPool,
+    SQLiteDatastore,
+    SQLiteTrackingRecorder,
+)
 
 from bus.errors import BusError, SettingsError
 from bus.run import Output
-from projections.projection import Aside, Projection, R
+from projections.projection import MEMORY, Aside, Projection, R
 
 TABLES = (
     """CREATE TABLE IF NOT EXISTS phasebus_builds (
@@ -203,19 +208,17 @@ class Shelf:
             return [Aside(row["position"], row["place"], row["subject"], row["reason"]) for row in found]
 
     def _store(self, cursor: Any, step: Step) -> None:
-        for each in step.changes:
-            self._run(
-                cursor,
-                "INSERT INTO phasebus_rows VALUES (?, ?, ?, ?, ?) ON CONFLICT (build, key) DO UPDATE SET "
-                "row_json = excluded.row_json, glance_json = excluded.glance_json, position = excluded.position",
-                (step.build, each.key, each.row, each.glance, step.position),
-            )
-        for aside in step.asides:
-            self._run(
-                cursor,
-                "INSERT INTO phasebus_asides VALUES (?, ?, ?, ?, ?)",
-                (step.build, aside.position, aside.index, aside.subject, aside.reason),
-            )
+        self._run_many(
+            cursor,
+            "INSERT INTO phasebus_rows VALUES (?, ?, ?, ?, ?) ON CONFLICT (build, key) DO UPDATE SET "
+            "row_json = excluded.row_json, glance_json = excluded.glance_json, position = excluded.position",
+            [(step.build, each.key, each.row, each.glance, step.position) for each in step.changes],
+        )
+        self._run_many(
+            cursor,
+            "INSERT INTO phasebus_asides VALUES (?, ?, ?, ?, ?)",
+            [(step.build, aside.position, aside.index, aside.subject, aside.reason) for aside in step.asides],
+        )
         if step.marks:
             self._run(
                 cursor,
@@ -232,6 +235,10 @@ class Shelf:
     def _run(self, cursor: Any, statement: str, given: Sequence[Any] = ()) -> Any:
         cursor.execute(statement.replace("?", self._placeholder), given)
         return cursor
+
+    def _run_many(self, cursor: Any, statement: str, given: Sequence[Sequence[Any]]) -> None:
+        if given:
+            cursor.executemany(statement.replace("?", self._placeholder), given)
 
     @contextmanager
     def _transaction(self, *, commit: bool) -> Iterator[Any]:
@@ -258,10 +265,16 @@ def encoded(value: object) -> str:
     return msgspec.json.encode(value, enc_hook=_as_text).decode()
 
 
-def decoder(projection: Projection[R]) -> Callable[[str], R]:
-    """What makes a projection's rows of their text again."""
-    read: Callable[[str], R] = msgspec.json.Decoder(projection.row, dec_hook=_of_text).decode
-    return read
+def decoder(projection: Projection[R]) -> Callable[[str, str], R]:
+    """What makes a projection's row of its key and its text again."""
+    read = msgspec.json.Decoder(projection.row, dec_hook=_of_text).decode
+    remember = msgspec.json.Decoder(projection.memory, dec_hook=_of_text).decode
+
+    def decode(key: str, text: str) -> R:
+        row: R = remember(text) if key.startswith(MEMORY) else read(text)
+        return row
+
+    return decode
 
 
 def _as_text(value: Any) -> Any:
@@ -291,6 +304,17 @@ def open_shelf(url: str) -> Shelf:
     raise SettingsError(f"projections {url!r}: it begins with sqlite:/// or postgresql://")
 
 
+class _Pool(SQLiteConnectionPool):
+    """Connections that do not wait for the disk at each commit: what a power cut takes is folded again."""
+
+    def _create_connection(self) -> SQLiteConnection:
+        connection = super()._create_connection()
+        with connection.cursor() as cursor:
+            cursor.execute("PRAGMA synchronous=NORMAL")
+            cursor.execute("PRAGMA wal_autocheckpoint=8000")
+        return connection
+
+
 class _SQLite(SQLiteTrackingRecorder):
     def construct_create_table_statements(self) -> list[str]:
         return [*super().construct_create_table_statements(), *TABLES]
@@ -299,7 +323,10 @@ class _SQLite(SQLiteTrackingRecorder):
 def _sqlite(path: Path) -> Shelf:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        recorder = _SQLite(SQLiteDatastore(str(path), lock_timeout=10))
+        datastore = SQLiteDatastore(str(path))
+        datastore.pool.close()
+        datastore.pool = _Pool(db_name=str(path), lock_timeout=10)
+        recorder = _SQLite(datastore)
         recorder.create_table()
     except (PersistenceError, sqlite3.Error, OSError) as error:
         raise ShelfDamaged(f"{path} can't hold projections: {error}") from error

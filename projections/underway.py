@@ -4,7 +4,7 @@ work has waited and was worked on, and by whom; a projection keeps it as its own
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal, NamedTuple
 
@@ -21,12 +21,12 @@ from bus.events import (
     PhaseSkipped,
     PhaseStarted,
     PhaseUndoing,
-    RunArchived,
     RunCancelled,
     RunCompleted,
     RunFailed,
     RunRedriven,
     RunStarted,
+    archived,
 )
 from bus.problem import Problem
 
@@ -53,7 +53,7 @@ class Holding(msgspec.Struct, frozen=True, gc=False, array_like=True):
     since: datetime
 
 
-class Underway(msgspec.Struct, frozen=True, gc=False, array_like=True):
+class Underway(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=True):
     """A run: what its phases need, what waits (and since when) and what is held, by phase, or by phase and item."""
 
     capabilities: Capabilities = Capabilities()
@@ -106,14 +106,26 @@ def turned(capabilities: Capabilities, event: Event) -> Capabilities:
     return capabilities if undoing is capabilities.undoing else msgspec.structs.replace(capabilities, undoing=undoing)
 
 
-def after(before: Underway | None, commit: Commit) -> tuple[Underway | None, list[Fact]]:
-    """The run after a commit, None if nothing of it is left in the log; and what that says about work."""
-    run = _Run(before or Underway(), commit.at)
+def after(before: Underway | None, commit: Commit) -> tuple[Underway | None, Sequence[Fact]]:
+    """The run after a commit, None if nothing of it is left in the log; and what that says about work.
+
+    Several projections ask this of the same commit, one after the other: it is computed once.
+    """
+    asked, answer = _LATEST[0]
+    if asked[0] is before and asked[1] is commit:
+        return answer
+    answer = _after(before or Underway(), commit)
+    _LATEST[0] = (before, commit), answer
+    return answer
+
+
+def _after(before: Underway, commit: Commit) -> tuple[Underway | None, Sequence[Fact]]:
+    run = _Run(before, commit.at)
     for event in commit.events:
         step = _STEPS.get(type(event))
         if step is not None:
             step(run, event)
-    if isinstance(commit.events[-1], RunArchived):
+    if archived(commit):
         return None, run.facts
     return Underway(run.capabilities, run.waiting, run.held), run.facts
 
@@ -217,3 +229,6 @@ _STEPS: Mapping[type[Any], Callable[[_Run, Any], None]] = {
     RunFailed: _Run.end,
     RunCancelled: _Run.end,
 }
+
+_Answer = tuple[Underway | None, Sequence[Fact]]
+_LATEST: list[tuple[tuple[Underway | None, Commit | None], _Answer]] = [((None, None), (None, ()))]
