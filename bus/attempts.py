@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
+from uuid import uuid4
 
 import msgspec
 import structlog
@@ -29,6 +31,7 @@ from bus.handling import Answer, Halted, answer, perform
 from bus.inputs import Order
 from bus.inputs import order as order_of
 from bus.ledger import utc_now
+from bus.llm import LLM_CALLED, LLMCall, LLMCalled
 from bus.presence import Held
 from bus.problem import Problem, told
 from bus.progress import Reporter
@@ -190,6 +193,7 @@ class Attempts:
         """Call the handler and put what comes of it into the log; nothing, if nobody wants it any more."""
         held = Held(order.run, order.phase, order.item, order.attempt)
         pulse = self._held[held] = Pulse()
+        said = partial(self._call, order)
         context = Context(
             run=order.run,
             plan=order.plan,
@@ -204,7 +208,7 @@ class Attempts:
             undoes=order.undoes,
             report=Reporter(self._client.runs, held, self._instance, pulse).report,
             pulse=pulse,
-            notebook=notebook(order, Scribe(self._client.runs, held, self._instance, pulse)),
+            notebook=notebook(order, Scribe(self._client.runs, held, self._instance, pulse, said)),
             state=self.state,
         )
         began = time.monotonic()
@@ -275,6 +279,24 @@ class Attempts:
             if isinstance(event, ResultRefused):
                 logger.warning("result refused", reason=event.reason)
         return decided
+
+    async def _call(self, order: Order, call: LLMCall) -> None:
+        """Put a call of a language model on record. Raises InvalidName, TooLarge, Unavailable."""
+        client = self._client
+        called = LLMCalled(**msgspec.structs.asdict(call), plan=order.plan, item=order.item, instance=self._instance)
+        record = envelope(
+            LLM_CALLED,
+            called,
+            id=uuid4().hex,
+            source=client.source,
+            time=utc_now(),
+            correlationid=order.correlation,
+            runid=order.run,
+            phase=order.phase,
+            attempt=order.attempt,
+            agent=self._agent.name,
+        )
+        await client.log.append(client.subjects.llm(call.provider), record)
 
     async def _bury(self, capability: Capability, delivery: Delivery, reason: str) -> None:
         client = self._client

@@ -12,6 +12,7 @@ from typing import Any, TypeVar, overload
 import msgspec
 import structlog
 
+from bus.llm import LLMCall
 from bus.notebook import Act, Effect, Notebook, Reconcile, read
 
 T = TypeVar("T")
@@ -164,6 +165,14 @@ class Context(Facts, frozen=True, kw_only=True):
         """What was saved last, by this attempt or one before it; None if nothing was, or the work was begun again."""
         raw = self.notebook.saved
         return None if raw is None else read(raw, gives, "what was saved")
+
+    def spent(self, call: LLMCall) -> Awaitable[None]:
+        """Put a call of a language model on record, for this run, phase and agent; in an `async def` await it, in a
+        `def` just call it. It never fails the handler: what can't be stored is in the log lines of this process.
+        """
+        self.pulse.beat()
+        written: Awaitable[None] = self.notebook.call(call)
+        return written
 
     def alive(self) -> None:
         """Say that the handler is still at work: a phase may bound its silence. From any thread, and cheap."""

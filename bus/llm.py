@@ -1,4 +1,4 @@
-"""Calls of language models: each is a record of its own, on `bus.llm.<provider>`, so that what they cost can be added up.
+"""Calls of language models: each is a record of its own, on `bus.llm.<provider>`, so that its cost can be added up.
 
 It is telemetry and nothing is decided by it: work does not fail because its cost could not be written down.
 """

@@ -17,7 +17,7 @@ _PHASE = re.compile(r"-?[a-z0-9][a-z0-9_-]{0,62}")
 _WILD = {"*": r"[^.]+", ">": ".+"}
 _CAPABILITY_CHARACTERS = 128
 
-KINDS = ("run", "mail", "topic", "agent", "dead", "ops", "lease", "barrier", "decision", "breaker", "limit")
+KINDS = ("run", "mail", "topic", "agent", "dead", "ops", "lease", "barrier", "decision", "breaker", "limit", "llm")
 """What there is in the log: the second token of its subjects."""
 
 
@@ -151,6 +151,10 @@ class Subjects:
     def limit(self, limit: str) -> str:
         """What happened to a limit."""
         return f"{self.namespace}.limit.{capability_token(limit)}"
+
+    def llm(self, provider: str) -> str:
+        """The calls of a provider's language models."""
+        return f"{self.namespace}.llm.{name(provider, 'provider')}"
 
     def named(self, subject: str) -> str:
         """The breaker or limit whose subject it is."""

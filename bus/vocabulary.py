@@ -26,6 +26,7 @@ from bus.halts import Halt
 from bus.lease import EVENTS as LEASES
 from bus.ledger import WORK
 from bus.limit import HELD, SPENT, LimitHeld, LimitSpent
+from bus.llm import LLM_CALLED, LLMCalled
 from bus.messages import MESSAGES
 from bus.notices import REMOVED, SEALED, STARTED, ArchiveRemoved, ArchiveSealed, ArchiveStarted
 from bus.orders import (
@@ -128,6 +129,7 @@ def vocabulary() -> dict[str, Entry]:
         **{wire: Entry("data", type) for wire, type in BREAKER_TYPES.items()},
         HELD: Entry("data", LimitHeld),
         SPENT: Entry("data", LimitSpent),
+        LLM_CALLED: Entry("data", LLMCalled),
         STANDING: Entry("body", Standing),
         TALLY: Entry("body", Tally),
         RECOVERED: Entry("data", Recovery),

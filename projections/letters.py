@@ -128,9 +128,7 @@ def _told(rows: Rows[Any], happening: Happening, event: Event) -> None:
             pass
 
 
-def _forget(
-    rows: Rows[Any], memory: str, places: list[str], standing: Standing, at: datetime, by: str = ""
-) -> None:
+def _forget(rows: Rows[Any], memory: str, places: list[str], standing: Standing, at: datetime, by: str = "") -> None:
     deaths: Deaths = rows[memory]
     for place in places:
         if place in deaths:

@@ -13,8 +13,9 @@ from projections.projection import Projection, Rows
 
 
 class Lock(msgspec.Struct, frozen=True, gc=False, kw_only=True):
-    """A lock, a permit of a semaphore, or the lead of an election. Without a `holder` it is free, as far as the log says:
-    one whose holder died is, until somebody notices, held.
+    """A lock, a permit of a semaphore, or the lead of an election. Without a `holder` it is free.
+
+    That is as far as the log says: one whose holder has died is held until somebody notices.
 
     `token` fences: it is the position at which it was acquired last. `acquired` and `lost` count how often it was, and
     `held_s` is how long it was held, all times together that are over. `ending` is how the last time ended.

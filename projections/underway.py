@@ -91,8 +91,8 @@ def begun(event: RunStarted) -> Capabilities:
     """What the phases of a new run need."""
     phases = event.plan.phases
     return Capabilities(
-        {each.key: each.capability for each in phases if each.capability is not None},
-        {each.key: each.compensate for each in phases if each.compensate is not None},
+        {each.name: each.capability for each in phases if each.capability is not None},
+        {each.name: each.compensate for each in phases if each.compensate is not None},
     )
 
 

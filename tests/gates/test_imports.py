@@ -36,6 +36,7 @@ RULES = [
     "bus.inputs",
     "bus.lease",
     "bus.lines",
+    "bus.llm",
     "bus.messages",
     "bus.passes",
     "bus.orders",
@@ -64,13 +65,23 @@ RULES = [
     "bus.wanted",
 ]
 FOLDS = [
+    "projections.agents",
     "projections.attention",
+    "projections.breakers",
+    "projections.causes",
     "projections.durations",
     "projections.eta",
+    "projections.failures",
     "projections.history",
+    "projections.letters",
+    "projections.locks",
     "projections.progress",
     "projections.projection",
     "projections.runs",
+    "projections.sketch",
+    "projections.spend",
+    "projections.traffic",
+    "projections.underway",
 ]
 IMPURE = [
     "nats",

@@ -15,6 +15,7 @@ from bus.errors import NotFound, SettingsError
 from bus.events import PhaseCompleted
 from bus.happening import Happening
 from bus.server import Server
+from projections import catchup
 from projections import runner as running
 from projections.catchup import build
 from projections.kept import Kept
@@ -159,7 +160,7 @@ async def test_rows_as_of_any_position_are_those_a_rebuild_up_to_there_makes(
     server: Server, shelf: Shelf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(running, "MARK_EVERY", 10)
-    monkeypatch.setattr(running, "_BATCH", 7)
+    monkeypatch.setattr(catchup, "_AHEAD", 7)
     async with serving(server, echo()), connect(server.url) as client:
         await completed(client, *(f"r{number}" for number in range(20)))
         upto = await Runner(client, shelf, [RUNS]).catch_up()
