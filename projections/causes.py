@@ -18,6 +18,8 @@ from bus.happening import Happening
 from projections.projection import MEMORY, Projection, Rows
 
 PAGE = 128
+_RUN = ""
+"""What is said of no phase in particular is said of the run."""
 
 
 class Word(msgspec.Struct, frozen=True, gc=False, array_like=True):
@@ -70,6 +72,8 @@ def _fold(rows: Rows[Any], happening: Happening) -> None:
     assert message is not None, "what can't be read is set aside before"
     run = happening.run
     story = message.correlationid or run or message.id
+    if story.startswith(MEMORY):
+        story = f".{story}"  # anybody can name a story like that
     page: Page = rows.get(story) or Page(story=story)
     cause = message.causationid or ""
     said: tuple[str, ...] = (message.type,)
@@ -77,6 +81,9 @@ def _fold(rows: Rows[Any], happening: Happening) -> None:
         commit = happening.commit
         said = tuple([_named(event) for event in commit.events])
         cause = _follow(rows, commit, cause)
+    elif not cause and message.runid is not None:
+        known: Mapping[str, str] = rows.get(MEMORY + message.runid) or {}
+        cause = known.get(message.phase or _RUN) or known.get(_RUN, "")
     word = Word(message.id, happening.position, happening.at, happening.subject, message.source, said, cause)
     if len(page.words) == PAGE:
         rows[f"{story}#{page.before + 1}"] = page
@@ -96,13 +103,16 @@ def _follow(rows: Rows[Any], commit: Commit, cause: str) -> str:
     now = dict(before)
     followed = ""
     for event in commit.events:
-        phase = getattr(event, "phase", "")
+        phase = getattr(event, "phase", _RUN)
         item = getattr(event, "item", None)
         place = phase if item is None else f"{phase}:{item}"
         followed = followed or before.get(place, "")
         now[place] = commit.id
+        # A phase with items is what was last said of any of them.
+        now[phase] = commit.id
+    now.setdefault(_RUN, commit.id)
     rows[memory] = now
-    return followed or cause
+    return followed or cause or before.get(_RUN, "")
 
 
 CAUSES: Projection[Any] = Projection(

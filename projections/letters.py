@@ -1,175 +1,122 @@
-"""Dead letters: what was given up, and what became of it since, as far as the events of its run and operators say."""
+"""Dead letters: what was given up, and what somebody decided about it.
+
+How the work of a letter stands is not among that: it follows from its run, so it is asked of the run's row.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
 
 import msgspec
 from msgspec.structs import replace
 
+from bus import dead
 from bus.causes import cause_of
-from bus.dead import LETTER, UNREADABLE, Standing, Unreadable, read
-from bus.envelope import Envelope, decode_data
-from bus.events import (
-    Event,
-    PhaseCancelled,
-    PhaseCompleted,
-    PhaseSkipped,
-    PhaseUndoing,
-    RunArchived,
-    RunRedriven,
-)
+from bus.dead import LETTER, UNREADABLE, DeadLetter, Standing, Unreadable
+from bus.envelope import decode_data
 from bus.happening import Happening
+from bus.problem import Problem
+from bus.run import RunState
 from bus.verdicts import LETTER_DISCARDED, LETTER_REDRIVEN, LetterDiscarded, LetterRedriven
-from projections.projection import MEMORY, Projection, Rows
+from projections.projection import Projection, Rows
 
 
 class Letter(msgspec.Struct, frozen=True, gc=False, kw_only=True):
-    """A dead letter; `number` is its position in the log, `cause` the key of those that died alike.
+    """A dead letter. `number` is its position in the log, `cause` the key of those that died alike.
 
-    Of bytes that nobody could read there is no run. `settled_at` is when its standing last changed, `by` who did that.
+    `discarded_by` said that nobody wants it any more; `redriven_by` sent bytes that nobody could read once more.
     """
 
     number: int
     capability: str
     cause: str
     problem: str
-    standing: Standing = "open"
+    died_at: datetime
     run: str = ""
     plan: str = ""
     phase: str = ""
     item: int | None = None
     attempt: int = 0
-    died_at: datetime
-    settled_at: datetime | None = None
-    by: str = ""
+    passes: int = 1
+    undoes: bool = False
+    earlier: str = ""
+    discarded_by: str = ""
+    redriven_by: str = ""
 
 
-Deaths = Mapping[str, str]
-"""Of a run, by phase, or by phase and item: the id of the newest letter, unless it is resolved."""
+def standing(letter: Letter, runs: Mapping[str, RunState]) -> Standing:
+    """How a letter stands, given the rows of `runs` (or that of its run alone). Without its run, it is open."""
+    state = runs.get(letter.run)
+    if letter.redriven_by:
+        return "redriven"
+    if state is None:
+        return "discarded" if letter.discarded_by else "open"
+    return dead.standing(_as_sent(letter), state, discarded=bool(letter.discarded_by))
 
 
-def _fold(rows: Rows[Any], happening: Happening) -> None:
+def _fold(rows: Rows[Letter], happening: Happening) -> None:
     message = happening.message
     assert message is not None, "what can't be read is set aside before"
-    if happening.event is not None:
-        _told(rows, happening, happening.event)
-    elif happening.kind == "dead":
-        _died(rows, happening, message)
-    elif message.type == LETTER_REDRIVEN:
-        redriven = decode_data(message, _redriven, "a redrive")
-        _settle(rows, redriven.letter, "redriven", happening.at, redriven.by)
-    elif message.type == LETTER_DISCARDED:
-        discarded = decode_data(message, _discarded, "a discard")
-        _settle(rows, discarded.letter, "discarded", happening.at, discarded.by)
+    match message.type:
+        case dead.LETTER | dead.UNREADABLE if message.id not in rows:
+            rows[message.id] = _letter(dead.read(message), happening)
+        case verdict if verdict == LETTER_DISCARDED:
+            said = decode_data(message, _discarded, "a discard")
+            _change(rows, said.letter, discarded_by=said.by)
+        case verdict if verdict == LETTER_REDRIVEN:
+            sent = decode_data(message, _redriven, "a redrive")
+            _change(rows, sent.letter, redriven_by=sent.by, discarded_by="")
+        case _:
+            pass  # the same death, on record twice
 
 
-def _died(rows: Rows[Any], happening: Happening, message: Envelope) -> None:
-    letter = read(message)
-    if message.id in rows:
-        return  # the same death, put on record once more
+def _letter(letter: DeadLetter | Unreadable, happening: Happening) -> Letter:
     found = Letter(
         number=happening.position,
         capability=letter.capability,
         cause=cause_of(letter).key,
-        problem="",
+        problem=str(letter.reason if isinstance(letter, Unreadable) else letter.problem)[:200],
         died_at=happening.at,
     )
     if isinstance(letter, Unreadable):
-        rows[message.id] = replace(found, problem=letter.reason[:200])
-        return
-    rows[message.id] = replace(
-        found,
-        problem=str(letter.problem)[:200],
+        return found
+    names = ("run", "plan", "phase", "item", "attempt", "passes", "undoes", "earlier")
+    return replace(found, **{name: getattr(letter, name) for name in names})
+
+
+def _as_sent(letter: Letter) -> DeadLetter:
+    """As much of it as its standing depends on."""
+    return DeadLetter(
+        capability=letter.capability,
         run=letter.run,
         plan=letter.plan,
         phase=letter.phase,
+        problem=_UNSAID,
         item=letter.item,
         attempt=letter.attempt,
+        passes=letter.passes,
+        payload=msgspec.Raw(b"null"),
+        undoes=letter.undoes,
     )
-    memory = MEMORY + letter.run
-    deaths: Deaths = rows.get(memory) or {}
-    place = _place(letter.phase, letter.item)
-    if place in deaths:
-        _settle(rows, deaths[place], "died_again", happening.at)
-    rows[memory] = {**deaths, place: message.id}
 
 
-def _told(rows: Rows[Any], happening: Happening, event: Event) -> None:
-    """What an event of a run means for the letters of that run."""
-    memory = f"{MEMORY}{happening.run}"
-    deaths: Deaths | None = rows.get(memory)
-    if not deaths:
-        return
-    at = happening.at
-    match event:
-        case RunRedriven():
-            for place in _places(deaths, event.phases):
-                is_meant = event.item is None or place in (_place(event.phases[0], event.item), *event.phases[1:])
-                if is_meant:
-                    _settle(rows, deaths[place], "redriven", at, event.by)
-        case PhaseCompleted():
-            # Once all items are done, none of them is dead any more.
-            _forget(rows, memory, [_place(event.phase, event.item)], "resolved", at)
-        case PhaseUndoing():
-            _forget(rows, memory, _places(deaths, [event.phase]), "resolved", at)
-        case PhaseSkipped():
-            _forget(rows, memory, _places(deaths, [event.phase]), "discarded", at, event.by)
-        case PhaseCancelled():
-            places = [_place(event.phase, event.item)] if event.item is not None else _places(deaths, [event.phase])
-            _forget(rows, memory, places, "discarded", at)
-        case RunArchived():
-            for place in deaths:
-                del rows[deaths[place]]
-            del rows[memory]
-        case _:
-            pass
-
-
-def _forget(rows: Rows[Any], memory: str, places: list[str], standing: Standing, at: datetime, by: str = "") -> None:
-    deaths: Deaths = rows[memory]
-    for place in places:
-        if place in deaths:
-            _settle(rows, deaths[place], standing, at, by)
-    left = {place: id for place, id in deaths.items() if place not in places}
-    if left:
-        rows[memory] = left
-    else:
-        del rows[memory]
-
-
-def _settle(rows: Rows[Any], id: str, standing: Standing, at: datetime, by: str = "") -> None:
-    row: Letter | None = rows.get(id)
+def _change(rows: Rows[Letter], id: str, **changes: str) -> None:
+    row = rows.get(id)
     if row is not None:
-        rows[id] = replace(row, standing=standing, settled_at=at, by=by)
+        rows[id] = replace(row, **changes)
 
 
-def _places(deaths: Deaths, phases: object) -> list[str]:
-    """Those of these phases, their items included."""
-    assert isinstance(phases, tuple | list), "events hold lists of phases"
-    return [place for place in deaths if place.partition(":")[0] in phases]
-
-
-def _place(phase: str, item: int | None) -> str:
-    return phase if item is None else f"{phase}:{item}"
-
-
+_UNSAID = Problem("handler_error", "")
 _redriven = msgspec.json.Decoder(LetterRedriven)
 _discarded = msgspec.json.Decoder(LetterDiscarded)
 
-DEAD: Projection[Any] = Projection(
+DEAD: Projection[Letter] = Projection(
     name="dead",
     version=1,
     row=Letter,
-    memory=dict[str, str],
     fold=_fold,
-    subjects=["run.*", "dead.*", "ops.dead"],
-    types=frozenset({LETTER, UNREADABLE, LETTER_REDRIVEN, LETTER_DISCARDED})
-    | {
-        str(each.__struct_config__.tag)
-        for each in (PhaseCompleted, PhaseCancelled, PhaseSkipped, PhaseUndoing, RunArchived, RunRedriven)
-    },
+    subjects=["dead.*", "ops.dead"],
+    types=frozenset({LETTER, UNREADABLE, LETTER_REDRIVEN, LETTER_DISCARDED}),
 )
-"""Every dead letter by its id, and how it stands."""
+"""Every dead letter, by the id of its record."""
