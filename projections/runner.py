@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache, partial
 from typing import Any
 
@@ -35,12 +35,19 @@ MARK_EVERY = 5_000
 
 
 class Runner:
-    """Keeps these projections on that shelf."""
+    """Keeps these projections on that shelf. `on_stored` is told each position up to which all of them are stored."""
 
-    def __init__(self, client: Client, shelf: Shelf, projections: Iterable[Projection[Any]]) -> None:
+    def __init__(
+        self,
+        client: Client,
+        shelf: Shelf,
+        projections: Iterable[Projection[Any]],
+        on_stored: Callable[[int], None] = lambda _position: None,
+    ) -> None:
         self._client = client
         self._shelf = shelf
         self._growths = [Growth(client, shelf, each) for each in projections]
+        self._on_stored = on_stored
         self._log = ""
         # Asked of every record, and most of them are of a few runs.
         self._takers = lru_cache(_KNOWN_SUBJECTS)(self._find_takers)
@@ -104,6 +111,7 @@ class Runner:
                 continue
             for growth in self._growths:
                 growth.stored()
+            self._on_stored(position)
             return
 
     def _fold(self, records: Sequence[Record], position: int) -> list[Step]:
