@@ -12,7 +12,6 @@ import time
 from collections.abc import Awaitable, Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime
-from pathlib import Path
 from random import Random
 from typing import Any
 from uuid import uuid4
@@ -35,6 +34,7 @@ from projections.projection import Projection
 from projections.runner import Runner
 from projections.runs import RUNS
 from projections.shelf import Shelf, open_shelf
+from projections.traffic import TRAFFIC
 
 PLAN = Plan("ten", phases=[Phase(f"p{n}", "noop", after=[f"p{n - 1}"] if n else []) for n in range(10)])
 PROJECTIONS: Sequence[Projection[Any]] = list(BUILT_IN.values())
@@ -55,12 +55,10 @@ async def main(count: int) -> None:
                 name = projections[0].name if len(projections) == 1 else f"all {len(projections)} together"
                 shelf = open_shelf(f"sqlite:///{folder}/{name}.db")
                 rate = await _timed(Runner(client, shelf, projections).catch_up(), written)
-                size = Path(f"{folder}/{name}.db").stat().st_size / written
-                print(
-                    f"{name:32} {rate:>10,.0f} events/s {rate / floor:>8.2f} of reading alone {size:>8.0f} bytes/event"
-                )
-            taken = await _looks(client, shelf)
-            print(f"{'as of a random position, p99':32} {taken * 1000:>10,.0f} ms")
+                print(f"{name:32} {rate:>10,.0f} events/s {rate / floor:>8.2f} of reading alone")
+            for projection, key, looks in ((RUNS, "r0000001", LOOKS), (TRAFFIC, "noop/bench", LOOKS // 10)):
+                taken = await _looks(client, shelf, projection, key, looks)
+                print(f"{f'{projection.name} as of any position, p99':32} {taken * 1000:>10,.0f} ms")
             middle, late = await _live(client, server.url, shelf)
             print(f"{'live, from event to row, p50, p99':32} {middle * 1000:>10,.1f} ms {late * 1000:>8.1f} ms")
 
@@ -121,14 +119,14 @@ async def _timed(work: Awaitable[object], events: int) -> float:
     return events / (time.perf_counter() - began)
 
 
-async def _looks(client: Client, shelf: Shelf) -> float:
-    """How long it takes to have a run as of a random position: what 99 of 100 do not exceed."""
-    kept = await Kept.find(client, shelf, RUNS)
+async def _looks(client: Client, shelf: Shelf, projection: Projection[Any], key: str, looks: int) -> float:
+    """How long it takes to have a row as of a random position: what 99 of 100 do not exceed."""
+    kept = await Kept.find(client, shelf, projection)
     random, upto = Random(7), await kept.position()
     taken: list[float] = []
-    for _ in range(LOOKS):
+    for _ in range(looks):
         began = time.perf_counter()
-        await kept.row("r0000001", at=random.randrange(1, upto))
+        await kept.row(key, at=random.randrange(1, upto))
         taken.append(time.perf_counter() - began)
     return _percentile(taken, 0.99)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from typing import Any, Generic, TypeVar
 
@@ -48,7 +48,8 @@ class Kept(Generic[R]):
         if at is None:
             found = await asyncio.to_thread(self._shelf.row, self.build.id, key)
             return None if found is None else self._decode(key, found)
-        return (await self.as_of(at)).get(key)
+        one = self._projection.subject_of
+        return (await self._past(at, [self._full(one(key))] if one is not None else None))[1].get(key)
 
     async def rows(self, *, at: int | None = None) -> dict[str, R]:
         """Every row by key, as they are now, or were as of a position."""
@@ -70,11 +71,14 @@ class Kept(Generic[R]):
         decode = msgspec.json.Decoder(kind).decode
         return {key: decode(glance) for key, glance in await asyncio.to_thread(self._shelf.glances, self.build.id)}
 
-    async def _past(self, position: int) -> tuple[int, Rows[R]]:
+    def _full(self, subject: str) -> str:
+        return f"{self._client.subjects.namespace}.{subject}"
+
+    async def _past(self, position: int, filters: Sequence[str] | None = None) -> tuple[int, Rows[R]]:
         """The newest mark before a position, and the rows as of that, with all that came between."""
         mark = await asyncio.to_thread(self._shelf.mark, self.build.id, position)
         rows: Rows[R] = Rows(lambda key: self._marked(key, mark))
-        filters = seen_by(self._projection, self._client.subjects)
+        filters = filters or seen_by(self._projection, self._client.subjects)
         async with aclosing(self._client.log.read(*filters, after=mark, upto=position)) as records:
             async for record in records:
                 for each in self._projection.wanted(said(record)):

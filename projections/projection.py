@@ -23,7 +23,9 @@ class Projection(msgspec.Struct, Generic[R], frozen=True, kw_only=True):
     that is never changed in place. If the fold raises, nothing of that event counts: it is set aside, and the
     projection goes on. `subjects` are those it wants to see, without the namespace, and `types` the types of event, all
     if none is named. With `whole` it takes a commit at once: it is called with the first of its events, which has the
-    commit. `glance` makes of a row the little that a list shows, which is stored beside it. `version` goes up when the
+    commit. `glance` makes of a row the little that a list shows, which is stored beside it. `subject_of` a key is the
+    one subject its row depends on, if there is one: nothing else is read then to tell what the row was. Rows under keys
+    that begin with `~` are what the fold has to remember: of type `memory`, and never shown. `version` goes up when the
     fold makes something else of the same events: rows kept from an older one are built again.
     """
 
@@ -36,6 +38,7 @@ class Projection(msgspec.Struct, Generic[R], frozen=True, kw_only=True):
     types: frozenset[str] = frozenset()
     whole: bool = False
     glance: Callable[[R], Any] | None = None
+    subject_of: Callable[[str], str] | None = None
 
     def takes(self, happening: Happening) -> bool:
         """Whether it is to fold this one. That something can't be read concerns whoever wanted to see it."""

@@ -102,7 +102,7 @@ class Runner:
         """Fold records into whatever has not got them, and store it."""
         position = upto or (records[-1].position if records else 0)
         while True:
-            steps = await asyncio.to_thread(self._fold, records, position)
+            steps = await asyncio.to_thread(self._fold, records, position, upto is not None)
             try:
                 await asyncio.to_thread(self._shelf.save, steps)
             except Moved:
@@ -114,7 +114,7 @@ class Runner:
             self._on_stored(position)
             return
 
-    def _fold(self, records: Sequence[Record], position: int) -> list[Step]:
+    def _fold(self, records: Sequence[Record], position: int, is_last: bool = False) -> list[Step]:
         with self._shelf.looking() as look:
             growing = [each for each in self._growths if each.begin(position, look)]
             for record in records:
@@ -123,7 +123,8 @@ class Runner:
                     once = said(record)
                     for each in takers:
                         each.add(once)
-            return [each.step() for each in growing]
+            steps = [each.step(is_last=is_last) for each in growing]
+            return [each for each in steps if each is not None]
 
     def _find_takers(self, subject: str) -> list[Growth]:
         return [each for each in self._growths if each.wants(subject)]
@@ -161,6 +162,7 @@ class Growth:
         self._rows: Rows[Any] = Rows(lambda _key: None)
         self._asides: list[Aside] = []
         self._reached = 0
+        self._took = self._is_stored = False
 
     @property
     def build(self) -> Build:
@@ -182,11 +184,13 @@ class Growth:
     def begin(self, position: int, look: Look) -> bool:
         """Fold what is to be added, up to a position, from where it stands; False if it has all that."""
         self._rows, self._asides, self._reached = Rows(partial(self._row, look)), [], position
+        self._took = False
         return position > self.position
 
     def add(self, said: Said) -> None:
         """Fold a record in, unless it has it."""
         if said.position > self.position:
+            self._took = True
             for each in self.projection.wanted(said):
                 aside = self._rows.add(self.projection, each)
                 if aside is not None:
@@ -195,15 +199,18 @@ class Growth:
                         "set aside", projection=self.projection.name, position=aside.position, reason=aside.reason
                     )
 
-    def step(self) -> Step:
-        """What was added, as it is to be stored."""
+    def step(self, *, is_last: bool) -> Step | None:
+        """What was added, as it is to be stored; None if there was nothing for it, and that can be told later."""
+        self._is_stored = self._took or is_last or self._reached - self.position >= MARK_EVERY
+        if not self._is_stored:
+            return None
         marks = self._reached // MARK_EVERY > self.position // MARK_EVERY
         changes = [self._change(key, row) for key, row in self._rows.told.items()]
         return Step(self.build.id, self.position, self._reached, changes, self._asides, marks)
 
     def stored(self) -> None:
         """What was folded last is on the shelf."""
-        if self._reached > self.position:
+        if self._is_stored and self._reached > self.position:
             self.position = self._reached
             self._known.update(self._rows.changes)
             if self._stored is not None:

@@ -82,7 +82,14 @@ def glance(state: RunState) -> Glance:
 
 
 RUNS: Projection[RunState] = Projection(
-    name="runs", version=2, row=RunState, fold=_fold, subjects=["run.*"], whole=True, glance=glance
+    name="runs",
+    version=2,
+    row=RunState,
+    fold=_fold,
+    subjects=["run.*"],
+    whole=True,
+    glance=glance,
+    subject_of="run.{}".format,
 )
 """The state of every run and phase."""
 
