@@ -192,8 +192,8 @@ class Supervisor:
 
     async def _act(self, state: RunState, due: list[Timer]) -> None:
         try:
-            # What was ready at once has been dispatched by whoever made it so; a retry's time comes only now.
-            delayed = [timer for timer in due if timer.kind == "dispatch" and timer.attempt > 1]
+            # What was ready at once has been dispatched by whoever made it so; the time of a retry comes only now.
+            delayed = [timer for timer in due if timer.kind == "dispatch" and _is_delayed(state, timer)]
             self._client.ledger.dispatch(state, [(timer.phase, timer.item) for timer in delayed])
             commands = [command for timer in due if (command := timer.command(state)) is not None]
             await asyncio.gather(*(self._end(state, command) for command in commands))
@@ -271,6 +271,12 @@ class Supervisor:
     async def _raise_floor(self) -> None:
         runs = self._clerk.floor(self._docket.floor(self._position))
         await self._leadership.raise_floors(runs, self._registrar.floor)
+
+
+def _is_delayed(state: RunState, timer: Timer) -> bool:
+    """Whether it was made ready for a later time: a retry, or work that was sent with a delay."""
+    opened_at = state.phases[timer.phase].opened_at
+    return timer.attempt > 1 or (timer.item is None and opened_at is not None and timer.at > opened_at)
 
 
 class _Deposed(Exception):

@@ -50,7 +50,7 @@ async def main(count: int) -> None:
             print(f"{written:,} events of runs of {len(PLAN.phases)} phases, in {await _records(client):,} commits")
             floor = max([await _timed(_read(client), written) for _ in range(3)])
             print(f"{'reading alone, the best of 3':32} {floor:>10,.0f} events/s")
-            seen = [each for each in PROJECTIONS if {"run.*", ">"} & set(each.subjects)]
+            seen = [each for each in PROJECTIONS if {"run.*", "run.>"} & set(each.subjects)]
             for projections in [*([each] for each in seen), PROJECTIONS]:
                 name = projections[0].name if len(projections) == 1 else f"all {len(projections)} together"
                 shelf = open_shelf(f"sqlite:///{folder}/{name}.db")

@@ -7,7 +7,7 @@ from bus import Agent
 agent = Agent("bench")
 
 
-@agent.capability("noop", concurrency=64)
+@agent.capability("noop", concurrency=128)
 async def noop(_: object) -> None:
     """Nothing."""
 

@@ -4,9 +4,10 @@ An author needs `Agent`, `Context` and `Reject`; a caller needs `connect`; a pla
 """
 
 from bus.agent import Agent
+from bus.asking import Receipt
 from bus.breaker import Breaker
 from bus.cache import Cache
-from bus.client import Client, Receipt
+from bus.client import Client
 from bus.connecting import connect
 from bus.context import Context
 from bus.decision import Decision
@@ -51,6 +52,8 @@ from bus.retry import Retry, RetryLater, RetryPolicy
 from bus.run import RunState
 from bus.selection import Selection
 from bus.settings import Settings
+from bus.streaming import Part, Stream
+from bus.topics import News, Published
 from bus.worker import serving
 
 __all__ = [
@@ -77,17 +80,20 @@ __all__ = [
     "LimitReached",
     "MalformedMessage",
     "Misconfigured",
+    "News",
     "NoLiveAgent",
     "NoProvider",
     "NotDone",
     "NotFound",
     "OutcomeUnknown",
+    "Part",
     "PayloadLost",
     "Phase",
     "Plan",
     "PlanError",
     "Problem",
     "Provider",
+    "Published",
     "Quota",
     "Receipt",
     "Ref",
@@ -101,6 +107,7 @@ __all__ = [
     "Selection",
     "Settings",
     "SettingsError",
+    "Stream",
     "TimedOut",
     "TooLarge",
     "Unavailable",

@@ -61,6 +61,15 @@ class Capability(msgspec.Struct, frozen=True, kw_only=True):
         return self.handler(value, context) if self.wants_context else self.handler(value)
 
 
+class Subscribed(msgspec.Struct, frozen=True):
+    """What an agent hears of topics, under the subscription's name; `capability` is what serves it."""
+
+    name: str
+    topics: str
+    after: int | Literal["now", "start"]
+    capability: str
+
+
 class Agent:
     """A name, a version, and capabilities added by decorator. Nothing runs before `run` or `phasebus agent run`.
 
@@ -77,6 +86,7 @@ class Agent:
         self.life: Lifespan | None = None
         self._classify = classify
         self._capabilities: dict[str, Capability] = {}
+        self.subscriptions: list[Subscribed] = []
 
     @property
     def capabilities(self) -> Mapping[str, Capability]:
@@ -103,6 +113,79 @@ class Agent:
         validated. An `async def` runs in the event loop, a `def` in a thread, both in a process of their own with
         `isolation="process"`: then the agent must stand at the top level of a module. Raises SettingsError.
         """
+        if subjects.is_own(name):
+            raise SettingsError(f"capability {name!r}: such names are for @agent.mail() and @agent.subscribe()")
+        return self._register(
+            name,
+            timeout_s=timeout_s,
+            silence_s=silence_s,
+            concurrency=concurrency,
+            isolation=isolation,
+            memory_mb=memory_mb,
+            classify=classify,
+            cache=cache,
+            breaker=breaker,
+            tags=tags,
+            on_dead=on_dead,
+        )
+
+    def mail(
+        self, *, timeout_s: float = 3600.0, silence_s: float | None = None, concurrency: int = 1
+    ) -> Callable[[H], H]:
+        """Register the decorated function as what hears what is told to this agent by its name (`client.tell`).
+
+        It is a handler like any other; one that hears several types says so in its annotation, `Moved | Renamed`.
+        """
+        return self._register(
+            subjects.mailbox(self.name), timeout_s=timeout_s, silence_s=silence_s, concurrency=concurrency
+        )
+
+    def subscribe(
+        self,
+        topics: str,
+        *,
+        name: str,
+        after: int | Literal["now", "start"] = "now",
+        timeout_s: float = 3600.0,
+        silence_s: float | None = None,
+        concurrency: int = 1,
+    ) -> Callable[[H], H]:
+        """Register the decorated function as what hears what is published on `topics` (`client.subscribe` says which).
+
+        Each fact becomes work of this agent, once: with attempts, deadlines, recovery and dead letters as any work.
+        `name` is the subscription's own: it goes on where it was, whichever instance serves it. `after` says where it
+        begins the first time: a position of the log, its start, or now.
+        """
+        capability = subjects.subscription(self.name, name)
+        subjects.Subjects().topics(topics)
+        if isinstance(after, str) and after not in ("now", "start"):
+            raise SettingsError(f"subscription {name!r}: after is 'now', 'start' or a position, not {after!r}")
+        register: Callable[[H], H] = self._register(
+            capability, timeout_s=timeout_s, silence_s=silence_s, concurrency=concurrency
+        )
+
+        def subscribed(handler: H) -> H:
+            handler = register(handler)
+            self.subscriptions.append(Subscribed(name, topics, after, capability))
+            return handler
+
+        return subscribed
+
+    def _register(
+        self,
+        name: str,
+        *,
+        timeout_s: float,
+        silence_s: float | None,
+        concurrency: int,
+        isolation: Literal["process"] | None = None,
+        memory_mb: int | None = None,
+        classify: Classify | None = None,
+        cache: Cache | bool = False,
+        breaker: Breaker | None = None,
+        tags: Iterable[str] = (),
+        on_dead: Literal["skip", "pause"] = "skip",
+    ) -> Callable[[H], H]:
         subjects.capability(name)
         if name in self._capabilities:
             raise SettingsError(f"agent {self.name!r} has capability {name!r} twice")

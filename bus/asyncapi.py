@@ -6,7 +6,7 @@ against it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -24,6 +24,7 @@ _QUESTION = "question"
 _YES = "yes"
 
 _PARAMETERS = {
+    "topic": "A dotted name.",
     "run": "A run's id: 1 to 63 of a-z, 0-9, _ and -.",
     "capability": "A capability; its dots are written as colons.",
     "phase": "A phase's key, and for an item of an `each` phase its index: `analyse` or `analyse:3`.",
@@ -145,8 +146,26 @@ _CHANNELS = (
         "How many calls of a process went well and failed, while some do. Not stored.",
         (_TALLY,),
     ),
+    Channel(
+        "parts",
+        "part.{run}.{phase}",
+        "Partial results of a phase's attempts, in order.",
+        ("phase.parts.v1",),
+        True,
+    ),
+    Channel("topics", "topic.{topic}", "Facts, for whoever subscribes.", ("topic.published.v1",), True),
     Channel("beats", "beat.{instance}", "An instance lives. Not stored.", (_BEAT,)),
     Channel("halts", "halt.{instance}", "An instance need not go on with some attempts. Not stored.", (_HALT,)),
+)
+# Who is handed work directly answers with one of these.
+_WORDS = ("task.busy.v1", "task.recorded.v1", "task.answered.v1", "task.failed.v1")
+_HANDOVERS = (
+    Channel(
+        "handovers",
+        "hand.{capability}",
+        "One of the instances with the capability is handed work, or a question that is not stored.",
+        ("task.handed.v1", "task.asked.v1"),
+    ),
 )
 _QUESTIONS = (
     Channel("everyone", "ping", "Every instance answers.", (_QUESTION,)),
@@ -170,12 +189,12 @@ def asyncapi(document: Document, namespace: str, version: str) -> dict[str, Any]
         for name, each in document.capabilities.items()
     ]
     channels = {
-        **{each.name: _channel(each, f"{namespace}.") for each in (*_CHANNELS, *_QUESTIONS, *work)},
+        **{each.name: _channel(each, f"{namespace}.") for each in (*_CHANNELS, *_QUESTIONS, *_HANDOVERS, *work)},
         **{each.name: _channel(each, f"live.{namespace}.") for each in live},
         "answers": {
             "address": None,
             "description": "Whoever asked.",
-            "messages": {name: _to("components", name) for name in _ANSWERS.values()},
+            "messages": {each: _to("components", each) for each in (*_ANSWERS.values(), *_WORDS)},
         },
     }
     operations: dict[str, Any] = {}
@@ -183,6 +202,11 @@ def asyncapi(document: Document, namespace: str, version: str) -> dict[str, Any]
         operations |= {f"{action}_{each.name}": _operation(each, action) for action in ("send", "receive")}
     for each in _QUESTIONS:
         operations |= {f"ask_{each.name}": _question(each, "send"), f"answer_{each.name}": _question(each, "receive")}
+    for each in _HANDOVERS:
+        operations |= {
+            f"ask_{each.name}": _question(each, "send", _WORDS),
+            f"answer_{each.name}": _question(each, "receive", _WORDS),
+        }
     operations |= {f"receive_{each.name}": _operation(each, "receive") for each in (*live, *work)}
     return {
         "asyncapi": "3.1.0",
@@ -231,8 +255,9 @@ def _operation(channel: Channel, action: str) -> dict[str, Any]:
     }
 
 
-def _question(channel: Channel, action: Action) -> dict[str, Any]:
-    reply = {"channel": {"$ref": "#/channels/answers"}, "messages": [_to("answers", _ANSWERS[channel.name])]}
+def _question(channel: Channel, action: Action, words: Sequence[str] = ()) -> dict[str, Any]:
+    said = words or (_ANSWERS[channel.name],)
+    reply = {"channel": {"$ref": "#/channels/answers"}, "messages": [_to("answers", each) for each in said]}
     return {**_operation(channel, action), "reply": reply}
 
 
@@ -257,7 +282,7 @@ def _messages(document: Document) -> Iterator[tuple[str, dict[str, Any]]]:
                     **({"headers": {"type": "object", "properties": headers}} if wire in logged else {}),
                 },
             )
-    for wire in (_BEAT, _HALT, _PRESENT, _TALLY):
+    for wire in (_BEAT, _HALT, _PRESENT, _TALLY, *_WORDS):
         payload = _draft_07(document.types[wire].schema)
         yield wire, {"name": wire, "contentType": "application/json", "payload": payload}
     yield _QUESTION, {"name": _QUESTION, "summary": "An empty message; whoever is meant answers."}

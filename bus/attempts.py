@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import datetime
 from functools import partial
 from typing import Any
 from uuid import uuid4
@@ -18,11 +19,13 @@ import structlog
 
 from bus import dead
 from bus.agent import Agent, Capability
+from bus.beginning import Beginning
 from bus.brake import Brake
 from bus.circuit import Circuit, Passage
 from bus.client import Client
-from bus.commands import Complete, Fail, Offer, Take
-from bus.context import Context, Pulse
+from bus.commands import Command, Complete, Fail, Offer, Take
+from bus.context import Context, Pulse, Report
+from bus.emitting import Emitter
 from bus.envelope import decode, envelope
 from bus.errors import BusError, CircuitOpen, MalformedMessage, Refused, TooLarge
 from bus.events import Cause, PhaseFailed, PhaseStarted, ResultRefused
@@ -84,7 +87,7 @@ class Attempts:
 
         What an open `circuit` does not let through goes back to the queue: it costs the work no attempt.
         """
-        if self._is_paused(capability):
+        if self.is_paused(capability):
             # It was on its way when something died.
             delivery.nak(_NOT_NOW_S)
             return
@@ -92,7 +95,7 @@ class Attempts:
             message = decode(delivery.message.data)
             work = self._client.subjects.parse_work(delivery.message.subject)
         except MalformedMessage as error:
-            await self._bury(capability, delivery, str(error))
+            await self.bury(capability.name, delivery, str(error))
             return
         try:
             passage = await circuit.enter() if circuit is not None else None
@@ -105,10 +108,10 @@ class Attempts:
             instance=self._instance,
             run=work.run,
             correlation=message.correlationid,
-            causation=message.id,
+            causation=message.causationid or message.id,
         ):
             recalled = await self._recall.look(capability, work)
-            decided = await self._take(capability, work, delivery, message.id, recalled)
+            decided = await self._take(capability, work, delivery, message.causationid or message.id, recalled)
             if decided is not None and recalled.reuse is not None:
                 logger.info("cached", phase=work.phase, item=work.item, source=recalled.reuse.source.run)
             if (decided is None or recalled.reuse is not None) and passage is not None:
@@ -123,14 +126,41 @@ class Attempts:
                 with structlog.contextvars.bound_contextvars(phase=part, attempt=started.attempt):
                     order = order_of(decided.state, started.phase, started.item)
                     decided = await self._attempt(
-                        capability, order, started, message.id, passage, offers=offers, key=recalled.key
+                        capability,
+                        order,
+                        started.deadline_at,
+                        decided.commit,
+                        Pulse(),
+                        passage=passage,
+                        offers=offers,
+                        key=recalled.key,
+                        because=started.because,
                     )
                     if decided is not None:
                         await self._recall.keep(capability, recalled, decided)
                     passage = circuit.passing() if circuit is not None else None
                     offers = offers and (circuit is None or circuit.state.status == "closed")
 
-    def _is_paused(self, capability: Capability) -> bool:
+    async def make(
+        self,
+        capability: Capability,
+        order: Order,
+        deadline_at: datetime,
+        beginning: Beginning,
+        pulse: Pulse,
+        passage: Passage | None,
+    ) -> Decided | None:
+        """Make an attempt that was handed over, from its handler to its result in the log. None: that is not there."""
+        return await self._attempt(
+            capability, order, deadline_at, beginning.id, pulse, passage=passage, beginning=beginning
+        )
+
+    def hold(self, held: Held, pulse: Pulse) -> None:
+        """The log gives this attempt to the instance: its beats say that it has it."""
+        self._held[held] = pulse
+
+    def is_paused(self, capability: Capability) -> bool:
+        """Whether nothing of it is taken since something died."""
         return capability.name in self.brakes and self.brakes[capability.name].is_on
 
     async def heed(self, halt: Halt) -> None:
@@ -183,17 +213,39 @@ class Attempts:
         self,
         capability: Capability,
         order: Order,
-        started: PhaseStarted,
+        deadline_at: datetime,
         causation: str,
-        passage: Passage | None,
+        pulse: Pulse,
         *,
-        offers: bool,
-        key: str,
+        passage: Passage | None,
+        offers: bool = False,
+        key: str = "",
+        because: str = "",
+        beginning: Beginning | None = None,
     ) -> Decided | None:
-        """Call the handler and put what comes of it into the log; nothing, if nobody wants it any more."""
+        """Call the handler and put what comes of it into the log; nothing, if nobody wants it any more.
+
+        With a `beginning` the log does not have the attempt yet.
+        """
         held = Held(order.run, order.phase, order.item, order.attempt)
-        pulse = self._held[held] = Pulse()
         said = partial(self._call, order)
+        report: Report = Reporter(self._client.runs, held, self._instance, pulse).report
+        if beginning is None:
+            self._held[held] = pulse
+            submit: Callable[[Command], Awaitable[Decided]] = partial(
+                self._client.runs.submit, order.run, causation=causation
+            )
+        else:
+            report, submit = beginning.reporting(report), beginning.conclude
+        begun = beginning.store if beginning is not None else _begun
+        emitter = Emitter(
+            self._client.log,
+            held,
+            source=self._client.source,
+            correlation=order.correlation,
+            causation=causation,
+            begun=begun,
+        )
         context = Context(
             run=order.run,
             plan=order.plan,
@@ -203,18 +255,21 @@ class Attempts:
             agent=self._agent.name,
             instance=self._instance,
             correlation=order.correlation,
-            deadline_at=started.deadline_at,
+            causation=causation,
+            deadline_at=deadline_at,
             begun=order.begun,
             undoes=order.undoes,
-            report=Reporter(self._client.runs, held, self._instance, pulse).report,
+            report=report,
+            sink=emitter.emit,
             pulse=pulse,
-            notebook=notebook(order, Scribe(self._client.runs, held, self._instance, pulse, said)),
+            notebook=notebook(order, Scribe(self._client.runs, held, self._instance, pulse, begun, said)),
             state=self.state,
+            door=self._client,
         )
         began = time.monotonic()
-        timeout_s = (started.deadline_at - utc_now()).total_seconds()
+        timeout_s = (deadline_at - utc_now()).total_seconds()
         result: bytes | Problem | Halted | None = None
-        logger.info("started", capability=capability.name, **({"because": started.because} if started.because else {}))
+        logger.info("started", capability=capability.name, **({"because": because} if because else {}))
         try:
             result = await perform(
                 capability,
@@ -231,10 +286,12 @@ class Attempts:
             if isinstance(result, Halted):
                 logger.info("halted", reason=result.reason, duration_ms=duration_ms)
                 return None
+            if (lost := await _flushed(emitter)) is not None:
+                result = lost
             self.tallies[capability.name].count(took_s, result if isinstance(result, Problem) else None)
             offer = Offer(capability.name, self._agent.name, capability.timeout_s)
-            goes_on = offers and not self.draining and not self._is_paused(capability)
-            decided = await self._conclude(order, result, causation, offer if goes_on else None, key)
+            goes_on = offers and not self.draining and not self.is_paused(capability)
+            decided = await self._conclude(order, result, submit, offer if goes_on else None, key)
             if capability.name in self.brakes and decided is not None and _has_died(decided, order):
                 # Before anything more is asked for: the log says so to everybody else a moment later.
                 self.brakes[capability.name].put(on=True)
@@ -244,34 +301,39 @@ class Attempts:
             else:
                 logger.info("completed", duration_ms=duration_ms)
         except asyncio.CancelledError:
-            if result is None and pulse.wanted:
+            if result is None and pulse.wanted and (beginning is None or beginning.is_stored):
                 problem = Problem("handed_back", f"{self._instance} was stopped", "transient")
-                await self._conclude(order, problem, causation)
+                await self._conclude(order, problem, submit)
             raise
         finally:
             if passage is not None:
                 # Of what has not ended here, nobody knows how it would have.
                 passage.abandon()
-            del self._held[held]
+            self._held.pop(held, None)
         return decided
 
     async def _conclude(
-        self, order: Order, result: bytes | Problem, causation: str, offer: Offer | None = None, key: str = ""
+        self,
+        order: Order,
+        result: bytes | Problem,
+        submit: Callable[[Command], Awaitable[Decided]],
+        offer: Offer | None = None,
+        key: str = "",
     ) -> Decided | None:
         """Put the result into the log. If that can't be done in time, the supervisor finds the attempt forgotten."""
         where = (order.phase, order.item, order.attempt, self._instance)
         if isinstance(result, Problem):
-            command: Complete | Fail = Fail(*where, result, _CAUSES.get(result.code, "error"))
+            command: Command = Fail(*where, result, _CAUSES.get(result.code, "error"))
         else:
             command = Complete(*where, msgspec.Raw(result), offer, key)
         try:
-            decided = await self._client.runs.submit(order.run, command, causation=causation)
+            decided = await submit(command)
         except TooLarge as error:
             if isinstance(result, Problem):
                 logger.warning("problem not stored", error=str(error))
                 return None
             too_large = Problem("bad_output", "the result is too large", "permanent", str(error))
-            return await self._conclude(order, too_large, causation)
+            return await self._conclude(order, too_large, submit)
         except BusError as error:
             logger.warning("result not stored", error=str(error))
             return None
@@ -298,13 +360,14 @@ class Attempts:
         )
         await client.log.append(client.subjects.llm(call.provider), record)
 
-    async def _bury(self, capability: Capability, delivery: Delivery, reason: str) -> None:
+    async def bury(self, capability: str, delivery: Delivery, reason: str) -> None:
+        """Keep a message that nobody can read as a dead letter of the capability, then acknowledge it."""
         client = self._client
         message = delivery.message
         limits = (client.connection.max_payload, _KEPT_BYTES)
         for limit_bytes in limits:
             letter = dead.unreadable(
-                capability.name,
+                capability,
                 message.subject,
                 message.data,
                 reason,
@@ -319,7 +382,7 @@ class Attempts:
             name = dead.name_of_unreadable(letter)
             record = envelope(dead.UNREADABLE, letter, id=name, source=client.source, time=utc_now())
             try:
-                await client.log.append(client.subjects.dead(capability.name), record)
+                await client.log.append(client.subjects.dead(capability), record)
             except TooLarge:
                 continue
             except Refused:
@@ -341,6 +404,20 @@ def _has_died(decided: Decided, order: Order) -> bool:
         isinstance(event, PhaseFailed) and (event.phase, event.item) == (order.phase, order.item)
         for event in decided.events
     )
+
+
+async def _begun() -> bool:
+    """The log has the attempt already."""
+    return True
+
+
+async def _flushed(emitter: Emitter) -> Problem | None:
+    """Have all that was emitted in the log before the result is."""
+    try:
+        await emitter.flush()
+    except BusError as error:
+        return Problem("lost", "not all that was emitted could be stored", "transient", str(error))
+    return None
 
 
 def _next_start(decided: Decided | None, instance: str) -> PhaseStarted | None:

@@ -21,10 +21,11 @@ import structlog
 
 from bus import keeper
 from bus.agent import Agent, Capability
-from bus.context import Context, Facts
+from bus.causality import Facts
+from bus.context import Context
 from bus.dictation import answer_to
 from bus.errors import BusError, SettingsError
-from bus.frames import Alive, Answered, Begin, Broken, Failed, Frame, Noted, Pipe, Ready, Reported, Setup
+from bus.frames import Alive, Answered, Begin, Broken, Emitted, Failed, Frame, Noted, Pipe, Ready, Reported, Setup
 from bus.problem import ErrorClass, Problem
 from bus.whereabouts import whereabouts
 
@@ -231,6 +232,8 @@ class Cell:
                     writing = asyncio.create_task(self._write(context, noted))
                     self._writing.add(writing)
                     writing.add_done_callback(self._writing.discard)
+                case Emitted() as emitted:
+                    await context.emit(emitted.chunk)
                 case Answered() as answered:
                     return bytes(answered.output)
                 case Failed() as failed:

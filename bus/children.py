@@ -39,7 +39,13 @@ def begin(parent: RunState, phase: PhaseState) -> Step:
     plan = parent.plan.graph[phase.key].phase.plan
     assert plan is not None, "only a plan makes a child"
     given = msgspec.Raw(msgspec.json.encode(input_of(parent, phase.key, None)))
-    return phase.child, Begin(plan, given, parent=Parent(parent.run, phase.key), force=parent.force or phase.forced)
+    return phase.child, Begin(
+        plan,
+        given,
+        parent=Parent(parent.run, phase.key),
+        force=parent.force or phase.forced,
+        correlation=parent.correlation,
+    )
 
 
 def report(child: RunState) -> Step:

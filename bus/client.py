@@ -1,62 +1,44 @@
-"""The client: ask, send, start, watch, events. What anybody uses to talk to agents and to see what became of it."""
+"""The client: what anybody uses to talk to agents and to see what became of it. Its verbs are in parts, by noun."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from functools import lru_cache
-from typing import Any, TypeVar, overload
+from typing import Any
 
-import msgspec
 import structlog
 
 from bus import feed
+from bus.asking import Receipt
 from bus.commands import Begin
 from bus.connection import Connection
 from bus.coordination import Coordination
 from bus.decisions import Deciding, Decisions
 from bus.durability import Durability
-from bus.errors import Archived, MalformedMessage, NoLiveAgent, NotFound, PlanError, TimedOut, WorkFailed
+from bus.errors import Archived, NoLiveAgent, NotFound, PlanError
 from bus.events import Commit, archived, is_ending
 from bus.guarding import Guarding, Guards
 from bus.happening import Happening
 from bus.leases import Leases
 from bus.ledger import Ledger
 from bus.log import Log
-from bus.messages import MESSAGES
-from bus.plan import TASK, Phase, Plan
-from bus.presence import is_offered
-from bus.problem import Problem
+from bus.plan import Plan
 from bus.redriving import Redriving
-from bus.references import ref
 from bus.registry import Registry
 from bus.run import RunState
 from bus.runs import Runs
 from bus.schedules import Scheduling
 from bus.selection import Selection
 from bus.settings import Settings
-from bus.steering import Steering, as_json, new_run
+from bus.steering import as_json, new_run
+from bus.streaming import Streaming
+from bus.topics import Topics
 
 logger = structlog.get_logger(__name__)
 
-T = TypeVar("T")
-_TASK_PHASE = "work"
 
-
-class Receipt(msgspec.Struct, frozen=True):
-    """What was accepted: it is in the log at `position`, as durable as `durability` says (see `bus.durability`).
-
-    `unserved` names the capabilities nobody offers at this moment: the work waits for them.
-    """
-
-    run: str
-    position: int
-    durability: Durability
-    unserved: Sequence[str] = ()
-
-
-class Client(Steering, Scheduling, Redriving, Coordination, Deciding, Guarding, Registry):
+class Client(Streaming, Topics, Scheduling, Redriving, Coordination, Deciding, Guarding, Registry):
     """One process's door to a bus. Made by `connect`, closed with it."""
 
     def __init__(
@@ -118,60 +100,6 @@ class Client(Steering, Scheduling, Redriving, Coordination, Deciding, Guarding, 
         )
         return Receipt(name, decided.state.position, self.durability, missing)
 
-    async def send(self, capability: str, value: object, *, timeout_s: float = 86_400.0) -> Receipt:
-        """Hand work to whoever has `capability`; it is durable when this returns, and given up after `timeout_s`."""
-        return await self.start(_task(capability, timeout_s), value)
-
-    @overload
-    async def ask(self, capability: str, value: object, gives: type[T], *, timeout_s: float = ...) -> T: ...
-
-    @overload
-    async def ask(self, capability: str, value: object, gives: None = ..., *, timeout_s: float = ...) -> Any: ...
-
-    async def ask(
-        self, capability: str, value: object, gives: type[T] | None = None, *, timeout_s: float = 30.0
-    ) -> T | Any:
-        """Send, and wait for the answer, decoded as `gives` (plain JSON values without it).
-
-        Raises NoLiveAgent at once if nobody offers the capability, WorkFailed if the work was given up, TimedOut
-        after `timeout_s`, which is also the work's own deadline.
-        """
-        receipt = await self.start(_task(capability, timeout_s), value)
-        if receipt.unserved:
-            await self.cancel(receipt.run, by=self.source, reason="nobody offers the capability")
-            raise NoLiveAgent(capability)
-        state = await self.result(receipt.run, timeout_s=timeout_s)
-        return self.output(state, _TASK_PHASE, gives)
-
-    async def result(self, run: str, *, timeout_s: float) -> RunState:
-        """The run once it has ended. Raises TimedOut if that takes longer; the run goes on. Raises NotFound."""
-        state = await self.runs.load(run)
-        try:
-            async with asyncio.timeout(timeout_s), aclosing(self.ledger.follow(run, after=state.position)) as commits:
-                while state.is_open:
-                    commit = await anext(commits)
-                    if any(is_ending(event) for event in commit.events):
-                        state = await self.runs.load(run)
-        except TimeoutError:
-            raise TimedOut(f"run {run} has not ended within {timeout_s:g} s") from None
-        return state
-
-    def output(self, state: RunState, phase: str, gives: Any = None) -> Any:
-        """A phase's output. Raises WorkFailed if it has none, MalformedMessage if it is not a `gives`."""
-        done = state.phases.get(phase)
-        if done is None:
-            raise NotFound(f"run {state.run} has no phase {phase!r}")
-        if done.output is None:
-            problem = done.problem or state.problem or Problem("expired", f"{phase} is {done.status}", "permanent")
-            raise WorkFailed(state.run, problem)
-        if gives is None:
-            return done.output.value
-        try:
-            return MESSAGES.decode(done.output.raw, gives)
-        except msgspec.ValidationError as error:
-            wanted = getattr(gives, "__name__", repr(gives))
-            raise MalformedMessage(f"the output of {phase!r} is not what was asked for ({wanted}): {error}") from error
-
     def events(
         self, selection: Selection | None = None, *, follow: bool = False, **wanted: Any
     ) -> AsyncGenerator[Happening, None]:
@@ -211,18 +139,3 @@ class Client(Steering, Scheduling, Redriving, Coordination, Deciding, Guarding, 
         """Whether this ending is the last: a redriven run goes on after one."""
         state = await self.runs.load(run)
         return not state.is_open and state.ended_at == ending.at
-
-    async def _unserved(self, capabilities: Sequence[str]) -> list[str]:
-        offered = await asyncio.gather(
-            *(
-                is_offered(self.connection, self.subjects, each, self.settings.request_timeout_s)
-                for each in capabilities
-            )
-        )
-        return [each for each, is_there in zip(capabilities, offered, strict=True) if not is_there]
-
-
-@lru_cache(maxsize=1_000)
-def _task(capability: str, timeout_s: float) -> Plan:
-    """Work outside a run is a run of one phase: the same attempts, deadlines, recovery and dead letters."""
-    return Plan(TASK, phases=[Phase(_TASK_PHASE, capability, input=ref("input"))], timeout_s=timeout_s)

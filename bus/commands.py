@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 
 import msgspec
 
@@ -15,7 +16,9 @@ class Begin(msgspec.Struct, frozen=True):
     """Start the run; with `first` and `last`, only the phases from the one to the other, in the plan's order.
 
     `adopted` are outputs of phases that were done elsewhere, in `origin`, and are taken over. With `force` nothing is
-    taken from the cache.
+    taken from the cache. `correlation` is that of what it was started from: within a handler, of what that serves.
+    Without one, a run begins a story of its own. With `due_at` nothing of it can be taken before then, and its time
+    counts from then on.
     """
 
     plan: Plan
@@ -26,6 +29,8 @@ class Begin(msgspec.Struct, frozen=True):
     origin: str = ""
     parent: Parent | None = None
     force: bool = False
+    correlation: str | None = None
+    due_at: datetime | None = None
 
 
 class Reuse(msgspec.Struct, frozen=True):
@@ -253,6 +258,12 @@ class GiveUp(msgspec.Struct, frozen=True):
     phase: str
 
 
+class Together(msgspec.Struct, frozen=True):
+    """Several commands as one: all of them are carried out, in order, or none."""
+
+    commands: tuple[Command, ...]
+
+
 Command = (
     Begin
     | Take
@@ -276,4 +287,5 @@ Command = (
     | Rollback
     | Report
     | GiveUp
+    | Together
 )

@@ -6,17 +6,22 @@ import asyncio
 import math
 import time
 from collections.abc import Awaitable, Callable, Generator
-from datetime import datetime
-from typing import Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import msgspec
 import structlog
 
+from bus.causality import Facts
+from bus.errors import SettingsError
 from bus.llm import LLMCall
 from bus.notebook import Act, Effect, Notebook, Reconcile, read
 
+if TYPE_CHECKING:
+    from bus.client import Client
+
 T = TypeVar("T")
 Report = Callable[[float, str], Awaitable[None]]
+Emit = Callable[[object], Awaitable[None]]
 
 
 class Said(Awaitable[None]):
@@ -67,33 +72,6 @@ class Pulse:
         return self._bell
 
 
-class Facts(msgspec.Struct, frozen=True, kw_only=True):
-    """One attempt: which one it is, who makes it, and until when.
-
-    `begun` is the pass of the run in which this piece of work was begun from nothing: 1, unless somebody had it done
-    again. `undoes`: it undoes what the phase did.
-    """
-
-    run: str = "run"
-    plan: str = "plan"
-    phase: str = "phase"
-    item: int | None = None
-    attempt: int = 1
-    agent: str = "agent"
-    instance: str = "instance"
-    correlation: str = "run"
-    deadline_at: datetime | None = None
-    begun: int = 1
-    undoes: bool = False
-
-    @property
-    def effect_key(self) -> str:
-        """The same for every attempt of this piece of work: an idempotency key for outside services."""
-        item = "" if self.item is None else f":{self.item}"
-        again = "" if self.begun == 1 else f"@{self.begun}"
-        return f"{self.run}/{self.phase}{item}{again}{'~undo' if self.undoes else ''}"
-
-
 class Context(Facts, frozen=True, kw_only=True):
     """One attempt, as its handler sees it. `Context()` will do in a unit test.
 
@@ -101,9 +79,24 @@ class Context(Facts, frozen=True, kw_only=True):
     """
 
     report: Report = lambda _fraction, _note: SAID
+    sink: Emit = lambda _chunk: SAID
     pulse: Pulse = msgspec.field(default_factory=Pulse)
     notebook: Notebook = msgspec.field(default_factory=Notebook)
     state: Any = None
+    door: Client | None = None
+
+    @property
+    def client(self) -> Client:
+        """The worker's client. What is asked or sent from within a handler belongs to the same story, with any client.
+
+        Raises SettingsError where there is none: in a unit test, and in a process of the handler's own.
+        """
+        if self.door is None:
+            raise SettingsError(
+                "this context has no client: a unit test gives one, Context(door=client); a handler with "
+                'isolation="process" makes its own, `async with bus.connect() as client`'
+            )
+        return self.door
 
     @property
     def logger(self) -> structlog.stdlib.BoundLogger:
@@ -173,6 +166,16 @@ class Context(Facts, frozen=True, kw_only=True):
         self.pulse.beat()
         written: Awaitable[None] = self.notebook.call(call)
         return written
+
+    def emit(self, chunk: object) -> Awaitable[None]:
+        """Give away a part of the result, such as a token, for who streams it (`client.stream`); in an `async def`
+        await it, in a `def` just call it.
+
+        Parts are stored in order, some milliseconds' worth together. A next attempt begins again. It is a sign of life.
+        Raises MalformedMessage for what has no JSON form, and Unavailable if what was given before could not be stored.
+        """
+        self.pulse.beat()
+        return self.sink(chunk)
 
     def alive(self) -> None:
         """Say that the handler is still at work: a phase may bound its silence. From any thread, and cheap."""

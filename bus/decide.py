@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Literal
 
+from msgspec.structs import replace
+
 from bus import retry
 from bus.commands import (
     Answer,
@@ -35,6 +37,7 @@ from bus.commands import (
     Signal,
     Skip,
     Take,
+    Together,
     Vouch,
 )
 from bus.draft import Draft
@@ -59,7 +62,7 @@ from bus.events import (
     RunResumed,
     RunStarted,
 )
-from bus.folding import evolve
+from bus.folding import Folding, evolve
 from bus.gates import answer, report, signal
 from bus.holding import find, is_holder, label, under_way
 from bus.passes import checkpoint, redrive, roll_back, skip
@@ -73,6 +76,8 @@ OUTSIDE = "outside of"
 
 def decide(state: RunState | None, command: Command, *, run: str, now: datetime) -> Sequence[Event]:
     """What happens because of the command: events in order, never none. Raises Refused if nothing may."""
+    if isinstance(command, Together):
+        return _together(state, command, run, now)
     if isinstance(command, Begin):
         if state is not None:
             raise Refused(f"run {run} has already started")
@@ -139,8 +144,19 @@ def decide(state: RunState | None, command: Command, *, run: str, now: datetime)
     return draft.events
 
 
+def _together(state: RunState | None, command: Together, run: str, now: datetime) -> Sequence[Event]:
+    folding = Folding(state)
+    happened: list[Event] = []
+    for each in command.commands:
+        caused = decide(folding.state, each, run=run, now=now)
+        position = (folding.state.position if folding.state is not None else 0) + 1
+        folding.add(Commit(run, "", now, position, caused))
+        happened += caused
+    return happened
+
+
 def _begin(command: Begin, run: str, now: datetime) -> Sequence[Event]:
-    deadline = now + timedelta(seconds=command.plan.timeout_s)
+    deadline = (command.due_at or now) + timedelta(seconds=command.plan.timeout_s)
     started = RunStarted(
         plan=command.plan, input=command.input, deadline_at=deadline, parent=command.parent, force=command.force
     )
@@ -153,7 +169,13 @@ def _begin(command: Begin, run: str, now: datetime) -> Sequence[Event]:
     left_out = [key for key in outside if key not in adopted]
     draft.emit(*(PhaseSkipped(phase=key, reason=said, lets_pass=True) for key in left_out))
     draft.open([key for key in command.plan.graph if key not in outside])
-    return [started, *draft.events]
+    if command.due_at is None:
+        return [started, *draft.events]
+    return [started, *(_not_before(event, command.due_at) for event in draft.events)]
+
+
+def _not_before(event: Event, due_at: datetime) -> Event:
+    return replace(event, due_at=due_at) if isinstance(event, PhaseReady) else event
 
 
 def _adoption(state: RunState, key: str, command: Begin) -> PhaseApproved | PhaseCompleted:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections.abc import Coroutine
+from typing import Any, Protocol
 
 import structlog
 
@@ -12,38 +12,48 @@ from bus.agent import Capability
 from bus.brake import Brake
 from bus.circuit import Circuit
 from bus.client import Client
+from bus.connection import Message, Subscription
 from bus.presence import Load
 from bus.pull import Delivery, Intake
+from bus.room import Room
 from bus.streams import ensure_consumer, set_up_cache, set_up_work
 
 logger = structlog.get_logger(__name__)
 
 # What came too late is handed on, when the server has heard that no more is wanted here.
 _HAND_ON_S = 0.02
+# So long does pulled work wait for room here before somebody else may have it.
+_IN_LINE_S = 0.2
+
+
+class Serving(Protocol):
+    """What is done with work; neither raises."""
+
+    async def pulled(self, capability: Capability, delivery: Delivery, circuit: Circuit | None) -> None:
+        """Work from the stream."""
+
+    async def handed(self, capability: Capability, room: Room, message: Message, circuit: Circuit | None) -> None:
+        """Work that somebody who waits for it hands over directly."""
 
 
 class Desk:
     """Opened and closed as its instance is quarantined, released and drained; what was begun goes on regardless.
 
-    `serve` is what happens to a delivery; it must not raise. Everything runs in `tasks`.
+    Everything runs in `tasks`.
     """
 
-    def __init__(
-        self,
-        client: Client,
-        capability: Capability,
-        serve: Callable[[Capability, Delivery, Circuit | None], Coroutine[Any, Any, None]],
-        tasks: asyncio.TaskGroup,
-    ) -> None:
+    def __init__(self, client: Client, capability: Capability, serving: Serving, tasks: asyncio.TaskGroup) -> None:
         self._client = client
         self._capability = capability
-        self._serve = serve
+        self._serving = serving
         self._tasks = tasks
+        self._room = Room(capability.concurrency, lambda _free: self._fill())
         self._circuit = client.breaker(capability.name, capability.breaker) if capability.breaker is not None else None
         self.brake = Brake(client, capability.name, self._hold) if capability.on_dead == "pause" else None
-        self._braking: asyncio.Task[None] | None = None
         self._intake: Intake | None = None
-        self._resting: set[asyncio.Task[None]] = set()
+        self._listening: Subscription | None = None
+        self._braking: asyncio.Task[None] | None = None
+        self._resting: asyncio.Task[None] | None = None
         self._pulling: set[asyncio.Task[None]] = set()
         self.serving: set[asyncio.Task[None]] = set()
 
@@ -74,22 +84,29 @@ class Desk:
         )
         self._intake = intake
         self._hold(self.brake is not None and self.brake.is_on)
-        self._grant(intake, self._capability.concurrency - len(self.serving))
+        self._fill()
         task = self._tasks.create_task(intake.run())
         self._pulling.add(task)
         task.add_done_callback(self._pulling.discard)
+        if self._capability.cache is None:
+            # What may be cached is looked up, and that is for work in the log.
+            subject = client.subjects.hand(self._capability.name)
+            self._listening = client.connection.subscribe(subject, self._hear, queue="instances")
 
     def close(self) -> None:
         """Take nothing more."""
         if self._intake is not None:
             self._intake.stop()
             self._intake = None
+        if self._listening is not None:
+            self._listening.unsubscribe()
+            self._listening = None
 
     def cancel(self) -> None:
         """End what is left: pulling, and what was begun, which is handed back."""
         self.close()
-        braking = [self._braking] if self._braking is not None else []
-        for task in (*self._pulling, *self._resting, *braking, *self.serving):
+        others = [task for task in (self._braking, self._resting) if task is not None]
+        for task in (*self._pulling, *others, *self.serving):
             task.cancel()
 
     def _hold(self, held: bool) -> None:
@@ -100,28 +117,41 @@ class Desk:
         if self._intake is not intake:
             delivery.nak(_HAND_ON_S)
             return
-        task = self._tasks.create_task(self._serve(self._capability, delivery, self._circuit))
+        self._begin(self._pulled(delivery))
+
+    def _hear(self, message: Message) -> None:
+        self._begin(self._serving.handed(self._capability, self._room, message, self._circuit))
+
+    def _begin(self, serving: Coroutine[Any, Any, None]) -> None:
+        task = self._tasks.create_task(serving)
         self.serving.add(task)
-        task.add_done_callback(self._leave)
+        task.add_done_callback(self.serving.discard)
 
-    def _leave(self, task: asyncio.Task[None]) -> None:
-        self.serving.discard(task)
-        if self._intake is not None:
-            self._grant(self._intake, 1)
-
-    def _grant(self, intake: Intake, count: int) -> None:
-        if self._circuit is None or self._circuit.state.status == "closed":
-            intake.grant(count)
+    async def _pulled(self, delivery: Delivery) -> None:
+        # What was asked for can still come when something else was handed over meanwhile: then it waits a moment.
+        if not await self._room.enter(_IN_LINE_S, handed=False):
+            delivery.nak(_IN_LINE_S)
             return
-        resting = self._tasks.create_task(self._rest(self._circuit, intake, count))
-        self._resting.add(resting)
-        resting.add_done_callback(self._resting.discard)
+        try:
+            await self._serving.pulled(self._capability, delivery, self._circuit)
+        finally:
+            self._room.leave()
 
-    async def _rest(self, circuit: Circuit, intake: Intake, count: int) -> None:
-        """Ask for no work while it would not be let through."""
+    def _fill(self) -> None:
+        """Ask for as much as there is room for; for nothing while it would not be let through."""
+        if self._circuit is None or self._circuit.state.status == "closed":
+            self._ask()
+        elif self._intake is not None and self._resting is None:
+            self._resting = self._tasks.create_task(self._rest(self._circuit))
+
+    def _ask(self) -> None:
+        if self._intake is not None:
+            self._intake.grant(max(self._room.free - self._intake.credit, 0))
+
+    async def _rest(self, circuit: Circuit) -> None:
         await circuit.until_admitting()
-        if self._intake is intake:
-            intake.grant(count)
+        self._resting = None
+        self._ask()
 
     async def _ensure(self) -> str:
         client = self._client

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from bus.context import Facts
+from bus.causality import Facts
 from bus.envelope import UNDECODABLE
 from bus.logs import Level
 from bus.notebook import Note
@@ -82,6 +82,12 @@ class Written(_Frame, frozen=True):
     reason: str = ""
 
 
+class Emitted(_Frame, frozen=True):
+    """A part of the result."""
+
+    chunk: msgspec.Raw
+
+
 class Answered(_Frame, frozen=True):
     """The handler's answer."""
 
@@ -94,7 +100,7 @@ class Failed(_Frame, frozen=True):
     problem: Problem
 
 
-Frame = Setup | Ready | Broken | Begin | Alive | Reported | Noted | Written | Answered | Failed
+Frame = Setup | Ready | Broken | Begin | Alive | Reported | Emitted | Noted | Written | Answered | Failed
 _decoder: msgspec.json.Decoder[Frame] = msgspec.json.Decoder(Frame)
 
 

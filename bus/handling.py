@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from bus.agent import Capability
+from bus.causality import serving
 from bus.context import Context
 from bus.diagnosis import problem_of, text_of
 from bus.ledger import utc_now
@@ -39,7 +40,8 @@ async def answer(capability: Capability, value: object, context: Context) -> byt
         given = MESSAGES.convert(value, capability.takes)
     except Exception as error:  # noqa: BLE001 - a type's own check may raise anything
         return Problem("undecodable", f"the input does not fit {capability.name!r}", "permanent", detail=text_of(error))
-    outcome = await _call(capability, given, context)
+    with serving(context):
+        outcome = await _call(capability, given, context)
     if isinstance(outcome, _Raised):
         return problem_of(outcome.error, utc_now(), capability.classify)
     return _encoded(capability, outcome)

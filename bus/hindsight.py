@@ -48,6 +48,7 @@ from bus.events import (
     PhaseEscalated,
     PhaseFailed,
     PhaseInputReplaced,
+    PhaseReady,
     PhaseSaved,
     PhaseSkipped,
     PhaseStarted,
@@ -110,7 +111,18 @@ def _begin(started: RunStarted, events: list[Event]) -> Begin:
     outside = {event.phase for event in events if isinstance(event, PhaseSkipped) and _is_outside(event)}
     inside = [key for key in started.plan.graph if key not in outside]
     first, last = (inside[0], inside[-1]) if outside and inside else (None, None)
-    return Begin(started.plan, started.input, first, last, adopted, origin, started.parent, started.force)
+    ready = (event.due_at for event in events if isinstance(event, PhaseReady) and event.attempt == 1)
+    return Begin(
+        started.plan,
+        started.input,
+        first,
+        last,
+        adopted,
+        origin,
+        started.parent,
+        force=started.force,
+        due_at=next(ready, None),
+    )
 
 
 def _is_outside(event: Event) -> bool:

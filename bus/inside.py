@@ -29,11 +29,12 @@ from bus.agent import Agent, Capability
 from bus.context import SAID, Context, Pulse, Said
 from bus.diagnosis import printable, text_of
 from bus.dictation import Dictation
-from bus.frames import Alive, Answered, Begin, Broken, Failed, Frame, Ready, Reported, Setup
+from bus.frames import Alive, Answered, Begin, Broken, Emitted, Failed, Frame, Ready, Reported, Setup
 from bus.handling import answer
 from bus.keeper import keep
 from bus.notebook import Notebook
 from bus.problem import Problem
+from bus.steering import as_json
 from bus.whereabouts import imported
 
 _ALIVE_EVERY_S = 0.05
@@ -104,7 +105,9 @@ def _attend(sock: socket.socket, line: int, agent: Agent) -> None:
         None if begin.saved is msgspec.UNSET else begin.saved,
         Dictation(voice.send, lambda: _receive(sock)),
     )
-    context = Context(**msgspec.structs.asdict(begin.facts), report=voice.report, pulse=voice, notebook=notebook)
+    context = Context(
+        **msgspec.structs.asdict(begin.facts), report=voice.report, sink=voice.emit, pulse=voice, notebook=notebook
+    )
     threading.Thread(target=_end_with_keeper, args=(os.getppid(),), daemon=True).start()
     asyncio.run(_answer(capability, begin, context, voice))
 
@@ -141,6 +144,10 @@ class _Voice(Pulse):
 
     def report(self, fraction: float, note: str) -> Said:
         self.send(Reported(float(fraction), str(note).encode("utf-8", "replace").decode()))
+        return SAID
+
+    def emit(self, chunk: object) -> Said:
+        self.send(Emitted(as_json(chunk)))
         return SAID
 
     def send(self, frame: Frame) -> None:

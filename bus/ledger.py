@@ -77,12 +77,17 @@ class Ledger:
                 for commit in _readable(run, record):
                     yield commit
 
-    def dispatch(self, state: RunState, ready: Iterable[tuple[str, int | None]]) -> None:
-        """Publish the work of items that can be taken. Harmless if it is already waiting: the server keeps one."""
+    def dispatch(
+        self, state: RunState, ready: Iterable[tuple[str, int | None]], *, causation: str | None = None
+    ) -> None:
+        """Publish the work of items that can be taken, which the commit `causation` made ready, if that is known.
+
+        Harmless if it is already waiting: the server keeps one.
+        """
         for key, index in ready:
             waiting = work(state, key, index)
             # The subject says it all; who takes the work derives the rest from the log.
-            message = self._envelope(WORK, None, state, phase=key, attempt=waiting.attempt)
+            message = self._envelope(WORK, None, state, causation=causation, phase=key, attempt=waiting.attempt)
             try:
                 self._connection.publish(self._log.subjects.work(waiting), encode(message))
             except BusError as error:

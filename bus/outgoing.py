@@ -66,6 +66,9 @@ async def select(log: Log, policy: Policy, now: datetime) -> Outgoing:
     letters = await _letters(log)
     for name in CLASSES:
         before = policy.before(name, now)
+        if before is None and name == "part":
+            # Partial results go with their run.
+            before = policy.before("run", now)
         if before is None:
             continue
         tally = chosen.tallies[name] = Tally()
@@ -80,6 +83,7 @@ async def select(log: Log, policy: Policy, now: datetime) -> Outgoing:
                 "barrier": _Barriers(log).why,
                 "decision": _Decisions(log).why,
                 "breaker": _Newest(log).why,
+                "part": _Parts(log).why,
             }.get(name, _old_enough)
             await _select_beginnings(log, f"{log.subjects.namespace}.{name}.>", chosen, tally, why, upto)
     return chosen
@@ -180,6 +184,21 @@ class _Dead:
             found = self._log.read(self._log.subjects.ops("dead"))
             self._judged = {sent async for each in found if (sent := _letter_judged(each)) is not None}
         return None if id in self._judged else "is still dead"
+
+
+class _Parts:
+    """Partial results stay while their run goes on."""
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self._open: dict[str, bool] = {}
+
+    async def why(self, record: Record) -> str | None:
+        run = record.subject.split(".")[2]
+        if run not in self._open:
+            state = await _state(self._log, run)
+            self._open[run] = state is not None and state.is_open
+        return "its run is open" if self._open[run] else None
 
 
 class _Ops:

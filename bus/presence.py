@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from typing import Literal
 
 import msgspec
@@ -100,18 +100,24 @@ class Presence:
         self._every_s = every_s
         self._said = asyncio.Event()
         self._offered: list[Subscription] = []
+        self._everyone: Subscription | None = None
 
     @asynccontextmanager
     async def answering(self) -> AsyncIterator[None]:
-        """Answer who asks for everybody, or for this instance, while the block runs; and say so when it is over."""
-        async with AsyncExitStack() as stack:
-            for subject, answer in (
-                (self._subjects.everyone, self._answer_all),
-                (self._subjects.ping(self._instance), self._answer_one),
-            ):
-                stack.callback(self._connection.subscribe(subject, answer).unsubscribe)
-            stack.callback(self.offer, False)
+        """Answer who asks for this instance while the block runs, and once it has appeared, who asks for everybody."""
+        pings = self._connection.subscribe(self._subjects.ping(self._instance), self._answer_one)
+        try:
             yield
+        finally:
+            self.offer(False)
+            pings.unsubscribe()
+            if self._everyone is not None:
+                self._everyone.unsubscribe()
+
+    def appear(self) -> None:
+        """Be one of everybody: who is seen there takes work already, or says why not."""
+        if self._everyone is None:
+            self._everyone = self._connection.subscribe(self._subjects.everyone, self._answer_all)
 
     def offer(self, is_offered: bool) -> None:
         """Whether work is taken: who asks for a capability that nobody offers is told so at once by the server."""

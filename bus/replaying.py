@@ -219,12 +219,14 @@ async def _again(
         agent=agent.name,
         instance=started.instance,
         correlation=due.correlation,
+        causation=where.message.id if where.message is not None else None,
         deadline_at=utc_now() + given,
         begun=due.begun,
         undoes=due.undoes,
         report=Reporter(forking.fork.runs, held, started.instance, pulse).report,
         pulse=pulse,
         notebook=_notebook(past, due),
+        door=forking.fork,
     )
     with structlog.contextvars.bound_contextvars(agent=agent.name, run=run, phase=due.phase, attempt=due.attempt):
         answer = await perform(capability, due.input, context, timeout_s=max(given.total_seconds(), 0.0))

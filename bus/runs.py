@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from datetime import datetime
+from typing import Any
 from uuid import uuid4
 
 import msgspec
 import structlog
+from msgspec.structs import replace
 
 from bus import children
-from bus.commands import Command
+from bus.causality import served
+from bus.commands import Begin, Command, Together
 from bus.decide import decide
 from bus.errors import BusError, MalformedMessage, NotFound, Refused, TooLarge, Unavailable
 from bus.events import Commit, Event, PhaseReady
@@ -33,16 +36,18 @@ _BATCH = 200
 
 
 class Decided(msgspec.Struct, frozen=True):
-    """What a command led to: its own events, and the run as of the commit that holds them."""
+    """What a command led to: its own events, and the run as of the commit that holds them, which is called `commit`."""
 
     events: Sequence[Event]
     state: RunState
+    commit: str
 
 
 class _Waiting(msgspec.Struct):
     command: Command
     done: asyncio.Future[Decided]
     causation: str | None
+    id: str | None
 
 
 class _Lane(msgspec.Struct):
@@ -61,14 +66,22 @@ class Runs:
         self._tasks = tasks
         self._lanes: OrderedDict[str, _Lane] = OrderedDict()
 
-    async def submit(self, run: str, command: Command, *, causation: str | None = None) -> Decided:
+    async def submit(
+        self, run: str, command: Command, *, causation: str | None = None, id: str | None = None
+    ) -> Decided:
         """Carry out a command; it is in the log when this returns.
 
+        `causation` is the id of what it came of; within a handler, that of what the handler serves. `id` is what the
+        commit is to be called, if this is the first command in it.
         Raises Refused with the reason if the run's present state does not allow it, TooLarge, Unavailable.
         Cancelling the caller does not take the command back.
         """
+        if (facts := served()) is not None:
+            causation = causation or facts.causation
+            if isinstance(command, Begin) and command.correlation is None:
+                command = replace(command, correlation=facts.correlation)
         lane = self._lane(run)
-        waiting = _Waiting(command, asyncio.get_running_loop().create_future(), causation)
+        waiting = _Waiting(command, asyncio.get_running_loop().create_future(), causation, id)
         lane.waiting.append(waiting)
         if not lane.busy:
             serving = self._serve(run, lane)
@@ -81,10 +94,17 @@ class Runs:
             lane.busy = True
         return await waiting.done
 
-    async def _follow(self, run: str, command: Command) -> None:
+    def soon(self, doing: Coroutine[Any, Any, None]) -> None:
+        """Have something done in the background, within the client's life. What it raises ends the client."""
+        try:
+            self._tasks.create_task(doing)
+        except RuntimeError:
+            doing.close()
+
+    async def _follow(self, run: str, command: Command, causation: str) -> None:
         """Do for another run what a commit of this one leads to."""
         try:
-            await self.submit(run, command)
+            await self.submit(run, command, causation=causation)
         except BusError as error:
             # It was done before, or the supervisor does it.
             logger.debug("not followed", run=run, command=type(command).__name__, reason=str(error))
@@ -142,9 +162,10 @@ class Runs:
 
     async def _commit(self, run: str, lane: _Lane, batch: list[_Waiting]) -> None:
         """Decide the batch on the newest state, and store what comes of it as one commit."""
-        is_fresh = lane.state is None
+        # What begins a run expects that there is none: it need not be looked for first.
+        is_fresh = lane.state is None and _beginning(batch[0].command) is None
         state = await self._ledger.refresh(run, None) if is_fresh else lane.state
-        identity = uuid4().hex
+        identity = batch[0].id or uuid4().hex
         while True:
             now = utc_now()
             decided, refused, after = _decide(run, state, batch, now)
@@ -167,15 +188,15 @@ class Runs:
                 state, is_fresh = newer, not conflict.has_more
                 continue
             lane.state = placed(after, happened, state.position if state else 0, position)
-            self._ledger.dispatch(lane.state, _still_ready(lane.state, happened))
+            self._ledger.dispatch(lane.state, _still_ready(lane.state, happened), causation=identity)
             self._ledger.halt(halts(state, lane.state, happened))
             for other, command in children.steps(state, lane.state):
-                self._tasks.create_task(self._follow(other, command))
+                self._tasks.create_task(self._follow(other, command, identity))
             break
         for waiting, caused in decided:
             if not waiting.done.done():
                 assert lane.state is not None, "what was decided has a state"
-                waiting.done.set_result(Decided(caused, lane.state))
+                waiting.done.set_result(Decided(caused, lane.state, identity))
         for waiting, error in refused:
             _reject([waiting], error)
 
@@ -193,9 +214,18 @@ def _decide(
         except Refused as error:
             refused.append((waiting, error))
             continue
-        folding.add(Commit(run, "", now, (folding.state.position if folding.state else 0) + 1, caused))
+        position = (folding.state.position if folding.state else 0) + 1
+        begin = _beginning(waiting.command)
+        folding.add(Commit(run, "", now, position, caused, correlation=begin.correlation if begin else None))
         decided.append((waiting, caused))
     return decided, refused, folding.state
+
+
+def _beginning(command: Command) -> Begin | None:
+    """The beginning that the command is, or holds."""
+    if isinstance(command, Together):
+        command = command.commands[0]
+    return command if isinstance(command, Begin) else None
 
 
 def _shared_causation(batch: list[_Waiting]) -> str | None:

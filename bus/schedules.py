@@ -36,6 +36,7 @@ from bus.settings import Settings
 from bus.steering import as_json
 from bus.streams import Moved, purge, set_up_timers, store
 from bus.subjects import Subjects
+from bus.task import Task
 
 logger = structlog.get_logger(__name__)
 
@@ -138,7 +139,7 @@ class Scheduling:
     async def schedule(
         self,
         name: str,
-        plan: Plan,
+        plan: Plan | str,
         input: object = None,
         *,
         at: datetime | None = None,
@@ -151,10 +152,14 @@ class Scheduling:
     ) -> Entry:
         """Start runs of `plan` at a time, every so many seconds, or by cron; see `Schedule`.
 
+        In place of a plan, a capability: then `input` is sent to whoever has it.
+
         Cron with five fields is at second 0. One that stands under this name is replaced; the same once more changes
         nothing, so a program may say it each time it starts. A run's id is `name-20261122t020000`, in UTC.
         Raises ScheduleError, PlanError, TooLarge, Unavailable.
         """
+        if isinstance(plan, str):
+            plan = Task(plan).plan
         if not isinstance(plan, Plan):
             raise PlanError(f"a plan is a Plan, not {plan!r:.60}; `bus.planfile.read_plan` reads a file")
         wanted = Schedule(

@@ -25,11 +25,15 @@ Say = Callable[[LLMCall], Awaitable[None]]
 class Scribe:
     """Writes from any thread. What is refused means that nobody waits for the handler any more."""
 
-    def __init__(self, runs: Runs, held: Held, instance: str, pulse: Pulse, say: Say) -> None:
+    def __init__(
+        self, runs: Runs, held: Held, instance: str, pulse: Pulse, begun: Callable[[], Awaitable[bool]], say: Say
+    ) -> None:
+        """`begun` has the attempt itself in the log before anything is written of it; False: it can't be had there."""
         self._runs = runs
         self._held = held
         self._instance = instance
         self._pulse = pulse
+        self._begun = begun
         self._say = say
         self._loop = asyncio.get_running_loop()
 
@@ -60,6 +64,8 @@ class Scribe:
             # Whoever the attempt belongs to by now: what was called is to be paid.
             await self._say(note.call)
             return
+        if not await self._begun():
+            raise Refused(self._pulse.ended)
         try:
             await self._runs.submit(self._held.run, self._command(note))
         except Refused as refused:

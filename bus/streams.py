@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -81,6 +81,8 @@ def log_config(subjects: Subjects, replicas: int) -> dict[str, Any]:
         "max_bytes": -1,
         "max_age": 0,
         "max_msgs_per_subject": -1,
+        # One for each subscription of an agent. The limit is 1,000 unless it is stated.
+        "max_consumers": 100_000,
         # What is stored goes out once more for whoever watches: no consumer state on the server, no acknowledgements.
         "republish": {"src": f"{subjects.namespace}.>", "dest": f"live.{subjects.namespace}.>"},
     }
@@ -309,6 +311,37 @@ async def ensure_consumer(connection: Connection, subjects: Subjects, capability
         await set_up_work(connection, subjects, settings)
         await _create_consumer(connection, subjects.work_stream, config, settings)
     return name
+
+
+async def ensure_subscription(
+    connection: Connection,
+    subjects: Subjects,
+    name: str,
+    topics: str,
+    after: int | Literal["now", "start"],
+    settings: Settings,
+) -> None:
+    """The consumer that remembers how far a subscription is. What it was made with is not changed."""
+    begin: dict[str, Any]
+    match after:
+        case "now":
+            begin = {"deliver_policy": "new"}
+        case "start":
+            begin = {"deliver_policy": "all"}
+        case position:
+            begin = {"deliver_policy": "by_start_sequence", "opt_start_seq": position + 1}
+    config = {
+        "durable_name": name,
+        "name": name,
+        "filter_subject": subjects.topics(topics),
+        "ack_policy": "explicit",
+        # Who dies between the run's beginning and the acknowledgement leaves it to the next: it finds the run there.
+        "ack_wait": int(settings.lease_s * _SECOND_NS),
+        "max_deliver": -1,
+        "max_ack_pending": 1_000,
+        **begin,
+    }
+    await _create_consumer(connection, subjects.stream, config, settings)
 
 
 async def ensure_bell(connection: Connection, subjects: Subjects, settings: Settings) -> str:

@@ -13,11 +13,27 @@ from typing import NamedTuple
 from bus.errors import InvalidName, MalformedMessage
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+_NAME_OR_ANY = re.compile(rf"{_NAME.pattern}|\*")
 _PHASE = re.compile(r"-?[a-z0-9][a-z0-9_-]{0,62}")
 _WILD = {"*": r"[^.]+", ">": ".+"}
 _CAPABILITY_CHARACTERS = 128
+_OWN = "agent"
 
-KINDS = ("run", "mail", "topic", "agent", "dead", "ops", "lease", "barrier", "decision", "breaker", "limit", "llm")
+KINDS = (
+    "run",
+    "part",
+    "mail",
+    "topic",
+    "agent",
+    "dead",
+    "ops",
+    "lease",
+    "barrier",
+    "decision",
+    "breaker",
+    "limit",
+    "llm",
+)
 """What there is in the log: the second token of its subjects."""
 
 
@@ -38,11 +54,22 @@ def phase_key(value: str | int) -> str:
 
 def capability(value: str) -> str:
     """`value` itself if it is one or more names joined by dots, 128 characters at most. Raises InvalidName."""
-    if len(value) > _CAPABILITY_CHARACTERS or not all(_NAME.fullmatch(part) for part in value.split(".")):
-        raise InvalidName(
-            f"capability {value!r} is not a dotted name: use a-z, 0-9, _ and - between dots, 128 characters at most"
-        )
-    return value
+    return _dotted(value, _NAME, "capability")
+
+
+def mailbox(agent: str) -> str:
+    """The capability of hearing what is told to one agent by name. Raises InvalidName."""
+    return f"{_OWN}.{name(agent, 'agent')}.mail"
+
+
+def subscription(agent: str, subscribed: str) -> str:
+    """The capability of serving one subscription of an agent. Raises InvalidName."""
+    return f"{_OWN}.{name(agent, 'agent')}.on.{name(subscribed, 'subscription')}"
+
+
+def is_own(capability: str) -> bool:
+    """Whether a capability is one agent's own, and nobody else's to offer."""
+    return capability.partition(".")[0] == _OWN
 
 
 def capability_token(value: str) -> str:
@@ -115,6 +142,34 @@ class Subjects:
 
     def dead(self, capability: str) -> str:
         return f"{self.namespace}.dead.{capability_token(capability)}"
+
+    def part(self, run: str, phase: str, item: int | None) -> str:
+        """Where partial results of a phase, or of one of its items, stand."""
+        token = phase_key(phase) if item is None else f"{phase_key(phase)}:{item}"
+        return f"{self.namespace}.part.{name(run, 'run')}.{token}"
+
+    def parts(self, run: str) -> str:
+        """All of a run's."""
+        return f"{self.namespace}.part.{name(run, 'run')}.*"
+
+    def topic(self, topic: str) -> str:
+        """Where facts of a topic are published: a dotted name. Raises InvalidName."""
+        return f"{self.namespace}.topic.{_dotted(topic, _NAME, 'topic')}"
+
+    def topics(self, pattern: str) -> str:
+        """Those topics: `*` stands for one name, `>` at the end for one or more. Raises InvalidName."""
+        head, dot, last = pattern.rpartition(".")
+        if last == ">" and (not dot or head):
+            return (
+                f"{self.namespace}.topic.{_dotted(head, _NAME_OR_ANY, 'topic')}.>"
+                if dot
+                else f"{self.namespace}.topic.>"
+            )
+        return f"{self.namespace}.topic.{_dotted(pattern, _NAME_OR_ANY, 'topic')}"
+
+    def topic_of(self, subject: str) -> str:
+        """The topic whose facts are on `subject`."""
+        return subject.removeprefix(f"{self.namespace}.topic.")
 
     def ops(self, area: str) -> str:
         """What operators did."""
@@ -217,6 +272,10 @@ class Subjects:
         """Every live instance with the capability answers here; if there is none, the server says so at once."""
         return f"{self.namespace}.who.{capability_token(capability)}"
 
+    def hand(self, capability: str) -> str:
+        """Where an instance with the capability is handed work directly."""
+        return f"{self.namespace}.hand.{capability_token(capability)}"
+
     def ping(self, instance: str) -> str:
         return f"{self.namespace}.ping.{name(instance, 'instance')}"
 
@@ -226,6 +285,14 @@ class Subjects:
     def halt(self, instance: str) -> str:
         """Where an instance is told that it need not go on."""
         return f"{self.namespace}.halt.{name(instance, 'instance')}"
+
+
+def _dotted(value: str, part: re.Pattern[str], what: str) -> str:
+    if len(value) > _CAPABILITY_CHARACTERS or not all(part.fullmatch(each) for each in value.split(".")):
+        raise InvalidName(
+            f"{what} {value!r} is not a dotted name: use a-z, 0-9, _ and - between dots, 128 characters at most"
+        )
+    return value
 
 
 def live_copy(subject: str) -> str:

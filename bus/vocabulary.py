@@ -18,11 +18,13 @@ from bus.card import AGENT_DEREGISTERED, AGENT_LOST, AGENT_REGISTERED, AgentDere
 from bus.dead import LETTERS
 from bus.decision import EVENTS as DECISIONS
 from bus.document import Entry
+from bus.emitting import PARTS, Parts
 from bus.envelope import Envelope
 from bus.errors import SettingsError
 from bus.events import COMMIT, EVENTS, Body, Known
 from bus.garbage import COLLECTED, PayloadsCollected
 from bus.halts import Halt
+from bus.handover import ASKED, HANDED, Answered, Asked, Busy, Failed, Handed, Recorded
 from bus.lease import EVENTS as LEASES
 from bus.ledger import WORK
 from bus.limit import HELD, SPENT, LimitHeld, LimitSpent
@@ -42,6 +44,7 @@ from bus.quota import Standing
 from bus.recovery import RECOVERED, STARVED, Recovery, Starved
 from bus.schedule import SCHEDULED, SKIPPED, UNSCHEDULED, OccurrenceSkipped, Scheduled, Unscheduled
 from bus.tally import Tally
+from bus.topics import PUBLISHED
 from bus.verdicts import (
     CAPABILITY_RELEASED,
     LETTER_DISCARDED,
@@ -61,6 +64,12 @@ HALT = "halt.v1"
 TALLY = "tally.v1"
 STANDING = "limit.standing.v1"
 PRESENT = "present.v1"
+REPLIES: dict[str, Any] = {
+    "task.busy.v1": Busy,
+    "task.recorded.v1": Recorded,
+    "task.answered.v1": Answered,
+    "task.failed.v1": Failed,
+}
 ENVELOPE, COMPRESSED, REFERRING = "envelope.v1", "envelope.compressed.v1", "envelope.referring.v1"
 
 
@@ -134,6 +143,11 @@ def vocabulary() -> dict[str, Entry]:
         TALLY: Entry("body", Tally),
         RECOVERED: Entry("data", Recovery),
         STARVED: Entry("data", Starved),
+        PUBLISHED: Entry("data", Any),
+        PARTS: Entry("data", Parts),
+        HANDED: Entry("data", Handed),
+        ASKED: Entry("data", Asked),
+        **{name: Entry("body", type) for name, type in REPLIES.items()},
         BEAT: Entry("body", Beat),
         PRESENT: Entry("body", Present),
         HALT: Entry("body", Halt),

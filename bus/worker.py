@@ -6,7 +6,7 @@ import asyncio
 import os
 import resource
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,9 +30,12 @@ from bus.lifespan import Life
 from bus.presence import Beat, Presence
 from bus.problem import Problem
 from bus.pull import Delivery
+from bus.reception import Reception
+from bus.room import Room
 from bus.service import Service
 from bus.signals import until_signalled
 from bus.standing import Standing
+from bus.subscriptions import Subscription
 
 if TYPE_CHECKING:
     from bus.cells import Cells
@@ -54,6 +57,8 @@ class Worker:
         self._cells: Cells | None = None
         self._life = Life(agent.name, agent.life)
         self._attempts = Attempts(client, agent, instance, self._apart)
+        self._reception = Reception(client, agent, instance, self._attempts, self._apart)
+        self._subscriptions: list[Subscription] = []
         self._card = card(agent, instance, socket.gethostname(), os.getpid())
         self._standing = Standing(client, self._card)
         self._presence = Presence(client.connection, client.subjects, self._card, self._beat, client.settings.beat_s)
@@ -102,12 +107,16 @@ class Worker:
             service.answering(),
         ):
             for each in self._agent.capabilities.values():
-                desk = self._desks[each.name] = Desk(client, each, self._serve, tasks)
+                desk = self._desks[each.name] = Desk(client, each, self, tasks)
                 if desk.brake is not None:
                     self._attempts.brakes[each.name] = desk.brake
+            self._subscriptions += [
+                Subscription(client, self._agent, each, self._attempts, tasks) for each in self._agent.subscriptions
+            ]
             # Registered before anything is taken: who holds work is known.
             await self._standing.say(AGENT_REGISTERED, self._card)
             await self._settle()
+            self._presence.appear()
             logger.info("serving", instance=self.instance, capabilities=list(self._agent.capabilities))
             background = [
                 tasks.create_task(self._presence.beating()),
@@ -131,6 +140,10 @@ class Worker:
         await stop.wait()
         self._leave("the process was told to stop")
 
+    @property
+    def _takers(self) -> Sequence[Desk | Subscription]:
+        return [*self._desks.values(), *self._subscriptions]
+
     def _leave(self, reason: str) -> None:
         self._reason = self._reason or reason
         self._draining.set()
@@ -143,12 +156,16 @@ class Worker:
         async with self._settling:
             is_serving = quarantine is None and not self._draining.is_set()
             self._attempts.draining = not is_serving
-            self._presence.offer(is_serving)
-            for desk in self._desks.values():
+            # Who is told that work is taken here can hand it over at once.
+            if not is_serving:
+                self._presence.offer(False)
+            for each in self._takers:
                 if is_serving:
-                    await desk.open()
+                    await each.open()
                 else:
-                    desk.close()
+                    each.close()
+            if is_serving:
+                self._presence.offer(True)
         if quarantine is not None:
             logger.warning("in quarantine", by=quarantine.by, reason=quarantine.reason)
         self._presence.say()
@@ -161,8 +178,8 @@ class Worker:
         logger.info("draining", reason=self._reason, held=len(serving))
         if serving:
             _, serving = await asyncio.wait(serving, timeout=settings.grace_s)
-        for desk in self._desks.values():
-            desk.cancel()
+        for each in self._takers:
+            each.cancel()
         if serving:
             await asyncio.wait(serving, timeout=settings.request_timeout_s)
         return len(serving)
@@ -188,12 +205,21 @@ class Worker:
             for task in heeding:
                 task.cancel()
 
-    async def _serve(self, capability: Capability, delivery: Delivery, circuit: Circuit | None) -> None:
+    async def pulled(self, capability: Capability, delivery: Delivery, circuit: Circuit | None) -> None:
+        """Work from the stream."""
         try:
             await self._attempts.serve(capability, delivery, circuit)
         except Exception:
             # One delivery that meets a bug of ours must not end the others; the supervisor sees to its attempt.
             logger.exception("bug", subject=delivery.message.subject)
+
+    async def handed(self, capability: Capability, room: Room, message: Message, circuit: Circuit | None) -> None:
+        """Work that somebody who waits for it hands over directly."""
+        try:
+            await self._reception.serve(capability, room, message, circuit)
+        except Exception:
+            # Whoever asked gets no answer, and stores the work himself.
+            logger.exception("bug", subject=message.subject)
 
     def _beat(self, lag_s: float) -> Beat:
         quarantine = self._standing.quarantine

@@ -12,15 +12,17 @@ from bus.ledger import utc_now
 async def main() -> None:
     """Two processes would do; two tasks show the same."""
     async with bus.connect() as client:
-        await asyncio.gather(deploy(client, "blue"), deploy(client, "green"))
+        done: list[str] = []
+        await asyncio.gather(deploy(client, "blue", done), deploy(client, "green", done))
+        print("deployed one after the other:", *sorted(done))
         await overtaken(client)
         await decide(client)
 
 
-async def deploy(client: Client, colour: str) -> None:
-    """One at a time, first come first served."""
+async def deploy(client: Client, colour: str, done: list[str]) -> None:
+    """One at a time."""
     async with client.lock("deploy", timeout_s=10):
-        print("deploys", colour)
+        done.append(colour)
 
 
 async def overtaken(client: Client) -> None:
@@ -59,8 +61,7 @@ async def decide(client: Client) -> None:
 if __name__ == "__main__":
     asyncio.run(main())
 
-# prints: deploys blue
-# prints: deploys green
+# prints: deployed one after the other: blue green
 # prints: lock 'deploy' lost: ended by alice
 # prints: the old token is refused
 # prints: decided: yes {'yes': 3, 'no': 1}

@@ -15,6 +15,7 @@ from msgspec.structs import replace
 
 from bus.events import Commit, type_of
 from bus.happening import Happening
+from bus.subjects import KINDS
 from projections.projection import MEMORY, Projection, Rows
 
 PAGE = 128
@@ -121,6 +122,8 @@ CAUSES: Projection[Any] = Projection(
     row=Page,
     memory=dict[str, str],
     fold=_fold,
+    # Parts of a result that is still being made are no story of their own.
+    subjects=[f"{kind}.>" for kind in KINDS if kind != "part"],
     whole=True,
 )
 """Who caused what, a story for each correlation id."""

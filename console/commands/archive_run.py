@@ -74,8 +74,18 @@ def _print(printer: Printer, policy: Policy, tallies: Mapping[str, Tally]) -> No
             printer.record({"class": name, "goes": tally})
         return
     rows = []
-    for (name, tally), rule in zip(tallies.items(), policy.rules(), strict=True):
+    keep = dict(rule.split("=", 1) for rule in policy.rules())
+    for name, tally in tallies.items():
         stays = ", ".join(f"{count} {reason}" for reason, count in tally.stays.most_common())
-        keep = rule.partition("=")[2]
-        rows.append([name, keep, str(tally.subjects), str(tally.records), size(tally.size_bytes), stays])
+        # What has no rule of its own goes with its run.
+        rows.append(
+            [
+                name,
+                keep.get(name, keep.get("run", "")),
+                str(tally.subjects),
+                str(tally.records),
+                size(tally.size_bytes),
+                stays,
+            ]
+        )
     printer.table(["CLASS", "KEEP", "SUBJECTS", "RECORDS", "SIZE", "STAYS"], rows)

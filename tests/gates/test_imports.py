@@ -12,6 +12,7 @@ RULES = [
     "bus.barrier",
     "bus.breaker",
     "bus.causes",
+    "bus.causality",
     "bus.commands",
     "bus.conditions",
     "bus.comparison",

@@ -28,6 +28,7 @@ from bus.card import (
 )
 from bus.dead import LETTER, UNREADABLE, DeadLetter, Try, Unreadable
 from bus.decision import DECIDED, PROPOSED, VOTED, Decided, Proposed, Voted
+from bus.emitting import PARTS, Parts
 from bus.envelope import encode, envelope
 from bus.events import (
     COMMIT,
@@ -69,6 +70,7 @@ from bus.events import (
 )
 from bus.garbage import COLLECTED, PayloadsCollected
 from bus.halts import Halt
+from bus.handover import ASKED, HANDED, Answered, Asked, Busy, Failed, Handed, Recorded
 from bus.lease import ACQUIRED, LOST, RELEASED, LeaseAcquired, LeaseLost, LeaseReleased
 from bus.ledger import WORK
 from bus.limit import HELD, SPENT, LimitHeld, LimitSpent
@@ -94,6 +96,8 @@ from bus.references import ref
 from bus.retry import RetryPolicy
 from bus.schedule import SCHEDULED, SKIPPED, UNSCHEDULED, OccurrenceSkipped, Schedule, Scheduled, Unscheduled
 from bus.tally import Tally
+from bus.task import Task
+from bus.topics import PUBLISHED
 from bus.verdicts import (
     CAPABILITY_RELEASED,
     LETTER_DISCARDED,
@@ -527,6 +531,32 @@ def about_agent(kind: str, data: object) -> bytes:
     return encode(envelope(kind, data, id="5d6e7f8091a2b3c4d5e6f70819203a4b", source="agent/coder/coder-1", time=AT))
 
 
+def handed_over(kind: str, data: object) -> bytes:
+    return encode(
+        envelope(
+            kind,
+            data,
+            id="6e7f8091a2b3c4d5e6f708192a3b4c5d",
+            source="/client",
+            time=AT,
+            correlationid="order-7",
+            causationid="4b1d8f0a6c2e4d7b9f3a5e1c8d0b2f46",
+            runid="task-7f3k",
+        )
+    )
+
+
+HANDOVERS: dict[str, object] = {
+    HANDED: Handed(Task("price", 30.0), msgspec.Raw(b'{"sku":"A-7"}')),
+    ASKED: Asked(msgspec.Raw(b'{"sku":"A-7"}'), LATER),
+}
+REPLIES: dict[str, object] = {
+    "task.busy.v1": Busy(),
+    "task.recorded.v1": Recorded(41),
+    "task.answered.v1": Answered(msgspec.Raw(b"750"), 41),
+    "task.failed.v1": Failed(PROBLEM),
+}
+
 MESSAGES: dict[str, bytes] = {
     "commit": commit([event for events in EVENTS.values() for event in events]),
     **{name: commit(events) for name, events in EVENTS.items()},
@@ -542,6 +572,10 @@ MESSAGES: dict[str, bytes] = {
     **{kind: about_agent(kind, said) for kind, said in {**BREAKERS, **LIMITS, **CALLS}.items()},
     **{kind: about_agent(kind, said) for kind, said in (AGENTS | ORDERS).items()},
     **{kind: about_agent(kind, said) for kind, said in RECOVERIES.items()},
+    PUBLISHED: about_agent(PUBLISHED, {"number": 7}),
+    PARTS: about_work(PARTS, Parts(2, 4, [msgspec.Raw(b'"one"'), msgspec.Raw(b'{"two":2}')]), attempt=2),
+    **{kind: handed_over(kind, data) for kind, data in HANDOVERS.items()},
+    **{name: msgspec.json.encode(reply) for name, reply in REPLIES.items()},
     "beat": msgspec.json.encode(BEAT),
     "present.v1": msgspec.json.encode(PRESENT),
     "halt": msgspec.json.encode(HALT),

@@ -156,6 +156,7 @@ def test_the_channels_are_the_subjects_of_the_namespace(described: dict[str, Any
     values = {"run": "r-1", "capability": "git:collect", "phase": "-8:2", "attempt": "3", "agent": "git"}
     values |= {"instance": "git-1", "area": "dead", "lease": "permit.gpu.2", "barrier": "ready", "decision": "d-1"}
     values |= {"breaker": "git:collect", "limit": "openai", "provider": "openai"}
+    values |= {"topic": "orders.packed"}
     found = {
         name: channel["address"].format_map(values)
         for name, channel in described["channels"].items()
@@ -172,6 +173,8 @@ def test_the_channels_are_the_subjects_of_the_namespace(described: dict[str, Any
         "breakers": subjects.breaker("git.collect"),
         "limits": subjects.limit("openai"),
         "calls": subjects.llm("openai"),
+        "parts": subjects.part("r-1", "-8", 2),
+        "topics": subjects.topic("orders.packed"),
     }
     assert found == {
         **stored,
@@ -183,6 +186,7 @@ def test_the_channels_are_the_subjects_of_the_namespace(described: dict[str, Any
         "everyone": subjects.everyone,
         "instance": subjects.ping("git-1"),
         "offers": subjects.who("git.collect"),
+        "handovers": subjects.hand("git.collect"),
     }
     for channel in described["channels"].values():
         named = set(re.findall(r"{(\w+)}", channel["address"] or ""))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bus import Agent, Context, Reject, Retry
+from bus.causality import served
 
 agent = Agent("isolated")
 
@@ -60,6 +61,16 @@ def once_in_thread(query: dict[str, int], context: Context) -> dict[str, Any]:
     if context.attempt <= query["fails"]:
         raise RuntimeError("not yet")
     return {"numbers": numbers, "saved": context.saved(int) - 1, "attempt": context.attempt}
+
+
+@agent.capability("count", isolation="process")
+def count(upto: int, context: Context) -> str:
+    """Emits numbers, and says which story it belongs to, as whatever it calls would know it."""
+    for number in range(upto):
+        context.emit(number)
+    facts = served()
+    assert facts is not None
+    return facts.correlation
 
 
 @agent.capability("end", isolation="process")

@@ -20,7 +20,7 @@ import structlog
 from bus import Agent, Context, Problem, SettingsError
 from bus.agent import Capability
 from bus.cells import Cells
-from bus.context import SAID
+from bus.context import SAID, Said
 from bus.handling import Halted, perform
 from tests.harness import BOUND_S, has_ended, until
 from tests.integration import isolated, threaded
@@ -64,6 +64,17 @@ async def family(folder: Path) -> list[int]:
 async def test_a_handler_answers_from_a_process_of_its_own(cells: Cells) -> None:
     first, second = [await made(cells, "facts") for _ in range(2)]
     assert len({first["pid"], second["pid"], os.getpid()}) == 3
+
+
+async def test_what_it_emits_comes_in_order_and_it_knows_its_story(cells: Cells) -> None:
+    emitted: list[object] = []
+
+    def sink(chunk: object) -> Said:
+        emitted.append(msgspec.json.decode(msgspec.json.encode(chunk)))
+        return SAID
+
+    assert await made(cells, "count", 5, Context(correlation="story-1", sink=sink)) == "story-1"
+    assert emitted == [0, 1, 2, 3, 4]
 
 
 async def test_what_it_prints_is_not_what_it_answers(capfd: pytest.CaptureFixture[str]) -> None:

@@ -172,7 +172,7 @@ async def test_a_schedule_that_can_not_work_leaves_nothing_behind(client: Client
         with pytest.raises(ScheduleError, match="schedule 'tick'"):
             await client.schedule("tick", GATE, **each)
     with pytest.raises(PlanError):
-        await client.schedule("tick", "gated", every_s=5)  # type: ignore[arg-type]
+        await client.schedule("tick", 7, every_s=5)  # type: ignore[arg-type]
     assert await client.log.last(client.subjects.ops("schedule")) is None
 
 

@@ -156,9 +156,9 @@ async def test_a_child_run_is_waited_for_also_when_what_it_is_told_gets_lost(
     shop = Shop()
     follow = Runs._follow
 
-    async def lose(runs: Runs, run: str, command: Command) -> None:
+    async def lose(runs: Runs, run: str, command: Command, causation: str) -> None:
         if not is_lost:
-            await follow(runs, run, command)
+            await follow(runs, run, command, causation)
 
     monkeypatch.setattr(Runs, "_follow", lose)
     async with supervised(server), serving(server, shop.agent):

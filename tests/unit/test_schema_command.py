@@ -151,7 +151,7 @@ def test_a_check_says_every_change_and_whom_it_breaks(changed: Path, capsys: pyt
     assert [line.split("  ")[0] for line in lines] == ["BREAKS", "old readers", "old data"]
     assert "Problem.code" in lines[1]
     assert "can be 'new' now" in lines[1]
-    assert lines[1].endswith("dead.letter.v1, phase.attempt_failed.v1, phase.failed.v1 and 2 more")
+    assert lines[1].endswith("dead.letter.v1, phase.attempt_failed.v1, phase.failed.v1 and 3 more")
     assert "phase.ready.v1.why  is new and required" in lines[2]
 
 

@@ -1,0 +1,66 @@
+"""Causality: which attempt the code that runs now serves, known to whatever it calls without anybody passing it on.
+
+Set round each handler, in whatever task, thread or process of ours it runs. What the client's verbs start from there
+belongs to the same story (`correlation`), names what it was done for (`causation`), and asks for no more time than is
+left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import datetime
+
+import msgspec
+
+
+class Facts(msgspec.Struct, frozen=True, kw_only=True):
+    """One attempt: which one it is, who makes it, and until when.
+
+    `begun` is the pass of the run in which this piece of work was begun from nothing: 1, unless somebody had it done
+    again. `undoes`: it undoes what the phase did. `correlation` is shared by everything that came of one beginning;
+    `causation` is the id of the message in the log that this attempt came of.
+    """
+
+    run: str = "run"
+    plan: str = "plan"
+    phase: str = "phase"
+    item: int | None = None
+    attempt: int = 1
+    agent: str = "agent"
+    instance: str = "instance"
+    correlation: str = "run"
+    causation: str | None = None
+    deadline_at: datetime | None = None
+    begun: int = 1
+    undoes: bool = False
+
+    @property
+    def effect_key(self) -> str:
+        """The same for every attempt of this piece of work: an idempotency key for outside services."""
+        item = "" if self.item is None else f":{self.item}"
+        again = "" if self.begun == 1 else f"@{self.begun}"
+        return f"{self.run}/{self.phase}{item}{again}{'~undo' if self.undoes else ''}"
+
+    def left_s(self, now: datetime, most_s: float) -> float:
+        """How long the attempt may still take, at most `most_s`; 0 or less: its time is over."""
+        return most_s if self.deadline_at is None else min(most_s, (self.deadline_at - now).total_seconds())
+
+
+_served: ContextVar[Facts | None] = ContextVar("phasebus_served", default=None)
+
+
+def served() -> Facts | None:
+    """The attempt that the running code serves, if it is a handler's."""
+    return _served.get()
+
+
+@contextmanager
+def serving(facts: Facts) -> Iterator[None]:
+    """Within the block, this attempt is served: also by tasks and threads that are started in it."""
+    token = _served.set(facts)
+    try:
+        yield
+    finally:
+        _served.reset(token)
