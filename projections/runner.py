@@ -132,9 +132,7 @@ class Runner:
     def _filters(self) -> list[str]:
         wanted = {subject for each in self._growths for subject in seen_by(each.projection, self._client.subjects)}
         # The server refuses filters that overlap.
-        return [
-            each for each in wanted if not any(each != other and pattern(other).fullmatch(each) for other in wanted)
-        ]
+        return [each for each in wanted if not any(each != other and _covers(other, each) for other in wanted)]
 
     def _position(self) -> int:
         return min((each.position for each in self._growths), default=0)
@@ -144,6 +142,13 @@ async def log_of(client: Client) -> tuple[str, int]:
     """What tells this log from any other, and its newest position. Raises Unavailable."""
     stream = await info(client.connection, client.subjects.stream, client.settings.request_timeout_s)
     return f"{client.subjects.stream} {stream.created}", stream.last
+
+
+def _covers(wider: str, subject: str) -> bool:
+    """Whether all that a subject with wildcards names is named by another: `run.*` is by `run.>`, not the reverse."""
+    if subject.endswith(">") and not wider.endswith(">"):
+        return False
+    return pattern(wider).fullmatch(subject) is not None
 
 
 class Growth:

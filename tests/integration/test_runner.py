@@ -171,6 +171,15 @@ async def test_rows_as_of_any_position_are_those_a_rebuild_up_to_there_makes(
             assert await kept.row("r3", at=position) == expected.get("r3")
 
 
+async def test_projections_whose_subjects_overlap_are_read_for_once(server: Server, shelf: Shelf) -> None:
+    wider = Projection(name="wider", version=1, row=Count, fold=_count, subjects=["run.>", "agent.>"])
+    async with serving(server, echo()), connect(server.url) as client:
+        await completed(client, "one")
+        await Runner(client, shelf, [COUNTS, wider]).catch_up()
+        for projection in (COUNTS, wider):
+            assert await (await Kept.find(client, shelf, projection)).rows() == {"a": Count(1), "b": Count(1)}
+
+
 async def test_rows_of_another_log_are_not_served_as_this_one_s(server: Server, shelf: Shelf) -> None:
     async with serving(server, echo()), connect(server.url) as client:
         await completed(client, "one")
