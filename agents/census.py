@@ -61,9 +61,7 @@ class Census:
             stack.callback(self._client.connection.subscribe(self._client.subjects.beats, self._hear).unsubscribe)
             if self._client.system_url is not None:
                 try:
-                    system = await stack.enter_async_context(
-                        Connection.open(self._client.system_url, name="census")
-                    )
+                    system = await stack.enter_async_context(Connection.open(self._client.system_url, name="census"))
                     system.subscribe("$SYS.ACCOUNT.*.DISCONNECT", self._notice)
                 except BusError as error:
                     # Beats alone tell the same, a lease later.

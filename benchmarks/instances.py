@@ -8,8 +8,9 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 
 from bus.agent import Agent
-from bus.card import Card, card
+from bus.card import Card
 from bus.connection import Connection
+from bus.introduction import card
 from bus.presence import Beat, Load, Presence
 from bus.service import Service, Tally
 from bus.subjects import Subjects

@@ -41,6 +41,7 @@ from bus.errors import (
 from bus.fallback import Fallback, NoProvider, Provider
 from bus.happening import Happening
 from bus.held import Lease
+from bus.llm import LLMCall
 from bus.messages import message, upcaster
 from bus.notebook import Done, NotDone
 from bus.plan import Approval, Phase, Plan
@@ -73,6 +74,7 @@ __all__ = [
     "Done",
     "Fallback",
     "Happening",
+    "LLMCall",
     "Lease",
     "LeaseLost",
     "LimitReached",

@@ -37,6 +37,7 @@ _PARAMETERS = {
     "decision": "A decision's id.",
     "breaker": "A breaker's name; its dots are written as colons.",
     "limit": "A limit's name; its dots are written as colons.",
+    "provider": "Who runs the model, as a name: `anthropic`.",
 }
 _HEADERS = {
     "Nats-Msg-Id": "The id in the body: whatever is sent again with it is stored once.",
@@ -130,6 +131,13 @@ _CHANNELS = (
         "limit.{limit}",
         "A service has asked all to hold, or a budget is spent.",
         ("limit.held.v1", "limit.spent.v1"),
+        True,
+    ),
+    Channel(
+        "calls",
+        "llm.{provider}",
+        "A language model was called: what it cost in money, tokens and time, and for which run, phase and agent.",
+        ("llm.called.v1",),
         True,
     ),
     Channel(

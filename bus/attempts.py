@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from functools import partial
 from typing import Any
+from uuid import uuid4
 
 import msgspec
 import structlog
@@ -33,6 +34,7 @@ from bus.handling import Answer, Halted, answer, perform
 from bus.inputs import Order
 from bus.inputs import order as order_of
 from bus.ledger import utc_now
+from bus.llm import LLM_CALLED, LLMCall, LLMCalled
 from bus.presence import Held
 from bus.problem import Problem, told
 from bus.progress import Reporter
@@ -226,6 +228,7 @@ class Attempts:
         With a `beginning` the log does not have the attempt yet.
         """
         held = Held(order.run, order.phase, order.item, order.attempt)
+        said = partial(self._call, order)
         report: Report = Reporter(self._client.runs, held, self._instance, pulse).report
         if beginning is None:
             self._held[held] = pulse
@@ -259,7 +262,7 @@ class Attempts:
             report=report,
             sink=emitter.emit,
             pulse=pulse,
-            notebook=notebook(order, Scribe(self._client.runs, held, self._instance, pulse, begun)),
+            notebook=notebook(order, Scribe(self._client.runs, held, self._instance, pulse, begun, said)),
             state=self.state,
             door=self._client,
         )
@@ -338,6 +341,24 @@ class Attempts:
             if isinstance(event, ResultRefused):
                 logger.warning("result refused", reason=event.reason)
         return decided
+
+    async def _call(self, order: Order, call: LLMCall) -> None:
+        """Put a call of a language model on record. Raises InvalidName, TooLarge, Unavailable."""
+        client = self._client
+        called = LLMCalled(**msgspec.structs.asdict(call), plan=order.plan, item=order.item, instance=self._instance)
+        record = envelope(
+            LLM_CALLED,
+            called,
+            id=uuid4().hex,
+            source=client.source,
+            time=utc_now(),
+            correlationid=order.correlation,
+            runid=order.run,
+            phase=order.phase,
+            attempt=order.attempt,
+            agent=self._agent.name,
+        )
+        await client.log.append(client.subjects.llm(call.provider), record)
 
     async def bury(self, capability: str, delivery: Delivery, reason: str) -> None:
         """Keep a message that nobody can read as a dead letter of the capability, then acknowledge it."""

@@ -11,9 +11,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from bus.agent import Agent
 from bus.envelope import Envelope, decode_data
-from bus.schemas import anything
 
 AGENT_REGISTERED = "agent.registered.v1"
 AGENT_DEREGISTERED = "agent.deregistered.v1"
@@ -88,31 +86,6 @@ _decoders: dict[str, msgspec.json.Decoder[Any]] = {
     AGENT_DEREGISTERED: msgspec.json.Decoder(AgentDeregistered),
     AGENT_LOST: msgspec.json.Decoder(AgentLost),
 }
-
-
-def card(agent: Agent, instance: str, host: str, pid: int) -> Card:
-    """The whole card of an instance, schemas included."""
-    offered = agent.capabilities
-    sides = [side for each in offered.values() for side in (each.takes, each.gives)]
-    schemas = iter([msgspec.Raw(msgspec.json.encode(msgspec.json.schema(s, schema_hook=anything))) for s in sides])
-    return Card(
-        agent=agent.name,
-        version=agent.version,
-        instance=instance,
-        host=host,
-        pid=pid,
-        tags=agent.tags,
-        capabilities={
-            name: Offering(
-                concurrency=each.concurrency,
-                timeout_s=each.timeout_s,
-                tags=each.tags,
-                takes=next(schemas),
-                gives=next(schemas),
-            )
-            for name, each in offered.items()
-        },
-    )
 
 
 def without_schemas(whole: Card) -> Card:

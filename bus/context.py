@@ -13,6 +13,7 @@ import structlog
 
 from bus.causality import Facts
 from bus.errors import SettingsError
+from bus.llm import LLMCall
 from bus.notebook import Act, Effect, Notebook, Reconcile, read
 
 if TYPE_CHECKING:
@@ -157,6 +158,14 @@ class Context(Facts, frozen=True, kw_only=True):
         """What was saved last, by this attempt or one before it; None if nothing was, or the work was begun again."""
         raw = self.notebook.saved
         return None if raw is None else read(raw, gives, "what was saved")
+
+    def spent(self, call: LLMCall) -> Awaitable[None]:
+        """Put a call of a language model on record, for this run, phase and agent; in an `async def` await it, in a
+        `def` just call it. It never fails the handler: what can't be stored is in the log lines of this process.
+        """
+        self.pulse.beat()
+        written: Awaitable[None] = self.notebook.call(call)
+        return written
 
     def emit(self, chunk: object) -> Awaitable[None]:
         """Give away a part of the result, such as a token, for who streams it (`client.stream`); in an `async def`

@@ -17,7 +17,7 @@ CONTENT_TYPE = "application/cloudevents+json"
 T = TypeVar("T")
 
 
-class Envelope(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Envelope(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """One message. `id` is unique per sender and is what a resend repeats; `time` is UTC."""
 
     specversion: Literal["1.0"]

@@ -29,7 +29,7 @@ took it: `unclaimed` if nobody was free, `starved` if nobody offers to do it."""
 UNTAKEN: frozenset[Cause] = frozenset({"unclaimed", "starved"})
 
 
-class _Event(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, tag_field="type"):
+class _Event(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, kw_only=True, tag_field="type"):
     pass
 
 
@@ -401,7 +401,7 @@ Known = (
 Event = Known | UnknownEvent
 
 
-class Commit(msgspec.Struct, frozen=True):
+class Commit(msgspec.Struct, frozen=True, gc=False):
     """The events one append stored together: in order, at one time, at one position in the log (from 1)."""
 
     run: str

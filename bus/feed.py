@@ -10,8 +10,7 @@ from contextlib import aclosing
 from datetime import datetime
 
 from bus.errors import SettingsError
-from bus.happening import Happening
-from bus.happening import happenings as happenings_in
+from bus.happening import Happening, Said
 from bus.log import Log
 from bus.record import Record
 from bus.selection import Selection
@@ -51,7 +50,12 @@ async def records(log: Log, selection: Selection) -> AsyncGenerator[Record, None
 
 def read(record: Record, stored_at: datetime | None = None) -> Sequence[Happening]:
     """What a record says: at least one happening. Raises MalformedMessage if the server does not say when it came."""
-    return happenings_in(record.position, record.subject, stored_at or record.stored_at, record.body)
+    return said(record, stored_at).happenings
+
+
+def said(record: Record, stored_at: datetime | None = None) -> Said:
+    """The same, before it is taken apart."""
+    return Said(record.position, record.subject, stored_at or record.stored_at, record.body)
 
 
 async def _places(log: Log, selection: Selection, *, follow: bool) -> AsyncGenerator[tuple[Record, datetime], None]:

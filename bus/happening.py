@@ -17,7 +17,7 @@ from bus.events import Commit, Event, commit, type_of
 MALFORMED = "malformed"
 
 
-class Happening(msgspec.Struct, frozen=True, kw_only=True):
+class Happening(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """One event: its position (the record's, and its index in it, from 0), where and when it was stored.
 
     `event` and `commit` are there for an event of a run, `message` unless the bytes are no envelope, and `problem`
@@ -70,29 +70,68 @@ class Happening(msgspec.Struct, frozen=True, kw_only=True):
         return found
 
 
+class Said:
+    """A record, decoded once; it is taken apart into its happenings when somebody wants them."""
+
+    def __init__(self, position: int, subject: str, stored_at: datetime, body: bytes) -> None:
+        self._all: Sequence[Happening] = ()
+        self._first: Sequence[Happening] = ()
+        self._types: Sequence[str] = ()
+        self.position = position
+        self.subject = subject
+        self.stored_at = stored_at
+        self.message: Envelope | None = None
+        self.commit: Commit | None = None
+        self.problem = ""
+        try:
+            self.message = decode(body)
+            if subject.split(".", 2)[1] == "run":
+                self.commit = _commit_of(self.message, position, subject)
+        except MalformedMessage as error:
+            self.problem = str(error)
+
+    @property
+    def types(self) -> Sequence[str]:
+        """The type of each of its happenings."""
+        if not self._types:
+            if self.commit is not None:
+                self._types = [type_of(event) for event in self.commit.events]
+            else:
+                self._types = [MALFORMED if self.problem or self.message is None else self.message.type]
+        return self._types
+
+    @property
+    def first(self) -> Sequence[Happening]:
+        """The first of them alone. What it shares with the others it has: message, commit."""
+        if not self._first:
+            self._first = [self._one(0, self.commit.events[0] if self.commit is not None else None)]
+        return self._first
+
+    @property
+    def happenings(self) -> Sequence[Happening]:
+        """All of them, at least one."""
+        if self.commit is None or len(self.commit.events) == 1:
+            return self.first
+        if not self._all:
+            self._all = [self._one(index, event) for index, event in enumerate(self.commit.events)]
+        return self._all
+
+    def _one(self, index: int, event: Event | None) -> Happening:
+        return Happening(
+            position=self.position,
+            subject=self.subject,
+            stored_at=self.stored_at,
+            index=index,
+            message=self.message,
+            commit=self.commit,
+            event=event,
+            problem=self.problem,
+        )
+
+
 def happenings(position: int, subject: str, stored_at: datetime, body: bytes) -> Sequence[Happening]:
     """What a record says: at least one happening. Never raises."""
-    message: Envelope | None = None
-    try:
-        message = decode(body)
-        if subject.split(".", 2)[1] != "run":
-            return [Happening(position=position, subject=subject, stored_at=stored_at, message=message)]
-        found = _commit_of(message, position, subject)
-    except MalformedMessage as error:
-        problem = str(error)
-        return [Happening(position=position, subject=subject, stored_at=stored_at, message=message, problem=problem)]
-    return [
-        Happening(
-            position=position,
-            subject=subject,
-            stored_at=stored_at,
-            index=index,
-            message=message,
-            commit=found,
-            event=event,
-        )
-        for index, event in enumerate(found.events)
-    ]
+    return Said(position, subject, stored_at, body).happenings
 
 
 def _commit_of(message: Envelope, position: int, subject: str) -> Commit:

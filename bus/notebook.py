@@ -15,11 +15,14 @@ from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
 import msgspec
+import structlog
 
-from bus.errors import InvalidName, MalformedMessage, OutcomeUnknown, Refused, SettingsError, TooLarge
+from bus.errors import BusError, InvalidName, MalformedMessage, OutcomeUnknown, Refused, SettingsError, TooLarge
+from bus.llm import LLMCall
 from bus.messages import MESSAGES
 
 T = TypeVar("T")
+logger = structlog.get_logger(__name__)
 
 LONGEST_KEY = 200
 SAVED_BYTES = 64 * 1024
@@ -69,7 +72,13 @@ class Saved(msgspec.Struct, frozen=True, tag=True):
     state: msgspec.Raw
 
 
-Note = Intended | Settled | Withdrawn | Saved
+class Called(msgspec.Struct, frozen=True, tag=True):
+    """A language model was called."""
+
+    call: LLMCall
+
+
+Note = Intended | Settled | Withdrawn | Saved | Called
 
 
 class Writer(Protocol):
@@ -122,6 +131,16 @@ class Notebook:
         if len(raw) > SAVED_BYTES:
             raise TooLarge("what is saved", len(raw), SAVED_BYTES)
         return _in_turn(lambda waits: self._save(raw, waits))
+
+    def call(self, call: LLMCall) -> Any:
+        """Write down that a language model was called; in an event loop, to be awaited. It never fails."""
+        return _in_turn(lambda waits: self._call(call, waits))
+
+    async def _call(self, call: LLMCall, waits: bool) -> None:
+        try:
+            await self._write(Called(call), waits)
+        except BusError as error:
+            logger.warning("call not written down", model=call.model, cost_usd=call.cost_usd, error=str(error))
 
     async def _save(self, raw: msgspec.Raw, waits: bool) -> None:
         await self._write(Saved(raw), waits)

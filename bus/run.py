@@ -47,7 +47,7 @@ class Output:
         return hash(bytes(self.raw))
 
 
-class Attempt(msgspec.Struct, frozen=True, kw_only=True):
+class Attempt(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """One try, numbered from 1; the number is also its fencing epoch. Without `ended_at` it is under way.
 
     `cause` is how it ended without a result (`bus.events.Cause`, or `cancelled`), `evidence` what a recoverer had seen.
@@ -91,7 +91,7 @@ class Late(msgspec.Struct, frozen=True):
     instance: str
 
 
-class Item(msgspec.Struct, frozen=True, kw_only=True):
+class Item(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """One unit of work of a phase: the phase itself (index None), or one element of its `each` list (from 0).
 
     `attempt` is the current one's number, `ready_at` when it could first be taken, `problem` why it was given up,
@@ -148,7 +148,7 @@ class Rollback(msgspec.Struct, frozen=True):
     problem: Problem | None = None
 
 
-class PhaseState(msgspec.Struct, kw_only=True):
+class PhaseState(msgspec.Struct, gc=False, kw_only=True):
     """One phase of a run. `items` holds one entry for a plain phase, one per element for an `each` phase.
 
     `lets_pass`: it has ended, and what needs it goes on, because it succeeded, or does not have to.
@@ -209,7 +209,7 @@ class PhaseState(msgspec.Struct, kw_only=True):
         return self.death if index is None else None
 
 
-class RunState(msgspec.Struct, kw_only=True):
+class RunState(msgspec.Struct, gc=False, kw_only=True):
     """A run as of `position`, begun at `origin`. `open_phases` counts those that have not ended; `passes` from 1.
 
     `signals` are those that came before anything waited for them. While `paused_at` is set nothing is taken.

@@ -10,7 +10,8 @@ from bus.commands import Intend, Save, Settle
 from bus.context import Pulse
 from bus.errors import MalformedMessage, Refused, TooLarge, Unavailable
 from bus.inputs import Order
-from bus.notebook import Intended, Note, Notebook, Saved, Settled, Withdrawn
+from bus.llm import LLMCall
+from bus.notebook import Called, Intended, Note, Notebook, Saved, Settled, Withdrawn
 from bus.presence import Held
 from bus.runs import Runs
 
@@ -18,11 +19,14 @@ from bus.runs import Runs
 _LONGEST_S = 120.0
 
 
+Say = Callable[[LLMCall], Awaitable[None]]
+
+
 class Scribe:
     """Writes from any thread. What is refused means that nobody waits for the handler any more."""
 
     def __init__(
-        self, runs: Runs, held: Held, instance: str, pulse: Pulse, begun: Callable[[], Awaitable[bool]]
+        self, runs: Runs, held: Held, instance: str, pulse: Pulse, begun: Callable[[], Awaitable[bool]], say: Say
     ) -> None:
         """`begun` has the attempt itself in the log before anything is written of it; False: it can't be had there."""
         self._runs = runs
@@ -30,6 +34,7 @@ class Scribe:
         self._instance = instance
         self._pulse = pulse
         self._begun = begun
+        self._say = say
         self._loop = asyncio.get_running_loop()
 
     async def write(self, note: Note) -> None:
@@ -55,6 +60,10 @@ class Scribe:
             raise Unavailable("the worker has ended") from None
 
     async def _submit(self, note: Note) -> None:
+        if isinstance(note, Called):
+            # Whoever the attempt belongs to by now: what was called is to be paid.
+            await self._say(note.call)
+            return
         if not await self._begun():
             raise Refused(self._pulse.ended)
         try:
@@ -65,7 +74,7 @@ class Scribe:
         except TooLarge as error:
             raise MalformedMessage(f"what the handler did can't be stored: {error}") from error
 
-    def _command(self, note: Note) -> Intend | Settle | Save:
+    def _command(self, note: Intended | Settled | Withdrawn | Saved) -> Intend | Settle | Save:
         held = self._held
         where = (held.phase, held.item, held.attempt, self._instance)
         match note:

@@ -19,7 +19,21 @@ _WILD = {"*": r"[^.]+", ">": ".+"}
 _CAPABILITY_CHARACTERS = 128
 _OWN = "agent"
 
-KINDS = ("run", "part", "mail", "topic", "agent", "dead", "ops", "lease", "barrier", "decision", "breaker", "limit")
+KINDS = (
+    "run",
+    "part",
+    "mail",
+    "topic",
+    "agent",
+    "dead",
+    "ops",
+    "lease",
+    "barrier",
+    "decision",
+    "breaker",
+    "limit",
+    "llm",
+)
 """What there is in the log: the second token of its subjects."""
 
 
@@ -192,6 +206,10 @@ class Subjects:
     def limit(self, limit: str) -> str:
         """What happened to a limit."""
         return f"{self.namespace}.limit.{capability_token(limit)}"
+
+    def llm(self, provider: str) -> str:
+        """The calls of a provider's language models."""
+        return f"{self.namespace}.llm.{name(provider, 'provider')}"
 
     def named(self, subject: str) -> str:
         """The breaker or limit whose subject it is."""

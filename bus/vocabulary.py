@@ -28,6 +28,7 @@ from bus.handover import ASKED, HANDED, Answered, Asked, Busy, Failed, Handed, R
 from bus.lease import EVENTS as LEASES
 from bus.ledger import WORK
 from bus.limit import HELD, SPENT, LimitHeld, LimitSpent
+from bus.llm import LLM_CALLED, LLMCalled
 from bus.messages import MESSAGES
 from bus.notices import REMOVED, SEALED, STARTED, ArchiveRemoved, ArchiveSealed, ArchiveStarted
 from bus.orders import (
@@ -137,6 +138,7 @@ def vocabulary() -> dict[str, Entry]:
         **{wire: Entry("data", type) for wire, type in BREAKER_TYPES.items()},
         HELD: Entry("data", LimitHeld),
         SPENT: Entry("data", LimitSpent),
+        LLM_CALLED: Entry("data", LLMCalled),
         STANDING: Entry("body", Standing),
         TALLY: Entry("body", Tally),
         RECOVERED: Entry("data", Recovery),

@@ -16,7 +16,7 @@ import structlog
 
 from bus.agent import Agent, Capability
 from bus.attempts import Attempts
-from bus.card import AGENT_DEREGISTERED, AGENT_REGISTERED, AgentDeregistered, card
+from bus.card import AGENT_DEREGISTERED, AGENT_REGISTERED, AgentDeregistered
 from bus.circuit import Circuit
 from bus.client import Client
 from bus.connecting import connect
@@ -25,6 +25,7 @@ from bus.context import Context
 from bus.desk import Desk
 from bus.errors import BusError
 from bus.halts import read_halt
+from bus.introduction import card
 from bus.lifespan import Life
 from bus.presence import Beat, Presence
 from bus.problem import Problem

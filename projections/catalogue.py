@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from projections.agents import AGENTS
+from projections.breakers import BREAKERS
+from projections.causes import CAUSES
+from projections.failures import FAILURES
+from projections.letters import DEAD
+from projections.locks import LOCKS
 from projections.projection import Projection
 from projections.runs import RUNS
+from projections.spend import SPEND
+from projections.traffic import TRAFFIC
 
-BUILT_IN: Mapping[str, Projection[Any]] = {each.name: each for each in (RUNS,)}
+BUILT_IN: Mapping[str, Projection[Any]] = {
+    each.name: each for each in (RUNS, TRAFFIC, AGENTS, FAILURES, DEAD, CAUSES, SPEND, LOCKS, BREAKERS)
+}

@@ -19,6 +19,8 @@ from projections.projection import Projection, R, View, fold
 logger = structlog.get_logger(__name__)
 
 _BATCH = 1_000
+_AHEAD = 2_000
+_AHEAD_BYTES = 8 * 2**20
 
 
 async def build(client: Client, projection: Projection[R], upto: int | None = None) -> View[R]:
@@ -43,7 +45,8 @@ async def follow(client: Client, projection: Projection[R]) -> AsyncGenerator[Vi
     """
     view = await build(client, projection)
     yield view
-    async with arrivals(client, seen_by(projection, client.subjects), after=view.position) as arriving:
+    records = client.log.follow(*seen_by(projection, client.subjects), after=view.position)
+    async with ahead(records) as arriving:
         while True:
             view = _folded(projection, view, await arriving.take())
             yield view
@@ -62,45 +65,47 @@ def _folded(projection: Projection[R], view: View[R], records: Sequence[Record])
 
 
 @asynccontextmanager
-async def arrivals(client: Client, filters: Sequence[str], *, after: int) -> AsyncIterator[Arrivals]:
-    """What the log brings from now on, to be taken as it comes."""
-    arriving = Arrivals(client, filters, after)
+async def ahead(records: AsyncGenerator[Record, None]) -> AsyncIterator[Ahead]:
+    """Read records ahead of whoever takes them."""
+    reading = Ahead(records)
     try:
-        yield arriving
+        yield reading
     finally:
-        arriving.pump.cancel()
+        reading.pump.cancel()
         with suppress(asyncio.CancelledError, BusError):
-            await arriving.pump
+            await reading.pump
 
 
-class Arrivals:
-    """What the log has brought and nobody has taken yet: at most 1,000 records, then the log waits."""
+class Ahead:
+    """What has been read and nobody has taken yet: at most 2,000 records and 8 MiB, then the reading waits."""
 
-    def __init__(self, client: Client, filters: Sequence[str], after: int) -> None:
+    def __init__(self, records: AsyncGenerator[Record, None]) -> None:
         self._records: list[Record] = []
+        self._size_bytes = 0
         self._woken = asyncio.Event()
         self._room = asyncio.Event()
         self._room.set()
-        self.pump = asyncio.create_task(self._pump(client, filters, after))
-        # A pump that breaks wakes the taker too, who then raises what it raised.
+        self.pump = asyncio.create_task(self._pump(records))
+        # A pump that ends wakes the taker too, who then raises what it raised.
         self.pump.add_done_callback(lambda _: self._woken.set())
 
     async def take(self) -> list[Record]:
-        """Everything there is, at least one record. Raises what the log raises."""
+        """Everything there is: at least one record, or none if there will be none. Raises what the log raises."""
         await self._woken.wait()
         if not self._records:
             self.pump.result()
-        taken, self._records = self._records, []
+        taken, self._records, self._size_bytes = self._records, [], 0
         self._room.set()
         if not self.pump.done():
             self._woken.clear()
         return taken
 
-    async def _pump(self, client: Client, filters: Sequence[str], after: int) -> None:
-        async with aclosing(client.log.follow(*filters, after=after)) as records:
+    async def _pump(self, records: AsyncGenerator[Record, None]) -> None:
+        async with aclosing(records):
             async for record in records:
                 self._records.append(record)
+                self._size_bytes += len(record.body)
                 self._woken.set()
-                if len(self._records) >= _BATCH:
+                if len(self._records) >= _AHEAD or self._size_bytes >= _AHEAD_BYTES:
                     self._room.clear()
-                await self._room.wait()
+                    await self._room.wait()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from typing import Any, Generic, TypeVar
 
@@ -11,9 +11,9 @@ import msgspec
 
 from bus.client import Client
 from bus.errors import NotFound
-from bus.feed import read
+from bus.feed import said
 from projections.catchup import seen_by
-from projections.projection import Projection, R, Rows
+from projections.projection import MEMORY, Projection, R, Rows
 from projections.runner import log_of
 from projections.shelf import Build, Shelf, decoder
 
@@ -28,7 +28,7 @@ class Kept(Generic[R]):
         self._client = client
         self._shelf = shelf
         self._projection = projection
-        self._decode: Callable[[str], R] = decoder(projection)
+        self._decode: Callable[[str, str], R] = decoder(projection)
 
     @classmethod
     async def find(cls, client: Client, shelf: Shelf, projection: Projection[R]) -> Kept[R]:
@@ -47,19 +47,20 @@ class Kept(Generic[R]):
         """One row, or None: as it is now, or was as of a position."""
         if at is None:
             found = await asyncio.to_thread(self._shelf.row, self.build.id, key)
-            return None if found is None else self._decode(found)
-        return (await self.as_of(at)).get(key)
+            return None if found is None else self._decode(key, found)
+        one = self._projection.subject_of
+        return (await self._past(at, [self._full(one(key))] if one is not None else None))[1].get(key)
 
     async def rows(self, *, at: int | None = None) -> dict[str, R]:
         """Every row by key, as they are now, or were as of a position."""
         if at is None:
             found = await asyncio.to_thread(self._shelf.rows, self.build.id)
-            return {key: self._decode(row) for key, row in found}
+            return {key: self._decode(key, row) for key, row in found if not key.startswith(MEMORY)}
         mark, changed = await self._past(at)
         found = await asyncio.to_thread(self._shelf.rows, self.build.id, mark=mark) if mark else []
-        rows: dict[str, Any] = {key: self._decode(row) for key, row in found if key not in changed.changes}
+        rows: dict[str, Any] = {key: self._decode(key, row) for key, row in found if key not in changed.changes}
         rows |= {key: row for key, row in changed.changes.items() if row is not None}
-        return dict(sorted(rows.items()))
+        return {key: rows[key] for key in sorted(rows) if not key.startswith(MEMORY)}
 
     async def as_of(self, position: int) -> Rows[R]:
         """The rows as of a position, each looked up when it is asked for."""
@@ -70,17 +71,20 @@ class Kept(Generic[R]):
         decode = msgspec.json.Decoder(kind).decode
         return {key: decode(glance) for key, glance in await asyncio.to_thread(self._shelf.glances, self.build.id)}
 
-    async def _past(self, position: int) -> tuple[int, Rows[R]]:
+    def _full(self, subject: str) -> str:
+        return f"{self._client.subjects.namespace}.{subject}"
+
+    async def _past(self, position: int, filters: Sequence[str] | None = None) -> tuple[int, Rows[R]]:
         """The newest mark before a position, and the rows as of that, with all that came between."""
         mark = await asyncio.to_thread(self._shelf.mark, self.build.id, position)
         rows: Rows[R] = Rows(lambda key: self._marked(key, mark))
-        filters = seen_by(self._projection, self._client.subjects)
+        filters = filters or seen_by(self._projection, self._client.subjects)
         async with aclosing(self._client.log.read(*filters, after=mark, upto=position)) as records:
             async for record in records:
-                for each in read(record):
+                for each in self._projection.wanted(said(record)):
                     rows.add(self._projection, each)
         return mark, rows
 
     def _marked(self, key: str, mark: int) -> R | None:
         found = self._shelf.row(self.build.id, key, mark=mark) if mark else None
-        return None if found is None else self._decode(found)
+        return None if found is None else self._decode(key, found)

@@ -7,10 +7,13 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
-from bus.happening import Happening
+from bus.happening import Happening, Said
 
 R = TypeVar("R")
 _ABSENT: Any = object()
+
+MEMORY = "~"
+"""A key that begins with it is a row the fold keeps for itself, of type `memory`: stored with the others, not shown."""
 
 
 class Projection(msgspec.Struct, Generic[R], frozen=True, kw_only=True):
@@ -18,17 +21,42 @@ class Projection(msgspec.Struct, Generic[R], frozen=True, kw_only=True):
 
     `fold(rows, happening)` reads and writes rows by key, and nothing else: no clock, no other state. A row is a value
     that is never changed in place. If the fold raises, nothing of that event counts: it is set aside, and the
-    projection goes on. `subjects` are those it wants to see, without the namespace. `glance` makes of a row the little
-    that a list shows, which is stored beside it. `version` goes up when the fold makes something else of the same
-    events: rows kept from an older one are built again.
+    projection goes on. `subjects` are those it wants to see, without the namespace, and `types` the types of event, all
+    if none is named. With `whole` it takes a commit at once: it is called with the first of its events, which has the
+    commit. `glance` makes of a row the little that a list shows, which is stored beside it. `subject_of` a key is the
+    one subject its row depends on, if there is one: nothing else is read then to tell what the row was. Rows under keys
+    that begin with `~` are what the fold has to remember: of type `memory`, and never shown. `version` goes up when the
+    fold makes something else of the same events: rows kept from an older one are built again.
     """
 
     name: str
     version: int
     row: Any
+    memory: Any = None
     fold: Callable[[Rows[R], Happening], None]
     subjects: Sequence[str] = (">",)
+    types: frozenset[str] = frozenset()
+    whole: bool = False
     glance: Callable[[R], Any] | None = None
+    subject_of: Callable[[str], str] | None = None
+
+    def takes(self, happening: Happening) -> bool:
+        """Whether it is to fold this one. That something can't be read concerns whoever wanted to see it."""
+        if happening.problem:
+            return True
+        if self.whole and happening.commit is not None:
+            return not happening.index
+        return not self.types or happening.type in self.types
+
+    def wanted(self, said: Said) -> Sequence[Happening]:
+        """What of a record it takes."""
+        if said.problem or (self.whole and said.commit is not None):
+            return said.first
+        if not self.types:
+            return said.happenings
+        if self.types.isdisjoint(said.types):
+            return ()
+        return [each for each, type in zip(said.happenings, said.types, strict=True) if type in self.types]
 
 
 class Aside(msgspec.Struct, frozen=True):
@@ -48,6 +76,7 @@ class Rows(Generic[R]):
 
     def __init__(self, stored: Callable[[str], R | None]) -> None:
         self._stored = stored
+        self._new: set[str] = set()
         self._before: dict[str, R | None] = {}
         self.changes: dict[str, R | None] = {}
         """What has changed, by key. None: the row is gone."""
@@ -55,7 +84,13 @@ class Rows(Generic[R]):
     def get(self, key: str) -> R | None:
         """The row, or None."""
         found = self.changes.get(key, _ABSENT)
-        return self._stored(key) if found is _ABSENT else found
+        if found is not _ABSENT:
+            row: R | None = found
+            return row
+        row = None if key in self._new else self._stored(key)
+        if row is None:
+            self._new.add(key)
+        return row
 
     def __getitem__(self, key: str) -> R:
         row = self.get(key)
@@ -67,27 +102,33 @@ class Rows(Generic[R]):
         return self.get(key) is not None
 
     def __setitem__(self, key: str, row: R) -> None:
-        self._change(key, row)
-
-    def __delitem__(self, key: str) -> None:
-        self._change(key, None)
-
-    def _change(self, key: str, row: R | None) -> None:
         if key not in self._before:
             self._before[key] = self.changes.get(key, _ABSENT)
         self.changes[key] = row
 
+    def __delitem__(self, key: str) -> None:
+        if key not in self._before:
+            self._before[key] = self.changes.get(key, _ABSENT)
+        self.changes[key] = None
+
+    @property
+    def told(self) -> dict[str, R | None]:
+        """The changes, without rows that came and went: nobody has seen them."""
+        return {key: row for key, row in self.changes.items() if row is not None or key not in self._new}
+
     def add(self, projection: Projection[R], happening: Happening) -> Aside | None:
         """Fold one event in, whole or not at all. Says so if it had to be set aside."""
-        self._before.clear()
         reason = happening.problem
         if not reason:
+            self._before.clear()
             try:
                 projection.fold(self, happening)
             except Exception as error:  # noqa: BLE001 - whatever a fold raises, the events behind it are not to blame
                 reason = f"{type(error).__name__}: {error}"
                 self._take_back()
-        return Aside(happening.position, happening.index, happening.subject, reason) if reason else None
+            else:
+                return None
+        return Aside(happening.position, happening.index, happening.subject, reason)
 
     def _take_back(self) -> None:
         for key, row in self._before.items():
@@ -113,7 +154,7 @@ def fold(projection: Projection[R], view: View[R], happenings: Iterable[Happenin
     for each in happenings:
         if each.position > view.position:
             position = max(position, each.position)
-            if (aside := rows.add(projection, each)) is not None:
+            if projection.takes(each) and (aside := rows.add(projection, each)) is not None:
                 asides.append(aside)
     after = dict(view.rows)
     for key, row in rows.changes.items():

@@ -8,39 +8,49 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
-from contextlib import aclosing
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache, partial
 from typing import Any
 
 import msgspec
 import structlog
 
 from bus.client import Client
-from bus.feed import read
-from bus.happening import Happening
+from bus.feed import said
+from bus.happening import Said
 from bus.record import Record
 from bus.streams import info
 from bus.subjects import pattern
-from projections.catchup import arrivals, seen_by
-from projections.projection import Aside, Projection, Rows
-from projections.shelf import Build, Change, Moved, Shelf, Step, decoder, encoded
+from projections.catchup import ahead, seen_by
+from projections.projection import MEMORY, Aside, Projection, Rows
+from projections.shelf import Build, Change, Look, Moved, Shelf, Step, decoder, encoded
 
 logger = structlog.get_logger(__name__)
 
-_BATCH = 2_000
 _CACHED_ROWS = 20_000
-MARK_EVERY = 10_000
+_STORED_KEYS = 1_000_000
+_KNOWN_SUBJECTS = 10_000
+MARK_EVERY = 5_000
 """Rows can be found again as of a position that is at most so many back; from there the log is folded."""
 
 
 class Runner:
-    """Keeps these projections on that shelf."""
+    """Keeps these projections on that shelf. `on_stored` is told each position up to which all of them are stored."""
 
-    def __init__(self, client: Client, shelf: Shelf, projections: Iterable[Projection[Any]]) -> None:
+    def __init__(
+        self,
+        client: Client,
+        shelf: Shelf,
+        projections: Iterable[Projection[Any]],
+        on_stored: Callable[[int], None] = lambda _position: None,
+    ) -> None:
         self._client = client
         self._shelf = shelf
         self._growths = [Growth(client, shelf, each) for each in projections]
+        self._on_stored = on_stored
         self._log = ""
+        # Asked of every record, and most of them are of a few runs.
+        self._takers = lru_cache(_KNOWN_SUBJECTS)(self._find_takers)
 
     @property
     def positions(self) -> dict[str, int]:
@@ -51,14 +61,11 @@ class Runner:
         """Fold what the log has by now, from the beginning with `afresh`; returns the position. Raises Unavailable."""
         self._log, upto = await log_of(self._client)
         await asyncio.to_thread(self._settle, afresh=afresh)
-        batch: list[Record] = []
-        async with aclosing(self._client.log.read(*self._filters(), after=self._position(), upto=upto)) as records:
-            async for record in records:
-                batch.append(record)
-                if len(batch) == _BATCH:
-                    await self._add(batch)
-                    batch = []
-        await self._add(batch, upto=upto)
+        records = self._client.log.read(*self._filters(), after=self._position(), upto=upto)
+        async with ahead(records) as reading:
+            while batch := await reading.take():
+                await self._add(batch)
+        await self._add([], upto=upto)
         try:
             await asyncio.to_thread(self._serve)
         except Moved:
@@ -71,7 +78,8 @@ class Runner:
         await self.catch_up()
         stopping = asyncio.create_task(stop.wait())
         try:
-            async with arrivals(self._client, self._filters(), after=self._position()) as arriving:
+            records = self._client.log.follow(*self._filters(), after=self._position())
+            async with ahead(records) as arriving:
                 while not stop.is_set():
                     taking = asyncio.create_task(arriving.take())
                     await asyncio.wait({taking, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -93,9 +101,8 @@ class Runner:
     async def _add(self, records: Sequence[Record], *, upto: int | None = None) -> None:
         """Fold records into whatever has not got them, and store it."""
         position = upto or (records[-1].position if records else 0)
-        told = [(record.position, record.subject, read(record)) for record in records]
         while True:
-            steps = await asyncio.to_thread(self._fold, told, position)
+            steps = await asyncio.to_thread(self._fold, records, position, upto is not None)
             try:
                 await asyncio.to_thread(self._shelf.save, steps)
             except Moved:
@@ -104,17 +111,28 @@ class Runner:
                 continue
             for growth in self._growths:
                 growth.stored()
+            self._on_stored(position)
             return
 
-    def _fold(self, told: Sequence[tuple[int, str, Sequence[Happening]]], position: int) -> list[Step]:
-        return [step for each in self._growths if (step := each.fold(told, position)) is not None]
+    def _fold(self, records: Sequence[Record], position: int, is_last: bool = False) -> list[Step]:
+        with self._shelf.looking() as look:
+            growing = [each for each in self._growths if each.begin(position, look)]
+            for record in records:
+                takers = self._takers(record.subject)
+                if takers:
+                    once = said(record)
+                    for each in takers:
+                        each.add(once)
+            steps = [each.step(is_last=is_last) for each in growing]
+            return [each for each in steps if each is not None]
+
+    def _find_takers(self, subject: str) -> list[Growth]:
+        return [each for each in self._growths if each.wants(subject)]
 
     def _filters(self) -> list[str]:
         wanted = {subject for each in self._growths for subject in seen_by(each.projection, self._client.subjects)}
         # The server refuses filters that overlap.
-        return [
-            each for each in wanted if not any(each != other and pattern(other).fullmatch(each) for other in wanted)
-        ]
+        return [each for each in wanted if not any(each != other and _covers(other, each) for other in wanted)]
 
     def _position(self) -> int:
         return min((each.position for each in self._growths), default=0)
@@ -124,6 +142,13 @@ async def log_of(client: Client) -> tuple[str, int]:
     """What tells this log from any other, and its newest position. Raises Unavailable."""
     stream = await info(client.connection, client.subjects.stream, client.settings.request_timeout_s)
     return f"{client.subjects.stream} {stream.created}", stream.last
+
+
+def _covers(wider: str, subject: str) -> bool:
+    """Whether all that a subject with wildcards names is named by another: `run.*` is by `run.>`, not the reverse."""
+    if subject.endswith(">") and not wider.endswith(">"):
+        return False
+    return pattern(wider).fullmatch(subject) is not None
 
 
 class Growth:
@@ -137,8 +162,12 @@ class Growth:
         self._wanted = [pattern(subject).fullmatch for subject in seen_by(projection, client.subjects)]
         self._decode = decoder(projection)
         self._known: OrderedDict[str, Any] = OrderedDict()
-        self._changes: dict[str, Any] = {}
+        # Of a build that begins here, what has a row: what is not in it need not be looked for.
+        self._stored: set[str] | None = None
+        self._rows: Rows[Any] = Rows(lambda _key: None)
+        self._asides: list[Aside] = []
         self._reached = 0
+        self._took = self._is_stored = False
 
     @property
     def build(self) -> Build:
@@ -152,28 +181,47 @@ class Growth:
         self._build = (None if afresh else next(fitting, None)) or self._shelf.begin(*wanted)
         self._known.clear()
         self.position = self._shelf.position(self._build.id)
+        self._stored = None if self.position else set()
 
-    def fold(self, told: Sequence[tuple[int, str, Sequence[Happening]]], position: int) -> Step | None:
-        """What these records make of the build, up to `position`; None if it has them all."""
-        if position <= self.position:
+    def wants(self, subject: str) -> bool:
+        return any(fits(subject) for fits in self._wanted)
+
+    def begin(self, position: int, look: Look) -> bool:
+        """Fold what is to be added, up to a position, from where it stands; False if it has all that."""
+        self._rows, self._asides, self._reached = Rows(partial(self._row, look)), [], position
+        self._took = False
+        return position > self.position
+
+    def add(self, said: Said) -> None:
+        """Fold a record in, unless it has it."""
+        if said.position > self.position:
+            self._took = True
+            for each in self.projection.wanted(said):
+                aside = self._rows.add(self.projection, each)
+                if aside is not None:
+                    self._asides.append(aside)
+                    logger.warning(
+                        "set aside", projection=self.projection.name, position=aside.position, reason=aside.reason
+                    )
+
+    def step(self, *, is_last: bool) -> Step | None:
+        """What was added, as it is to be stored; None if there was nothing for it, and that can be told later."""
+        self._is_stored = self._took or is_last or self._reached - self.position >= MARK_EVERY
+        if not self._is_stored:
             return None
-        rows: Rows[Any] = Rows(self._row)
-        asides: list[Aside] = []
-        for place, subject, happenings in told:
-            if place > self.position and any(fits(subject) for fits in self._wanted):
-                asides += [aside for each in happenings if (aside := rows.add(self.projection, each)) is not None]
-        for aside in asides:
-            logger.warning("set aside", projection=self.projection.name, position=aside.position, reason=aside.reason)
-        self._changes, self._reached = rows.changes, position
-        marks = position // MARK_EVERY > self.position // MARK_EVERY
-        changes = [self._change(key, row) for key, row in rows.changes.items()]
-        return Step(self.build.id, self.position, position, changes, asides, marks)
+        marks = self._reached // MARK_EVERY > self.position // MARK_EVERY
+        changes = [self._change(key, row) for key, row in self._rows.told.items()]
+        return Step(self.build.id, self.position, self._reached, changes, self._asides, marks)
 
     def stored(self) -> None:
         """What was folded last is on the shelf."""
-        if self._reached > self.position:
+        if self._is_stored and self._reached > self.position:
             self.position = self._reached
-            self._known.update(self._changes)
+            self._known.update(self._rows.changes)
+            if self._stored is not None:
+                self._stored.update(self._rows.told)
+                if len(self._stored) > _STORED_KEYS:
+                    self._stored = None
             while len(self._known) > _CACHED_ROWS:
                 self._known.popitem(last=False)
 
@@ -183,16 +231,18 @@ class Growth:
             self._shelf.serve(self.build)
             self._build = msgspec.structs.replace(self.build, is_served=True)
 
-    def _row(self, key: str) -> Any:
+    def _row(self, look: Look, key: str) -> Any:
         if key in self._known:
             self._known.move_to_end(key)
             return self._known[key]
-        found = self._shelf.row(self.build.id, key)
-        return None if found is None else self._decode(found)
+        if self._stored is not None and key not in self._stored:
+            return None
+        found = look(self.build.id, key)
+        return None if found is None else self._decode(key, found)
 
     def _change(self, key: str, row: Any) -> Change:
         if row is None:
             return Change(key, None)
         glance = self.projection.glance
-        shown = None if glance is None else encoded(glance(row))
+        shown = None if glance is None or key.startswith(MEMORY) else encoded(glance(row))
         return Change(key, encoded(row), shown)

@@ -52,8 +52,7 @@ class Ambiguous(NotFound):
 
 def _fold(runs: Rows[RunState], happening: Happening) -> None:
     commit = happening.commit
-    # A commit is folded whole, with its first event: it happened at once.
-    if commit is None or happening.index:
+    if commit is None:
         return
     before = runs.get(commit.run)
     if before is None:
@@ -83,7 +82,14 @@ def glance(state: RunState) -> Glance:
 
 
 RUNS: Projection[RunState] = Projection(
-    name="runs", version=1, row=RunState, fold=_fold, subjects=["run.*"], glance=glance
+    name="runs",
+    version=2,
+    row=RunState,
+    fold=_fold,
+    subjects=["run.*"],
+    whole=True,
+    glance=glance,
+    subject_of="run.{}".format,
 )
 """The state of every run and phase."""
 

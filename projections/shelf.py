@@ -17,11 +17,16 @@ from uuid import uuid4
 
 import msgspec
 from eventsourcing.persistence import PersistenceError, Tracking
-from eventsourcing.sqlite import SQLiteDatastore, SQLiteTrackingRecorder
+from eventsourcing.sqlite import (
+    SQLiteConnection,
+    SQLiteConnectionPool,
+    SQLiteDatastore,
+    SQLiteTrackingRecorder,
+)
 
 from bus.errors import BusError, SettingsError
 from bus.run import Output
-from projections.projection import Aside, Projection, R
+from projections.projection import MEMORY, Aside, Projection, R
 
 TABLES = (
     """CREATE TABLE IF NOT EXISTS phasebus_builds (
@@ -91,6 +96,12 @@ class Recorder(Protocol):
     def _max_tracking_id(self, application_name: str, cursor: Any, /) -> int | None: ...
 
 
+class Look(Protocol):
+    """Finds one row as JSON, as it is now, or as of a mark."""
+
+    def __call__(self, build: str, key: str, mark: int | None = None, /) -> str | None: ...
+
+
 class Shelf:
     """Every build on one database. Its calls block: they are for a thread. Raises ShelfDamaged."""
 
@@ -149,17 +160,19 @@ class Shelf:
 
     def row(self, build: str, key: str, *, mark: int | None = None) -> str | None:
         """One row as JSON, as it is now, or as of a mark."""
-        where = "SELECT row_json FROM phasebus_rows WHERE build = ? AND key = ?"
-        given: tuple[Any, ...] = (build, key)
-        if mark is not None:
-            where = (
-                "SELECT row_json FROM phasebus_history WHERE build = ? AND key = ? AND position <= ? "
-                "ORDER BY position DESC LIMIT 1"
-            )
-            given = (build, key, mark)
+        with self.looking() as look:
+            return look(build, key, mark)
+
+    @contextmanager
+    def looking(self) -> Iterator[Look]:
+        """What finds one row after the other, within one transaction and one thread."""
         with self._transaction(commit=False) as cursor:
-            found = self._run(cursor, where, given).fetchone()
-            return None if found is None else found["row_json"]
+
+            def look(build: str, key: str, mark: int | None = None) -> str | None:
+                found = self._run(cursor, *_one_row(build, key, mark)).fetchone()
+                return None if found is None else found["row_json"]
+
+            yield look
 
     def rows(self, build: str, *, mark: int | None = None) -> list[tuple[str, str]]:
         """Every row as JSON, by key, as it is now, or as of a mark."""
@@ -195,19 +208,17 @@ class Shelf:
             return [Aside(row["position"], row["place"], row["subject"], row["reason"]) for row in found]
 
     def _store(self, cursor: Any, step: Step) -> None:
-        for each in step.changes:
-            self._run(
-                cursor,
-                "INSERT INTO phasebus_rows VALUES (?, ?, ?, ?, ?) ON CONFLICT (build, key) DO UPDATE SET "
-                "row_json = excluded.row_json, glance_json = excluded.glance_json, position = excluded.position",
-                (step.build, each.key, each.row, each.glance, step.position),
-            )
-        for aside in step.asides:
-            self._run(
-                cursor,
-                "INSERT INTO phasebus_asides VALUES (?, ?, ?, ?, ?)",
-                (step.build, aside.position, aside.index, aside.subject, aside.reason),
-            )
+        self._run_many(
+            cursor,
+            "INSERT INTO phasebus_rows VALUES (?, ?, ?, ?, ?) ON CONFLICT (build, key) DO UPDATE SET "
+            "row_json = excluded.row_json, glance_json = excluded.glance_json, position = excluded.position",
+            [(step.build, each.key, each.row, each.glance, step.position) for each in step.changes],
+        )
+        self._run_many(
+            cursor,
+            "INSERT INTO phasebus_asides VALUES (?, ?, ?, ?, ?)",
+            [(step.build, aside.position, aside.index, aside.subject, aside.reason) for aside in step.asides],
+        )
         if step.marks:
             self._run(
                 cursor,
@@ -225,6 +236,10 @@ class Shelf:
         cursor.execute(statement.replace("?", self._placeholder), given)
         return cursor
 
+    def _run_many(self, cursor: Any, statement: str, given: Sequence[Sequence[Any]]) -> None:
+        if given:
+            cursor.executemany(statement.replace("?", self._placeholder), given)
+
     @contextmanager
     def _transaction(self, *, commit: bool) -> Iterator[Any]:
         try:
@@ -235,15 +250,31 @@ class Shelf:
             raise ShelfDamaged(f"the projections' database does not work: {error}") from error
 
 
+def _one_row(build: str, key: str, mark: int | None) -> tuple[str, tuple[Any, ...]]:
+    if mark is None:
+        return "SELECT row_json FROM phasebus_rows WHERE build = ? AND key = ?", (build, key)
+    select = (
+        "SELECT row_json FROM phasebus_history WHERE build = ? AND key = ? AND position <= ? "
+        "ORDER BY position DESC LIMIT 1"
+    )
+    return select, (build, key, mark)
+
+
 def encoded(value: object) -> str:
     """A row, or a glance at it, as text. What was stored as JSON in a run stays so to the byte, inside of text."""
     return msgspec.json.encode(value, enc_hook=_as_text).decode()
 
 
-def decoder(projection: Projection[R]) -> Callable[[str], R]:
-    """What makes a projection's rows of their text again."""
-    read: Callable[[str], R] = msgspec.json.Decoder(projection.row, dec_hook=_of_text).decode
-    return read
+def decoder(projection: Projection[R]) -> Callable[[str, str], R]:
+    """What makes a projection's row of its key and its text again."""
+    read = msgspec.json.Decoder(projection.row, dec_hook=_of_text).decode
+    remember = msgspec.json.Decoder(projection.memory, dec_hook=_of_text).decode
+
+    def decode(key: str, text: str) -> R:
+        row: R = remember(text) if key.startswith(MEMORY) else read(text)
+        return row
+
+    return decode
 
 
 def _as_text(value: Any) -> Any:
@@ -273,6 +304,17 @@ def open_shelf(url: str) -> Shelf:
     raise SettingsError(f"projections {url!r}: it begins with sqlite:/// or postgresql://")
 
 
+class _Pool(SQLiteConnectionPool):
+    """Connections that do not wait for the disk at each commit: what a power cut takes is folded again."""
+
+    def _create_connection(self) -> SQLiteConnection:
+        connection = super()._create_connection()
+        with connection.cursor() as cursor:
+            cursor.execute("PRAGMA synchronous=NORMAL")
+            cursor.execute("PRAGMA wal_autocheckpoint=8000")
+        return connection
+
+
 class _SQLite(SQLiteTrackingRecorder):
     def construct_create_table_statements(self) -> list[str]:
         return [*super().construct_create_table_statements(), *TABLES]
@@ -281,7 +323,10 @@ class _SQLite(SQLiteTrackingRecorder):
 def _sqlite(path: Path) -> Shelf:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        recorder = _SQLite(SQLiteDatastore(str(path), lock_timeout=10))
+        datastore = SQLiteDatastore(str(path))
+        datastore.pool.close()
+        datastore.pool = _Pool(db_name=str(path), lock_timeout=10)
+        recorder = _SQLite(datastore)
         recorder.create_table()
     except (PersistenceError, sqlite3.Error, OSError) as error:
         raise ShelfDamaged(f"{path} can't hold projections: {error}") from error

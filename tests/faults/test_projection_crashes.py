@@ -28,12 +28,12 @@ PLAN = Plan("three", phases=[Phase("a", "echo"), Phase("b", "echo", after=["a"])
 RUNNER = """
 import asyncio, itertools, os, signal, sys, threading
 from bus import connect
-from projections import kept, runner, shelf
+from projections import catchup, kept, runner, shelf
 from projections.runs import RUNS
 from tests.integration.test_runner import COUNTS
 
 url, database = sys.argv[1:3]
-runner.MARK_EVERY, runner._BATCH = 20, 9
+runner.MARK_EVERY, catchup._AHEAD = 20, 9
 FILES = {runner.__file__, shelf.__file__}
 lines = itertools.count(1)
 

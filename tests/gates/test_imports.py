@@ -39,6 +39,7 @@ RULES = [
     "bus.lease",
     "bus.lineage",
     "bus.lines",
+    "bus.llm",
     "bus.messages",
     "bus.passes",
     "bus.orders",
@@ -68,6 +69,7 @@ RULES = [
     "bus.wanted",
 ]
 FOLDS = [
+    "projections.agents",
     "projections.attention",
     "projections.doctor.attempts",
     "projections.doctor.checks",
@@ -76,13 +78,22 @@ FOLDS = [
     "projections.doctor.finding",
     "projections.doctor.ground",
     "projections.doctor.work",
+    "projections.breakers",
+    "projections.causes",
     "projections.durations",
     "projections.eta",
+    "projections.failures",
     "projections.history",
+    "projections.letters",
+    "projections.locks",
     "projections.progress",
     "projections.projection",
     "projections.runs",
     "projections.why",
+    "projections.sketch",
+    "projections.spend",
+    "projections.traffic",
+    "projections.underway",
 ]
 IMPURE = [
     "nats",

@@ -74,6 +74,7 @@ from bus.handover import ASKED, HANDED, Answered, Asked, Busy, Failed, Handed, R
 from bus.lease import ACQUIRED, LOST, RELEASED, LeaseAcquired, LeaseLost, LeaseReleased
 from bus.ledger import WORK
 from bus.limit import HELD, SPENT, LimitHeld, LimitSpent
+from bus.llm import LLM_CALLED, LLMCalled
 from bus.notices import REMOVED as ARCHIVE_REMOVED
 from bus.notices import SEALED, STARTED, ArchiveRemoved, ArchiveSealed, ArchiveStarted, SealedSegment
 from bus.orders import (
@@ -426,6 +427,21 @@ STANDING = Standing(
     },
     held_until=1767323045.5,
 )
+CALLS = {
+    LLM_CALLED: LLMCalled(
+        provider="anthropic",
+        model="large-1",
+        input_tokens=1200,
+        output_tokens=340,
+        cached_tokens=1000,
+        cost_usd=0.0125,
+        latency_s=2.5,
+        error="timed_out",
+        plan="release",
+        item=0,
+        instance="coder-1",
+    )
+}
 RECOVERIES = {
     RECOVERED: Recovery(
         "supervisor-1",
@@ -553,7 +569,7 @@ MESSAGES: dict[str, bytes] = {
     **{kind: about_agent(kind, said) for kind, said in SCHEDULES.items()},
     **{kind: about_agent(kind, said) for kind, said in CACHE.items()},
     **{kind: about_agent(kind, said) for kind, said in COORDINATION.items()},
-    **{kind: about_agent(kind, said) for kind, said in {**BREAKERS, **LIMITS}.items()},
+    **{kind: about_agent(kind, said) for kind, said in {**BREAKERS, **LIMITS, **CALLS}.items()},
     **{kind: about_agent(kind, said) for kind, said in (AGENTS | ORDERS).items()},
     **{kind: about_agent(kind, said) for kind, said in RECOVERIES.items()},
     PUBLISHED: about_agent(PUBLISHED, {"number": 7}),

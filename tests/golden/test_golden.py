@@ -24,6 +24,7 @@ from tests.golden.samples import (
     AT,
     BEAT,
     BREAKERS,
+    CALLS,
     COORDINATION,
     DIED,
     EVENTS,
@@ -102,6 +103,7 @@ def test_a_golden_dead_letter_is_read_back_equal(name: str, expected: object) ->
         *BREAKERS.items(),
         *LIMITS.items(),
         *RECOVERIES.items(),
+        *CALLS.items(),
     ],
 )
 def test_what_operators_did_is_read_back_equal(name: str, expected: object) -> None:

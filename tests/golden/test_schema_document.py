@@ -155,7 +155,7 @@ def test_the_channels_are_the_subjects_of_the_namespace(described: dict[str, Any
     subjects = Subjects("lab")
     values = {"run": "r-1", "capability": "git:collect", "phase": "-8:2", "attempt": "3", "agent": "git"}
     values |= {"instance": "git-1", "area": "dead", "lease": "permit.gpu.2", "barrier": "ready", "decision": "d-1"}
-    values |= {"breaker": "git:collect", "limit": "openai"}
+    values |= {"breaker": "git:collect", "limit": "openai", "provider": "openai"}
     values |= {"topic": "orders.packed"}
     found = {
         name: channel["address"].format_map(values)
@@ -172,6 +172,7 @@ def test_the_channels_are_the_subjects_of_the_namespace(described: dict[str, Any
         "decisions": subjects.decision("d-1"),
         "breakers": subjects.breaker("git.collect"),
         "limits": subjects.limit("openai"),
+        "calls": subjects.llm("openai"),
         "parts": subjects.part("r-1", "-8", 2),
         "topics": subjects.topic("orders.packed"),
     }

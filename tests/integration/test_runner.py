@@ -15,6 +15,7 @@ from bus.errors import NotFound, SettingsError
 from bus.events import PhaseCompleted
 from bus.happening import Happening
 from bus.server import Server
+from projections import catchup
 from projections import runner as running
 from projections.catchup import build
 from projections.kept import Kept
@@ -159,7 +160,7 @@ async def test_rows_as_of_any_position_are_those_a_rebuild_up_to_there_makes(
     server: Server, shelf: Shelf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(running, "MARK_EVERY", 10)
-    monkeypatch.setattr(running, "_BATCH", 7)
+    monkeypatch.setattr(catchup, "_AHEAD", 7)
     async with serving(server, echo()), connect(server.url) as client:
         await completed(client, *(f"r{number}" for number in range(20)))
         upto = await Runner(client, shelf, [RUNS]).catch_up()
@@ -168,6 +169,15 @@ async def test_rows_as_of_any_position_are_those_a_rebuild_up_to_there_makes(
             expected = dict((await build(client, RUNS, upto=position)).rows)
             assert await kept.rows(at=position) == expected
             assert await kept.row("r3", at=position) == expected.get("r3")
+
+
+async def test_projections_whose_subjects_overlap_are_read_for_once(server: Server, shelf: Shelf) -> None:
+    wider = Projection(name="wider", version=1, row=Count, fold=_count, subjects=["run.>", "agent.>"])
+    async with serving(server, echo()), connect(server.url) as client:
+        await completed(client, "one")
+        await Runner(client, shelf, [COUNTS, wider]).catch_up()
+        for projection in (COUNTS, wider):
+            assert await (await Kept.find(client, shelf, projection)).rows() == {"a": Count(1), "b": Count(1)}
 
 
 async def test_rows_of_another_log_are_not_served_as_this_one_s(server: Server, shelf: Shelf) -> None:

@@ -9,9 +9,10 @@ import msgspec
 import pytest
 
 from bus import Agent
-from bus.card import AgentDeregistered, AgentLost, Card, Offering, card, without_schemas
+from bus.card import AgentDeregistered, AgentLost, Card, Offering, without_schemas
 from bus.envelope import envelope
 from bus.errors import InvalidName, MalformedMessage, SettingsError
+from bus.introduction import card
 from bus.orders import (
     AGENT_DRAINED,
     AGENT_QUARANTINED,
