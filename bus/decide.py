@@ -208,6 +208,8 @@ def _take(draft: Draft, command: Take) -> None:
         raise Refused(
             f"attempt {command.attempt} of {label(phase, item)} can't be taken: attempt {item.attempt} is {item.status}"
         )
+    if draft.now >= draft.state.deadline_at:
+        raise Refused(f"run {draft.state.run} had until {draft.state.deadline_at:%Y-%m-%d %H:%M:%S}")
     _start(draft, phase.key, item, command.agent, command.instance, command.timeout_s, because=command.because)
     if command.reuse is not None:
         output, source = command.reuse.output, command.reuse.source
@@ -226,7 +228,8 @@ def _start(
             attempt=item.attempt,
             agent=agent,
             instance=instance,
-            deadline_at=draft.now + timedelta(seconds=bound_s),
+            # No attempt has longer than its run: what it asks of others, and its handler, know how much is left.
+            deadline_at=min(draft.now + timedelta(seconds=bound_s), draft.state.deadline_at),
             because=because,
         )
     )
@@ -249,7 +252,7 @@ def _complete(draft: Draft, command: Complete) -> None:
 
 def _go_on(draft: Draft, offer: Offer, instance: str) -> None:
     """Start, in the same commit, one item that it made ready: an append and a way through the server less."""
-    if draft.state.paused_at is not None:
+    if draft.state.paused_at is not None or draft.now >= draft.state.deadline_at:
         return
     for event in draft.events:
         if isinstance(event, PhaseReady) and draft.state.capability(event.phase) == offer.capability:
@@ -286,7 +289,8 @@ def _fail(draft: Draft, command: Fail) -> None:
     earlier = [attempt.problem for attempt in item.attempts[item.earlier :] if attempt.problem is not None]
     policy = draft.state.plan.graph[phase.key].phase.policy
     wait_s = None if command.cause in UNTAKEN else retry.delay_s(policy, problem, earlier, seed=seed)
-    if wait_s is None:
+    # Nobody could take it in time: then this is the end, and why it failed is told now instead of a bare lateness.
+    if wait_s is None or draft.now + timedelta(seconds=wait_s) >= draft.state.deadline_at:
         draft.emit(PhaseFailed(phase=phase.key, item=item.index, problem=problem))
         draft.item_ended(phase.key, item)
     else:
