@@ -143,6 +143,7 @@ class Reception:
             if decided is not None:
                 say(_said_of(decided))
         finally:
+            beginning.disarm()
             say(Busy())
 
     async def _answer(
