@@ -26,6 +26,7 @@ _INSTANCES = 1_000
 _PROCESSES = 4
 _REPEATS = 15
 _MEASURED_S = 10.0
+_APPEAR_S = 120.0
 _IDLE = Path(__file__).with_name("worker.py")
 
 
@@ -35,8 +36,9 @@ async def main() -> None:
             idle_mb = await _idle_mb(client)
         before = await _cpu_share(server)
         with _running(_instances(server.url), server.url):
-            while len((await ask_all(client.connection, client.subjects.everyone)).answers) < _INSTANCES:
-                await asyncio.sleep(0.1)
+            async with asyncio.timeout(_APPEAR_S):
+                while len((await ask_all(client.connection, client.subjects.everyone)).answers) < _INSTANCES:
+                    await asyncio.sleep(0.1)
             await asyncio.sleep(2)
             serving = await _cpu_share(server) - before
             hearing = await _hearing(client)
