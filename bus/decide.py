@@ -73,6 +73,9 @@ from bus.run import TERMINAL, Item, Late, PhaseState, RunState
 OUTSIDE = "outside of"
 """How the reason begins why a phase was left out of a run of a part of its plan."""
 
+# An event loop's clock and the calendar's differ by less: a timer may be that early.
+_NO_TIME = timedelta(seconds=0.05)
+
 
 def decide(state: RunState | None, command: Command, *, run: str, now: datetime) -> Sequence[Event]:
     """What happens because of the command: events in order, never none. Raises Refused if nothing may."""
@@ -137,10 +140,7 @@ def decide(state: RunState | None, command: Command, *, run: str, now: datetime)
             draft.must_be_open()
             if now < state.deadline_at:
                 raise Refused(f"run {run} has until {state.deadline_at:%Y-%m-%d %H:%M:%S}")
-            late = Problem("expired", f"the run passed its deadline {state.deadline_at:%Y-%m-%d %H:%M:%S}", "permanent")
-            _give_up_work(draft, late)
-            _stop(draft, "the run passed its deadline")
-            draft.end_failed(late)
+            _expire(draft)
     return draft.events
 
 
@@ -156,7 +156,7 @@ def _together(state: RunState | None, command: Together, run: str, now: datetime
 
 
 def _begin(command: Begin, run: str, now: datetime) -> Sequence[Event]:
-    deadline = (command.due_at or now) + timedelta(seconds=command.plan.timeout_s)
+    deadline = (command.due_at or command.since or now) + timedelta(seconds=command.plan.timeout_s)
     started = RunStarted(
         plan=command.plan, input=command.input, deadline_at=deadline, parent=command.parent, force=command.force
     )
@@ -262,6 +262,14 @@ def _go_on(draft: Draft, offer: Offer, instance: str) -> None:
             return
 
 
+def _expire(draft: Draft) -> None:
+    until = f"{draft.state.deadline_at:%Y-%m-%d %H:%M:%S}"
+    late = Problem("expired", f"the run passed its deadline {until}", "permanent")
+    _give_up_work(draft, late)
+    _stop(draft, "the run passed its deadline")
+    draft.end_failed(late)
+
+
 def _fail(draft: Draft, command: Fail) -> None:
     phase, item = find(draft.state, command.phase, command.item)
     if command.cause in UNTAKEN:
@@ -271,6 +279,10 @@ def _fail(draft: Draft, command: Fail) -> None:
         # Who recovers brings no result: another recoverer was faster, or the attempt has ended by itself.
         raise Refused(f"attempt {command.attempt} of {label(phase, item)} is not held by {command.instance!r}")
     elif _held(draft, command, "failed") is None:
+        return
+    if command.cause == "timed_out" and draft.now >= draft.state.deadline_at - _NO_TIME:
+        # The attempt had as long as its run: whoever sees it first, an instance or a supervisor, says the same.
+        _expire(draft)
         return
     agent = item.holder.agent if item.holder is not None else ""
     problem = command.problem.at(agent, draft.state.run, phase.key, item.index, command.attempt)
