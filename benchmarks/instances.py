@@ -45,6 +45,7 @@ def _beating(one: Card) -> Callable[[float], Beat]:
 async def _begin(presence: Presence, after_s: float) -> None:
     """Not all at once: processes start when they like."""
     await asyncio.sleep(after_s)
+    presence.appear()
     await presence.beating()
 
 

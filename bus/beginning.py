@@ -54,6 +54,11 @@ class Beginning:
         """Store it if it is not settled soon."""
         self._due = asyncio.get_running_loop().call_later(QUICK_S, self._store_soon)
 
+    def disarm(self) -> None:
+        """Leave it to whoever asked, if the log does not have it: nobody here makes the attempt any more."""
+        if self._due is not None:
+            self._due.cancel()
+
     async def store(self) -> bool:
         """Have it in the log; False if the log has something else there, or can't be reached."""
         async with self._lock:
@@ -73,8 +78,7 @@ class Beginning:
 
     async def conclude(self, result: Command) -> Decided:
         """Carry out the result; together with the beginning, if the log has not that yet. Raises as `Runs.submit`."""
-        if self._due is not None:
-            self._due.cancel()
+        self.disarm()
         async with self._lock:
             if not self._commands:
                 return await self._runs.submit(self._run, result, causation=self.id)

@@ -1,11 +1,11 @@
-"""The bucket of leases: small values under keys that end by themselves unless they are written again in time.
+"""A bucket: small values under keys, shared by all processes, as every NATS client knows it (KV).
 
 Nothing is believed because it was read there: what counts is a write that the server took at the revision expected.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing, suppress
 
 import msgspec
@@ -13,9 +13,7 @@ import msgspec
 from bus.connection import Connection
 from bus.errors import BusError, NoResponders, NotFound, Unavailable
 from bus.reading import Reader
-from bus.settings import Settings
-from bus.streams import info, remove, set_up_leases, store
-from bus.subjects import Subjects
+from bus.streams import info, remove, store
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -27,21 +25,17 @@ class Entry(msgspec.Struct, frozen=True):
 
 
 class Bucket:
-    """One namespace's bucket, over one connection. Made on the server when it is first written to."""
+    """One bucket, over one connection. `set_up` makes it on the server, when it is first written to."""
 
-    def __init__(self, connection: Connection, subjects: Subjects, settings: Settings) -> None:
+    def __init__(
+        self, connection: Connection, name: str, *, set_up: Callable[[], Awaitable[None]], timeout_s: float
+    ) -> None:
         self._connection = connection
-        self._subjects = subjects
-        self._settings = settings
-        self._stream = f"KV_{subjects.leases_bucket}"
-        self._prefix = f"$KV.{subjects.leases_bucket}."
-        # An answer must come in time for another try within the lease.
-        self.timeout_s = min(settings.request_timeout_s, max(settings.lease_s / 3, 0.5))
-        self._reader = Reader(connection, self._stream, timeout_s=self.timeout_s)
-
-    async def set_up(self) -> None:
-        """Create the bucket if it is not there. Raises Misconfigured, Unavailable."""
-        await set_up_leases(self._connection, self._subjects, self._settings)
+        self._stream = f"KV_{name}"
+        self._prefix = f"$KV.{name}."
+        self._reader = Reader(connection, self._stream, timeout_s=timeout_s)
+        self.set_up = set_up
+        self.timeout_s = timeout_s
 
     async def put(self, key: str, value: bytes, *, expected: int | None = None, ttl_s: int | None = None) -> int:
         """Write a key, for `ttl_s` whole seconds or for ever; returns its revision.

@@ -175,9 +175,10 @@ def unreadable(
 
 
 def name_of_unreadable(letter: Unreadable) -> str:
-    """The id of its record: the same for the same message, however often it is handed out."""
+    """The id of its record: the same for the same message of a capability, however often it is handed out."""
     stored = letter.stored_at.isoformat() if letter.stored_at is not None else ""
-    return _digest(letter.subject, letter.sha256, str(letter.origin), stored)
+    # A fact on a topic is handed out to every agent that subscribes: each of them that can't read it has a letter.
+    return _digest(letter.capability, letter.subject, letter.sha256, str(letter.origin), stored)
 
 
 def read(message: Envelope) -> DeadLetter | Unreadable:

@@ -73,6 +73,9 @@ from bus.run import TERMINAL, Item, Late, PhaseState, RunState
 OUTSIDE = "outside of"
 """How the reason begins why a phase was left out of a run of a part of its plan."""
 
+# An event loop's clock and the calendar's differ by less: a timer may be that early.
+_NO_TIME = timedelta(seconds=0.05)
+
 
 def decide(state: RunState | None, command: Command, *, run: str, now: datetime) -> Sequence[Event]:
     """What happens because of the command: events in order, never none. Raises Refused if nothing may."""
@@ -137,10 +140,7 @@ def decide(state: RunState | None, command: Command, *, run: str, now: datetime)
             draft.must_be_open()
             if now < state.deadline_at:
                 raise Refused(f"run {run} has until {state.deadline_at:%Y-%m-%d %H:%M:%S}")
-            late = Problem("expired", f"the run passed its deadline {state.deadline_at:%Y-%m-%d %H:%M:%S}", "permanent")
-            _give_up_work(draft, late)
-            _stop(draft, "the run passed its deadline")
-            draft.end_failed(late)
+            _expire(draft)
     return draft.events
 
 
@@ -156,7 +156,7 @@ def _together(state: RunState | None, command: Together, run: str, now: datetime
 
 
 def _begin(command: Begin, run: str, now: datetime) -> Sequence[Event]:
-    deadline = (command.due_at or now) + timedelta(seconds=command.plan.timeout_s)
+    deadline = (command.due_at or command.since or now) + timedelta(seconds=command.plan.timeout_s)
     started = RunStarted(
         plan=command.plan, input=command.input, deadline_at=deadline, parent=command.parent, force=command.force
     )
@@ -208,6 +208,8 @@ def _take(draft: Draft, command: Take) -> None:
         raise Refused(
             f"attempt {command.attempt} of {label(phase, item)} can't be taken: attempt {item.attempt} is {item.status}"
         )
+    if draft.now >= draft.state.deadline_at:
+        raise Refused(f"run {draft.state.run} had until {draft.state.deadline_at:%Y-%m-%d %H:%M:%S}")
     _start(draft, phase.key, item, command.agent, command.instance, command.timeout_s, because=command.because)
     if command.reuse is not None:
         output, source = command.reuse.output, command.reuse.source
@@ -226,7 +228,8 @@ def _start(
             attempt=item.attempt,
             agent=agent,
             instance=instance,
-            deadline_at=draft.now + timedelta(seconds=bound_s),
+            # No attempt has longer than its run: what it asks of others, and its handler, know how much is left.
+            deadline_at=min(draft.now + timedelta(seconds=bound_s), draft.state.deadline_at),
             because=because,
         )
     )
@@ -249,7 +252,7 @@ def _complete(draft: Draft, command: Complete) -> None:
 
 def _go_on(draft: Draft, offer: Offer, instance: str) -> None:
     """Start, in the same commit, one item that it made ready: an append and a way through the server less."""
-    if draft.state.paused_at is not None:
+    if draft.state.paused_at is not None or draft.now >= draft.state.deadline_at:
         return
     for event in draft.events:
         if isinstance(event, PhaseReady) and draft.state.capability(event.phase) == offer.capability:
@@ -257,6 +260,14 @@ def _go_on(draft: Draft, offer: Offer, instance: str) -> None:
             assert item is not None, "what is ready has been opened"
             _start(draft, event.phase, item, offer.agent, instance, offer.timeout_s)
             return
+
+
+def _expire(draft: Draft) -> None:
+    until = f"{draft.state.deadline_at:%Y-%m-%d %H:%M:%S}"
+    late = Problem("expired", f"the run passed its deadline {until}", "permanent")
+    _give_up_work(draft, late)
+    _stop(draft, "the run passed its deadline")
+    draft.end_failed(late)
 
 
 def _fail(draft: Draft, command: Fail) -> None:
@@ -268,6 +279,10 @@ def _fail(draft: Draft, command: Fail) -> None:
         # Who recovers brings no result: another recoverer was faster, or the attempt has ended by itself.
         raise Refused(f"attempt {command.attempt} of {label(phase, item)} is not held by {command.instance!r}")
     elif _held(draft, command, "failed") is None:
+        return
+    if command.cause == "timed_out" and draft.now >= draft.state.deadline_at - _NO_TIME:
+        # The attempt had as long as its run: whoever sees it first, an instance or a supervisor, says the same.
+        _expire(draft)
         return
     agent = item.holder.agent if item.holder is not None else ""
     problem = command.problem.at(agent, draft.state.run, phase.key, item.index, command.attempt)
@@ -286,7 +301,8 @@ def _fail(draft: Draft, command: Fail) -> None:
     earlier = [attempt.problem for attempt in item.attempts[item.earlier :] if attempt.problem is not None]
     policy = draft.state.plan.graph[phase.key].phase.policy
     wait_s = None if command.cause in UNTAKEN else retry.delay_s(policy, problem, earlier, seed=seed)
-    if wait_s is None:
+    # Nobody could take it in time: then this is the end, and why it failed is told now instead of a bare lateness.
+    if wait_s is None or draft.now + timedelta(seconds=wait_s) >= draft.state.deadline_at:
         draft.emit(PhaseFailed(phase=phase.key, item=item.index, problem=problem))
         draft.item_ended(phase.key, item)
     else:

@@ -41,7 +41,7 @@ from bus.lease import (
 from bus.ledger import utc_now
 from bus.log import Log, VersionConflict
 from bus.settings import Settings
-from bus.streams import Moved
+from bus.streams import Moved, set_up_leases
 from bus.subjects import live_copy
 
 logger = structlog.get_logger(__name__)
@@ -58,7 +58,13 @@ class Leases:
         self._log = log
         self._settings = settings
         self._source = source
-        self.bucket = Bucket(connection, log.subjects, settings)
+        self.bucket = Bucket(
+            connection,
+            log.subjects.leases_bucket,
+            set_up=lambda: set_up_leases(connection, log.subjects, settings),
+            # An answer must come in time for another try within the lease.
+            timeout_s=min(settings.request_timeout_s, max(settings.lease_s / 3, 0.5)),
+        )
 
     @property
     def holder(self) -> str:

@@ -60,7 +60,7 @@ class Letters:
         self._archived: set[str] = set()
         self._verdicts: dict[str, LetterRedriven | LetterDiscarded] = {}
         self._judged_upto = 0
-        self._repeats: dict[tuple[str, str], int] | None = None
+        self._repeats: dict[tuple[str, str, str], int] | None = None
         self.set_aside = 0
 
     async def all(
@@ -186,7 +186,7 @@ class Letters:
         return "resolved" if item is not None and item.status == "completed" else "redriven"
 
     async def _repeated(self, letter: Unreadable) -> int:
-        """The newest number under which these very bytes lie on that subject."""
+        """The newest number under which these very bytes of that subject lie here, for the same capability."""
         if self._repeats is None:
             self._repeats = {}
             async for record in self._log.read(self._log.subjects.dead_letters):
@@ -195,8 +195,8 @@ class Letters:
                 except MalformedMessage:
                     continue
                 if isinstance(other, Unreadable):
-                    self._repeats[other.subject, other.sha256] = record.position
-        return self._repeats.get((letter.subject, letter.sha256), 0)
+                    self._repeats[other.capability, other.subject, other.sha256] = record.position
+        return self._repeats.get((letter.capability, letter.subject, letter.sha256), 0)
 
     async def _judge(self) -> None:
         """Read what was decided since."""

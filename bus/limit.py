@@ -19,6 +19,7 @@ import msgspec
 import structlog
 
 from bus import quota
+from bus.bucket import Bucket
 from bus.connection import Connection, Message
 from bus.envelope import decode, decode_data, envelope
 from bus.errors import BudgetSpent, BusError, LimitReached, MalformedMessage, SettingsError, Unavailable
@@ -317,15 +318,13 @@ class Limit:
 
 def slate(name: str, log: Log, connection: Connection, settings: Settings) -> Slate[Standing]:
     """What all processes share of a limit."""
-    subjects = log.subjects
-    return Slate(
+    bucket = Bucket(
         connection,
-        subjects.limits_bucket,
-        capability_token(name),
-        Standing,
-        missing=lambda: set_up_limits(connection, subjects, settings),
+        log.subjects.limits_bucket,
+        set_up=lambda: set_up_limits(connection, log.subjects, settings),
         timeout_s=settings.request_timeout_s,
     )
+    return Slate(bucket, capability_token(name), Standing)
 
 
 _held = msgspec.json.Decoder(LimitHeld)

@@ -23,6 +23,10 @@ Standing = Literal["live", "draining", "quarantined"]
 """How an instance stands: it takes work, it finishes and ends, or it takes nothing more until it is released."""
 
 
+_SILENT_S = 0.25
+"""So long is one of those who take work waited for, if it is asked whether anybody does."""
+
+
 class Held(msgspec.Struct, frozen=True, array_like=True):
     """An attempt an instance holds."""
 
@@ -123,7 +127,8 @@ class Presence:
         """Whether work is taken: who asks for a capability that nobody offers is told so at once by the server."""
         if is_offered and not self._offered:
             subjects = map(self._subjects.who, self._capabilities)
-            self._offered = [self._connection.subscribe(each, self._answer_who) for each in subjects]
+            # One of them answers: a thousand would be woken by each question.
+            self._offered = [self._connection.subscribe(each, self._answer_who, queue="instances") for each in subjects]
         elif not is_offered:
             for each in self._offered:
                 each.unsubscribe()
@@ -170,7 +175,8 @@ class Presence:
 async def is_offered(connection: Connection, subjects: Subjects, capability: str, timeout_s: float) -> bool:
     """Whether some instance takes work for the capability. The server knows at once when there is none."""
     try:
-        await connection.request(subjects.who(capability), timeout_s=timeout_s)
+        # Who is asked may be frozen, but was there to be asked: the server would have said otherwise long before.
+        await connection.request(subjects.who(capability), timeout_s=min(timeout_s, _SILENT_S))
     except NoResponders:
         return False
     except Unavailable:

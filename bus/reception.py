@@ -121,7 +121,8 @@ class Reception:
             say(Recorded(decided.state.position))
 
         plan = handed.task.plan
-        begin = Begin(plan, handed.input, correlation=asked.correlationid)
+        came_at = utc_now()
+        begin = Begin(plan, handed.input, correlation=asked.correlationid, since=came_at)
         take = Take(WORK, None, 1, capability.name, self._agent.name, self._instance, capability.timeout_s)
         beginning = Beginning(
             self._client.runs, run, begin, take, causation=asked.causationid, pulse=pulse, stored=stored
@@ -138,11 +139,12 @@ class Reception:
         beginning.arm()
         try:
             decided = await self._attempts.make(
-                capability, order, utc_now() + timedelta(seconds=bound_s), beginning, pulse, passage
+                capability, order, came_at + timedelta(seconds=bound_s), beginning, pulse, passage
             )
             if decided is not None:
                 say(_said_of(decided))
         finally:
+            beginning.disarm()
             say(Busy())
 
     async def _answer(

@@ -1,7 +1,6 @@
 """A slate: one small value that all processes share, written over only by who has seen what stands on it.
 
-A key of a KV bucket, as every NATS client knows it. It has no history: what somebody may want to know later is an event
-in the log.
+It has no history: what somebody may want to know later is an event in the log.
 """
 
 from __future__ import annotations
@@ -9,44 +8,31 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 import msgspec
 import structlog
 
-from bus.connection import Connection
+from bus.bucket import Bucket
 from bus.envelope import UNDECODABLE
-from bus.errors import NoResponders, Unavailable
-from bus.streams import Moved, store
+from bus.errors import Unavailable
+from bus.streams import Moved
 
 logger = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
-_NOT_FOUND = 404
 _SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.001, 0.064
 
 
 class Slate(Generic[T]):
-    """One key of one bucket, holding a `T` as JSON. `missing` makes the bucket, if it is not there."""
+    """One key of one bucket, holding a `T` as JSON."""
 
-    def __init__(
-        self,
-        connection: Connection,
-        bucket: str,
-        key: str,
-        type: type[T],
-        *,
-        missing: Callable[[], Awaitable[None]],
-        timeout_s: float,
-    ) -> None:
-        self._connection = connection
-        self._subject = f"$KV.{bucket}.{key}"
-        self._direct_get = f"$JS.API.DIRECT.GET.KV_{bucket}"
+    def __init__(self, bucket: Bucket, key: str, type: type[T]) -> None:
+        self._bucket = bucket
+        self._key = key
         self._decoder = msgspec.json.Decoder(type)
-        self._missing = missing
-        self._timeout_s = timeout_s
         self._chance = random.Random()  # noqa: S311 - it spreads, it protects nothing
         self._seen: tuple[T | None, int] | None = None
 
@@ -64,7 +50,7 @@ class Slate(Generic[T]):
         written, Misconfigured.
         """
         pause_s = _SHORTEST_PAUSE_S
-        deadline_s = time.monotonic() + self._timeout_s
+        deadline_s = time.monotonic() + self._bucket.timeout_s
         is_fresh = False
         while True:
             if self._seen is None:
@@ -78,42 +64,24 @@ class Slate(Generic[T]):
                 continue
             try:
                 # Nothing is remembered until it is known: whatever goes wrong here may have been stored.
-                self._seen = decided, await self._write(msgspec.json.encode(decided), version)
+                written = await self._bucket.put(self._key, msgspec.json.encode(decided), expected=version)
+                self._seen = decided, written
             except Moved:
                 if time.monotonic() > deadline_s:
-                    raise Unavailable(f"{self._subject!r} is written by too many at once") from None
+                    raise Unavailable(f"{self._key!r} is written by too many at once") from None
                 await asyncio.sleep(self._chance.random() * pause_s)
                 pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
             else:
                 return
 
     async def _read(self) -> tuple[T | None, int]:
-        request = msgspec.json.encode({"last_by_subj": self._subject})
-        try:
-            answer = await self._connection.request(self._direct_get, request, timeout_s=self._timeout_s)
-        except NoResponders:
-            return None, 0
-        version = answer.stamp(b"Nats-Sequence")
-        if version is None:
-            if answer.status == _NOT_FOUND:
-                return None, 0
-            raise Unavailable(f"reading {self._subject!r}: the server answered {answer.status}")
-        return self._decoded(answer.data), int(version)
+        entry = await self._bucket.get(self._key)
+        return (self._decoded(entry.value), entry.revision) if entry is not None else (None, 0)
 
     def _decoded(self, data: bytes) -> T | None:
         try:
             return self._decoder.decode(data) if data else None
         except UNDECODABLE as error:
             # Anybody may write there; to stop everybody for ever would be worse than to begin anew.
-            logger.warning("slate begins anew", subject=self._subject, error=str(error))
+            logger.warning("slate begins anew", key=self._key, error=str(error))
             return None
-
-    async def _write(self, data: bytes, version: int) -> int:
-        headers = {"Nats-Expected-Last-Subject-Sequence": str(version)}
-        for attempt in (1, 2):
-            try:
-                return await store(self._connection, self._subject, data, headers=headers, timeout_s=self._timeout_s)
-            except NoResponders:
-                if attempt == 1:
-                    await self._missing()
-        raise Unavailable(f"nothing stores {self._subject!r}")

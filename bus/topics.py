@@ -61,12 +61,13 @@ class Topics:
     async def publish(self, topic: str, value: object, *, id: str | None = None) -> Published:
         """Tell everybody who subscribes, now or later; it is durable when this returns.
 
-        `topic` is a dotted name, such as `orders.created`. The same `id` again, within two minutes, is not published
-        twice. Raises InvalidName, TooLarge, Unavailable.
+        `topic` is a dotted name, such as `orders.created`. The same `id` on it again, within two minutes, is not
+        published twice. Raises InvalidName, TooLarge, Unavailable.
         """
         subject = self.log.subjects.topic(topic)
         facts = served()
-        identity = id or uuid4().hex
+        # The server knows ids for the whole log: another topic, or something else that is stored, may have the same.
+        identity = f"{topic}/{id}" if id else uuid4().hex
         message = envelope(
             PUBLISHED,
             as_json(value),

@@ -213,3 +213,21 @@ async def test_what_takes_long_is_in_the_log_while_it_is_done(server: Server, cl
 async def _said(client: Client, run: str, note: str) -> bool:
     (attempt,) = (await client.runs.load(run)).phases["work"].items[0].attempts
     return attempt.note == note
+
+
+async def test_work_whose_asker_has_given_up_is_not_begun_again(server: Server, client: Client) -> None:
+    """Nobody supervises here: the instance itself has to see it."""
+    begun: list[int] = []
+    agent = Agent("slow")
+
+    @agent.capability("slow")
+    async def slow(_: object, context: Context) -> None:
+        begun.append(context.attempt)
+        await asyncio.sleep(BOUND_S)
+
+    async with serving(server, agent):
+        with pytest.raises(TimedOut) as late:
+            await client.ask("slow", 1, timeout_s=0.3)
+        run = str(late.value).partition("(run ")[2].rstrip(")")
+        assert (await client.result(run, timeout_s=BOUND_S)).status == "failed"
+        assert begun == [1]

@@ -146,3 +146,30 @@ async def test_what_nobody_can_read_becomes_a_dead_letter_of_the_subscription(se
 
 async def _letters(client: Client) -> bool:
     return await client.log.last(client.subjects.dead_letters) is not None
+
+
+async def test_each_agent_that_can_not_read_a_fact_has_a_letter_of_its_own(server: Server, client: Client) -> None:
+    agents = [Agent("one"), Agent("two")]
+    for agent in agents:
+
+        @agent.subscribe("orders.*", name="all", after="start")
+        async def hear(order: Order) -> None:
+            """Never called."""
+
+    async def letters() -> set[str]:
+        return {each.letter.capability async for each in client.dead_letters(status=["open"])}
+
+    async with serving(server, *agents):
+        client.connection.publish(client.subjects.topic("orders.created"), b"\xff")
+
+        async def all_there() -> bool:
+            return await letters() == {"agent.one.on.all", "agent.two.on.all"}
+
+        await until(all_there)
+
+
+async def test_an_id_is_that_of_a_fact_on_one_topic(client: Client) -> None:
+    created = await client.publish("orders.created", Order(1), id="1")
+    packed = await client.publish("orders.packed", Order(1), id="1")
+    again = await client.publish("orders.packed", Order(1), id="1")
+    assert created.position < packed.position == again.position

@@ -282,6 +282,8 @@ class RunMachine(RuleBasedStateMachine):
             if awaited is not None:
                 return Signal(awaited.signal, "ann", outcome if isinstance(outcome, msgspec.Raw) else msgspec.Raw(b"1"))
             return Answer(key, not isinstance(outcome, Problem), "ann")
+        if item.holder is None and self.now >= self.state.deadline_at:
+            return Expire()
         if item.holder is None:
             where = (key, item.index, item.attempt, _capability(self.state, key), "agent", instance, 60.0)
             if instance == "two" and isinstance(outcome, msgspec.Raw):
@@ -601,6 +603,8 @@ class RunMachine(RuleBasedStateMachine):
     def next_step(self, state: RunState, now: datetime) -> tuple[Command, datetime]:
         if state.paused_at is not None:
             return Resume("ann"), now
+        if now >= state.deadline_at:
+            return Expire(), now
         for phase in state.phases.values():
             if phase.status == "waiting" and phase.child:
                 return Report(phase.key, phase.child, msgspec.Raw(b"{}")), now

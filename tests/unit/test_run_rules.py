@@ -420,3 +420,25 @@ def test_taking_an_attempt_names_who_holds_it() -> None:
     (started,) = run.take("a", instance="two")
     assert isinstance(started, PhaseStarted)
     assert (started.agent, started.instance, started.attempt) == ("agent", "two", 1)
+
+
+def test_no_attempt_has_longer_than_its_run() -> None:
+    run = Driver(Phase("a", "do"), timeout_s=60.0)
+    run.wait(50)
+    run.take("a", timeout_s=300.0)
+    assert [attempt.deadline_at for _, _, attempt in run.state.held()] == [run.state.deadline_at]
+
+
+def test_nothing_is_begun_when_its_run_has_no_time_left() -> None:
+    run = Driver(Phase("a", "do"), timeout_s=60.0)
+    run.wait(60)
+    assert "had until" in run.refusal(Take("a", None, 1, "do", "agent", "one", 5.0))
+
+
+def test_what_could_only_be_tried_again_too_late_fails_at_once_for_its_own_reason() -> None:
+    run = Driver(Phase("a", "do", retry=Retry(transient_s=90.0)), timeout_s=20.0)
+    run.take("a")
+    run.fail("a", TRANSIENT)
+    assert run.state.status == "failed"
+    assert run.item("a").problem is not None
+    assert run.item("a").problem.title == TRANSIENT.title
