@@ -20,6 +20,8 @@ _NO_CONSUMER = 10014
 # The server has two words for a message that is not there.
 _NOT_THERE = frozenset({10037, 10057})
 _SECOND_NS = 1_000_000_000
+BELL = "bell"
+"""The consumer of what has rung."""
 _API = "$JS.API"
 
 
@@ -370,8 +372,8 @@ async def ensure_subscription(
 async def ensure_bell(connection: Connection, subjects: Subjects, settings: Settings) -> str:
     """The stream for schedules, and the consumer of what has rung; returns the consumer's name."""
     config = {
-        "durable_name": "bell",
-        "name": "bell",
+        "durable_name": BELL,
+        "name": BELL,
         "filter_subject": subjects.all_rung,
         "ack_policy": "explicit",
         # Who dies between the run's start and the acknowledgement leaves it to the next leader.
@@ -382,7 +384,7 @@ async def ensure_bell(connection: Connection, subjects: Subjects, settings: Sett
     }
     await set_up_timers(connection, subjects, settings)
     await _create_consumer(connection, subjects.timers_stream, config, settings)
-    return "bell"
+    return BELL
 
 
 async def _create_consumer(connection: Connection, stream: str, config: dict[str, Any], settings: Settings) -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 
-from bus import Agent, Client, connect
+from bus import Agent, Client, Phase, Plan, connect
 from bus.lease import Place
+from bus.ledger import utc_now
 from bus.pull import Intake
 from bus.server import Server
-from bus.streams import consumer_of, info
+from bus.streams import BELL, consumer_of, ensure_bell, info
 from tests.harness import BOUND_S, serving, supervised, until
 
 LEASE_S = 1.5
@@ -103,7 +105,7 @@ async def test_ready_work_that_the_server_takes_for_delivered_is_delivered(serve
         # The server is told that it is done with, and then does not remember that it was removed.
         receipt = await client.send("forgotten.echo", 2)
         past = await Past.of(server, client.subjects.work_stream, receipt.run)
-        async with deafened(client, "forgotten.echo"):
+        async with deafened(client, client.subjects.work_stream, consumer_of("forgotten.echo")):
             await until(lambda: _is(client, 0))
         await server.stop()
         past.bring_back()
@@ -113,13 +115,34 @@ async def test_ready_work_that_the_server_takes_for_delivered_is_delivered(serve
             await client.result(receipt.run, timeout_s=BOUND_S)
 
 
+async def test_a_schedule_whose_ring_the_server_passes_over_is_started_by_the_clock(server: Server) -> None:
+    async with connect(server.url) as client:
+        stream = client.subjects.timers_stream
+        plan = Plan("rung", phases=[Phase("wait", wait_for="nothing")])
+        entry = await client.schedule("once", plan, at=utc_now().replace(microsecond=0) + timedelta(seconds=2))
+        past = await Past.of(server, stream, client.subjects.rung("once", entry.position))
+        await ensure_bell(client.connection, client.subjects, client.settings)
+        async with deafened(client, stream, BELL):
+            await until(lambda: is_empty(client, stream))
+        await server.stop()
+        past.bring_back()
+        await server.start()
+        assert not await is_empty(client, stream)
+        async with supervised(server):
+            await until(client.ledger.names)
+
+
+async def is_empty(client: Client, stream: str) -> bool:
+    return not (await info(client.connection, stream, BOUND_S)).messages
+
+
 @asynccontextmanager
-async def deafened(client: Client, capability: str) -> AsyncIterator[None]:
-    """Somebody takes the work, says that it was taken, and does nothing."""
+async def deafened(client: Client, stream: str, consumer: str) -> AsyncIterator[None]:
+    """Somebody takes what waits, says that it was taken, and does nothing."""
     intake = Intake(
         client.connection,
-        client.subjects.work_stream,
-        consumer_of(capability),
+        stream,
+        consumer,
         deliver=lambda delivery: delivery.ack(),
         missing=_nothing,
     )
