@@ -120,7 +120,9 @@ async def test_a_schedule_whose_ring_the_server_passes_over_is_started_by_the_cl
         stream = client.subjects.timers_stream
         plan = Plan("rung", phases=[Phase("wait", wait_for="nothing")])
         entry = await client.schedule("once", plan, at=utc_now().replace(microsecond=0) + timedelta(seconds=2))
-        past = await Past.of(server, stream, client.subjects.rung("once", entry.position))
+        rung = client.subjects.rung("once", entry.position)
+        await until(lambda: has_only(client, stream, rung))
+        past = await Past.of(server, stream, rung)
         await ensure_bell(client.connection, client.subjects, client.settings)
         async with deafened(client, stream, BELL):
             await until(lambda: is_empty(client, stream))
@@ -130,6 +132,10 @@ async def test_a_schedule_whose_ring_the_server_passes_over_is_started_by_the_cl
         assert not await is_empty(client, stream)
         async with supervised(server):
             await until(client.ledger.names)
+
+
+async def has_only(client: Client, stream: str, subject: str) -> bool:
+    return set((await info(client.connection, stream, BOUND_S, subjects=">")).subjects) == {subject}
 
 
 async def is_empty(client: Client, stream: str) -> bool:
