@@ -8,7 +8,7 @@ down, its timers were lost) is found by looking at the clock.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from datetime import datetime, timedelta
 
 import structlog
@@ -18,9 +18,10 @@ from bus.commands import Begin
 from bus.errors import BusError, MalformedMessage, NotFound, Refused
 from bus.ledger import utc_now
 from bus.pull import Delivery, Intake
+from bus.reading import Reader
 from bus.schedule import OccurrenceSkipped, Schedule
 from bus.schedules import Entry, Timers, Timetable, skip, skipped_upto
-from bus.streams import ensure_bell, info
+from bus.streams import BELL, ensure_bell, info, passed_by, purge
 
 logger = structlog.get_logger(__name__)
 
@@ -68,7 +69,7 @@ class Clockwork:
                 await self._timers.set(entry.schedule, entry.position)
             at = entry.schedule.due(entry.since, now - _LATE)
             # What rang waits in order, and comes first.
-            if at is not None and self._client.subjects.rung(*_key(entry)) not in there:
+            if at is not None and not await self._is_to_be_heard(self._client.subjects.rung(*_key(entry)), there):
                 async with self._one:
                     await self._settle(entry, at)
         await self._drop_old(there)
@@ -79,7 +80,7 @@ class Clockwork:
         intake = Intake(
             self._client.connection,
             self._client.subjects.timers_stream,
-            "bell",
+            BELL,
             deliver=self._rung.put_nowait,
             missing=self._set_up,
         )
@@ -112,6 +113,18 @@ class Clockwork:
             subjects=subjects.all_timers,
         )
         return set(found.subjects)
+
+    async def _is_to_be_heard(self, rung: str, there: Collection[str]) -> bool:
+        """Whether what rang will still be delivered. After a crash the server may have it again, and pass it over."""
+        if rung not in there:
+            return False
+        connection, stream = self._client.connection, self._client.subjects.timers_stream
+        record = await Reader(connection, stream, timeout_s=self._client.settings.request_timeout_s).last(rung)
+        passed = await passed_by(connection, stream, BELL, self._client.settings.request_timeout_s)
+        if record is None or record.position > passed:
+            return True
+        await purge(connection, stream, rung, self._client.settings.request_timeout_s)
+        return False
 
     async def _drop_old(self, there: set[str]) -> None:
         current = {_key(entry) for entry in self._timetable.entries.values()}

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 
 import structlog
 from msgspec.structs import replace
 
+from agents.backlog import Backlog
 from agents.clerk import Clerk
 from agents.clockwork import Clockwork
 from agents.custody import Custody
@@ -30,13 +31,10 @@ from bus.commands import Cancel, Command, Fail
 from bus.errors import BusError, NotFound, Refused, Unavailable
 from bus.events import RunStarted, archived
 from bus.folding import evolve
-from bus.inputs import work
 from bus.ledger import commit_in, utc_now
 from bus.record import Record
-from bus.recovery import Recovered
 from bus.run import PhaseState, RunState
 from bus.schedule import Schedule
-from bus.streams import info
 from bus.timers import Timer
 
 logger = structlog.get_logger(__name__)
@@ -63,7 +61,6 @@ class Supervisor:
         self._registrar = Registrar(client)
         self._clerk = Clerk(client)
         self._position = 0
-        self._began_at = utc_now()
         self.leads = asyncio.Event()
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -93,10 +90,11 @@ class Supervisor:
         if not await self._leadership.claim():
             return
         logger.info("leading", lease=self._leadership.token)
-        self._docket, self._herald, self._began_at = Docket(), Herald(self._client, self._name), utc_now()
+        self._docket, self._herald = Docket(), Herald(self._client, self._name)
         self._registrar = Registrar(self._client)
         custody = Custody(self._client, self._docket, self._registrar, self._herald, self._name)
         self._clerk = Clerk(self._client)
+        backlog = Backlog(self._client, self._docket, self._herald)
         newest = await self._client.log.last(self._client.subjects.runs)
         upto = newest.position if newest is not None else 0
         newest = await self._client.log.last(self._client.subjects.agents)
@@ -114,7 +112,7 @@ class Supervisor:
             tasks.create_task(custody.look_round())
             tasks.create_task(self._every(_TICK_S, self._act_on_time))
             tasks.create_task(self._every(self._lease_s / 6, custody.check))
-            tasks.create_task(self._every(_LOST_WORK_EVERY_S, self._restore_work))
+            tasks.create_task(self._every(_LOST_WORK_EVERY_S, backlog.look))
             tasks.create_task(self._every(_STARVED_EVERY_S, self._mind_the_starved))
             tasks.create_task(self._every(_LOST_WORK_EVERY_S, self._mind_children))
             tasks.create_task(self._every(_LOST_WORK_EVERY_S, self._clerk.look))
@@ -222,20 +220,6 @@ class Supervisor:
 
     # Work
 
-    async def _restore_work(self) -> None:
-        """Publish again what is ready in the log but has no message: it was lost on its way."""
-        late = list(self._docket.ready_since(utc_now() - timedelta(seconds=_LOST_WORK_EVERY_S / 2)))
-        if not late:
-            return
-        there = await self._work_subjects()
-        lost: list[Recovered] = []
-        for state, timer in late:
-            if self._client.subjects.work(work(state, timer.phase, timer.item)) not in there:
-                lost.append(Recovered(state.run, timer.phase, timer.attempt, "work_lost", timer.item))
-                self._client.ledger.dispatch(state, [(timer.phase, timer.item)])
-        on_start = all(timer.at < self._began_at for _, timer in late)
-        await self._herald.recovered(lost, on_start=on_start)
-
     async def _mind_the_starved(self) -> None:
         await self._herald.look(self._docket.ready_since(utc_now() - timedelta(seconds=self._lease_s)))
 
@@ -259,14 +243,6 @@ class Supervisor:
             return
         if not child.is_open:
             await self._submit(*children.report(child))
-
-    async def _work_subjects(self) -> Collection[str]:
-        stream, timeout_s = self._client.subjects.work_stream, self._client.settings.request_timeout_s
-        try:
-            return (await info(self._client.connection, stream, timeout_s, subjects=">")).subjects
-        except NotFound:
-            # A worker makes it again; nothing waits in it.
-            return ()
 
     async def _raise_floor(self) -> None:
         runs = self._clerk.floor(self._docket.floor(self._position))

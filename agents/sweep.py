@@ -65,6 +65,7 @@ class Sweep:
         await self._end_leases(self._open)
         await self._settle_decisions(self._open)
         await self._keep(self._open)
+        await self._bucket.tidy()
 
     async def _read(self, found: _Open) -> None:
         subjects = self._client.subjects

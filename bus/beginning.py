@@ -45,6 +45,7 @@ class Beginning:
         self._said: tuple[float, str] | None = None
         self._storing: asyncio.Task[bool] | None = None
         self._due: asyncio.TimerHandle | None = None
+        self._was_refused = False
 
     @property
     def is_stored(self) -> bool:
@@ -60,14 +61,18 @@ class Beginning:
             self._due.cancel()
 
     async def store(self) -> bool:
-        """Have it in the log; False if the log has something else there, or can't be reached."""
+        """Have it in the log; False if the log has something else there, or can't be reached. It is tried once: whoever
+        handed it over is told, and does without us."""
         async with self._lock:
+            if self._was_refused:
+                return False
             if self._commands:
                 try:
                     decided = await self._runs.submit(
                         self._run, Together(self._commands), causation=self._causation, id=self.id
                     )
                 except BusError as error:
+                    self._was_refused = True
                     self._pulse.drop(f"it could not be begun here: {error}")
                     return False
                 self._commands = ()

@@ -1,7 +1,7 @@
 """The brake: a capability with `on_dead="pause"` takes nothing after a death, until somebody releases it.
 
-Nothing of it is stored: a death that is open, and newer than the last release, is what holds it. So it does not matter
-who gave the work up, and every instance sees the same, also one that starts later.
+Nothing of it is stored: a death that is newer than the last release is what holds it, whatever became of that work. So
+it does not matter who gave it up, and every instance sees the same, also one that starts later.
 """
 
 from __future__ import annotations
@@ -17,10 +17,8 @@ from bus import verdicts
 from bus.client import Client
 from bus.envelope import decode_data
 from bus.errors import BusError, MalformedMessage
-from bus.letters import Letters
 from bus.record import Record
 from bus.verdicts import CapabilityReleased
-from bus.wanted import Wanted
 
 logger = structlog.get_logger(__name__)
 
@@ -47,11 +45,10 @@ class Brake:
             self._position = record.position
             if self._is_release(record):
                 released = record.position
-        wanted = Wanted(capability=self._capability, status=("open",))
-        async with aclosing(Letters(self._client.log, self._client.runs).all(wanted, after=released)) as letters:
-            async for letter in letters:
-                self._position = max(self._position, letter.number)
-                self.put(on=True)
+        newest = await self._client.log.last(self._deaths)
+        if newest is not None and newest.position > released:
+            self._position = max(self._position, newest.position)
+            self.put(on=True)
 
     async def follow(self) -> None:
         """Heed deaths and releases from then on, until cancelled."""

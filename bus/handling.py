@@ -88,7 +88,7 @@ async def perform(
             return Problem("handler_error", "the handler cancelled itself", "unknown")
         return task.result()
     if left_s <= 0:
-        late = Problem("timed_out", f"no result within {timeout_s:g} s", "transient")
+        late = Problem("timed_out", f"no result within {round(timeout_s, 2 if timeout_s < 1 else 1):g} s", "transient")
     else:
         late = Problem("silent", f"the handler said nothing of itself for {silence_s:g} s", "transient")
     pulse.end(late.title)

@@ -86,6 +86,6 @@ _holds = msgspec.json.Decoder(Hold)
 def hold_in(entry: Entry | None) -> Hold | None:
     """Whose lease a key holds; None: nobody's."""
     try:
-        return _holds.decode(entry.value) if entry is not None else None
+        return _holds.decode(entry.value) if entry is not None and not entry.is_over else None
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return None

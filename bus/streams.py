@@ -16,9 +16,12 @@ from bus.subjects import Subjects
 
 _NAME_IN_USE = 10058
 _NO_STREAM = 10059
+_NO_CONSUMER = 10014
 # The server has two words for a message that is not there.
 _NOT_THERE = frozenset({10037, 10057})
 _SECOND_NS = 1_000_000_000
+BELL = "bell"
+"""The consumer of what has rung."""
 _API = "$JS.API"
 
 
@@ -32,6 +35,10 @@ class _State(msgspec.Struct, frozen=True):
     subjects: dict[str, int] | None = None
 
 
+class _Place(msgspec.Struct, frozen=True):
+    stream_seq: int = 0
+
+
 class _Answer(msgspec.Struct, frozen=True):
     error: ApiError | None = None
     config: dict[str, Any] = msgspec.field(default_factory=dict)
@@ -41,6 +48,9 @@ class _Answer(msgspec.Struct, frozen=True):
     created: str = ""
     purged: int = 0
     streams: Sequence[str] | None = None
+    delivered: _Place = _Place()
+    ack_floor: _Place = _Place()
+    num_ack_pending: int = 0
 
 
 class Info(msgspec.Struct, frozen=True):
@@ -305,9 +315,24 @@ async def remove(connection: Connection, stream: str, position: int, timeout_s: 
     return answer.error is None
 
 
+def consumer_of(capability: str) -> str:
+    """The name of the consumer of a capability's work."""
+    return capability.replace(".", ":")
+
+
+async def passed_by(connection: Connection, stream: str, consumer: str, timeout_s: float) -> int:
+    """Up to which position a consumer will deliver nothing more, whatever is there. Raises NotFound, Unavailable."""
+    answer = await _ask(connection, f"{_API}.CONSUMER.INFO.{stream}.{consumer}", None, timeout_s)
+    if answer.error is not None and answer.error.err_code == _NO_CONSUMER:
+        raise NotFound(f"stream {stream!r} has no consumer {consumer!r}")
+    if answer.error is not None:
+        raise _refusal(f"consumer {consumer!r} of {stream!r}", answer.error)
+    return answer.ack_floor.stream_seq if answer.num_ack_pending else answer.delivered.stream_seq
+
+
 async def ensure_consumer(connection: Connection, subjects: Subjects, capability: str, settings: Settings) -> str:
     """The consumer of a capability's work, shared by all instances; returns its name."""
-    name = capability.replace(".", ":")
+    name = consumer_of(capability)
     config = {
         "durable_name": name,
         "name": name,
@@ -360,8 +385,8 @@ async def ensure_subscription(
 async def ensure_bell(connection: Connection, subjects: Subjects, settings: Settings) -> str:
     """The stream for schedules, and the consumer of what has rung; returns the consumer's name."""
     config = {
-        "durable_name": "bell",
-        "name": "bell",
+        "durable_name": BELL,
+        "name": BELL,
         "filter_subject": subjects.all_rung,
         "ack_policy": "explicit",
         # Who dies between the run's start and the acknowledgement leaves it to the next leader.
@@ -372,7 +397,7 @@ async def ensure_bell(connection: Connection, subjects: Subjects, settings: Sett
     }
     await set_up_timers(connection, subjects, settings)
     await _create_consumer(connection, subjects.timers_stream, config, settings)
-    return "bell"
+    return BELL
 
 
 async def _create_consumer(connection: Connection, stream: str, config: dict[str, Any], settings: Settings) -> None:

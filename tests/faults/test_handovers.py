@@ -15,12 +15,17 @@ import msgspec
 import pytest
 
 from bus import Agent, Client, Context, connect
+from bus.beginning import Beginning
+from bus.commands import Begin, Take
+from bus.context import Pulse
 from bus.envelope import encode, envelope
+from bus.errors import NotFound
 from bus.events import Commit, PhaseCompleted, PhaseStarted, ResultRefused, RunStarted
 from bus.handover import HANDED, Answered, Busy, Handed, read_reply
 from bus.ledger import utc_now
+from bus.runs import Decided
 from bus.server import Server
-from bus.task import Task
+from bus.task import WORK, Task
 from bus.verify import violations
 from tests.faults.doomed import doomed
 from tests.harness import BOUND_S, ROOT, agents_there, serving, supervised, until
@@ -176,3 +181,22 @@ async def _has(client: Client, run: str) -> bool:
 
 async def _there(client: Client, count: int) -> bool:
     return len(await client.agents()) >= count
+
+
+async def test_what_could_not_be_begun_here_is_not_begun_later_when_nobody_works_on_it(server: Server) -> None:
+    async with connect(server.url, append_timeout_s=0.3) as client:
+        task, run, pulse = Task("double"), "task-late", Pulse()
+        begin = Begin(task.plan, msgspec.Raw(b"1"))
+        take = Take(WORK, None, 1, "double", "doubling", "doubling-1", 30.0)
+        stored: list[Decided] = []
+        beginning = Beginning(client.runs, run, begin, take, causation=None, pulse=pulse, stored=stored.append)
+        await server.stop()
+        assert not await beginning.store()
+        assert pulse.ended
+        await server.start()
+        await until(lambda: client.connection.is_connected)
+        # As its timer does, if that comes only now.
+        assert not await beginning.store()
+        assert not stored
+        with pytest.raises(NotFound):
+            await client.runs.load(run)

@@ -309,6 +309,31 @@ async def test_a_capability_that_pauses_takes_nothing_after_a_death_until_it_is_
         await until(lambda: 7 in taken)
 
 
+async def test_a_capability_that_pauses_stays_so_for_who_starts_after_its_dead_work_was_redriven(
+    client: Client,
+) -> None:
+    agent, taken = Agent("careful"), list[int]()
+
+    @agent.capability("careful.do", on_dead="pause")
+    async def do(number: int) -> int:
+        taken.append(number)
+        raise Reject("never")
+
+    async def paused() -> bool:
+        return [each.paused for each in await client.agents()] == [["careful.do"]]
+
+    async with serving(client, agent):
+        receipt = await client.send("careful.do", 1)
+        await client.result(receipt.run, timeout_s=BOUND_S)
+    await client.redrive(receipt.run, by="ann")
+    async with serving(client, agent):
+        await until(paused)
+        await asyncio.sleep(0.3)
+        assert taken == [1]
+        await client.release("careful.do", by="ann")
+        await until(lambda: taken == [1, 1])
+
+
 async def test_a_run_that_is_cancelled_is_not_dead(client: Client) -> None:
     receipt = await client.send("nobody", 1)
     await client.cancel(receipt.run, by="ann")

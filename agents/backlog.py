@@ -1,0 +1,129 @@
+"""The backlog: the messages of work that waits, kept as the log says. What is ready has one that will be delivered.
+
+Work need not survive a crash of the server, and it may survive more than it should: what was taken before is in its
+stream again, and nobody is given it any more. So messages that are missing, or that nobody will get, are published
+again, and those of attempts that are over are removed.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+from datetime import timedelta
+from itertools import islice
+
+import structlog
+
+from agents.docket import Docket
+from agents.herald import Herald
+from bus.client import Client
+from bus.errors import Archived, MalformedMessage, NotFound
+from bus.inputs import work
+from bus.ledger import utc_now
+from bus.reading import Reader
+from bus.recovery import Recovered
+from bus.run import RunState
+from bus.streams import consumer_of, info, passed_by, purge
+from bus.subjects import Work
+from bus.timers import Timer
+
+logger = structlog.get_logger(__name__)
+
+_LATE = timedelta(seconds=1)
+_AT_ONCE = 200
+
+_Ready = Sequence[tuple[RunState, Timer]]
+
+
+class Backlog:
+    """That of one term of a leader."""
+
+    def __init__(self, client: Client, docket: Docket, herald: Herald) -> None:
+        self._client = client
+        self._docket = docket
+        self._herald = herald
+        self._began_at = utc_now()
+        self._timeout_s = client.settings.request_timeout_s
+        self._reader = Reader(client.connection, client.subjects.work_stream, timeout_s=self._timeout_s)
+        self._left: set[str] = set()
+
+    async def look(self) -> None:
+        """Once. Raises Unavailable."""
+        late = list(self._docket.ready_since(utc_now() - _LATE))
+        there = await self._there()
+        await self._drop(there)
+        lost = [(state, timer) for state, timer in late if self._subject(state, timer) not in there]
+        lost += await self._passed_over([each for each in late if self._subject(*each) in there])
+        for state, timer in lost:
+            self._client.ledger.dispatch(state, [(timer.phase, timer.item)])
+        recovered = [Recovered(state.run, each.phase, each.attempt, "work_lost", each.item) for state, each in lost]
+        await self._herald.recovered(recovered, on_start=all(timer.at < self._began_at for _, timer in late))
+
+    async def _there(self) -> Collection[str]:
+        """The subjects of all work that waits."""
+        connection, stream = self._client.connection, self._client.subjects.work_stream
+        try:
+            if not (await info(connection, stream, self._timeout_s)).messages:
+                return ()
+            return (await info(connection, stream, self._timeout_s, subjects=">")).subjects
+        except NotFound:
+            # A worker makes it again; nothing waits in it.
+            return ()
+
+    async def _drop(self, there: Collection[str]) -> None:
+        """Remove what is of no use any more: what is seen twice had time to be taken and acknowledged."""
+        left = {subject for subject in there if (of := self._read(subject)) is not None and not self._is_known(of)}
+        again, self._left = left & self._left, left
+        for subject in islice(again, _AT_ONCE):
+            of = self._read(subject)
+            if of is not None and await self._is_over(of):
+                logger.info("work removed", run=of.run, phase=of.phase, item=of.item, attempt=of.attempt)
+                await purge(self._client.connection, self._client.subjects.work_stream, subject, self._timeout_s)
+
+    async def _passed_over(self, late: _Ready) -> list[tuple[RunState, Timer]]:
+        """Of what is late and has a message, that whose message nobody will be given; it is removed."""
+        connection, stream = self._client.connection, self._client.subjects.work_stream
+        by_capability: defaultdict[str, list[tuple[RunState, Timer]]] = defaultdict(list)
+        for state, timer in late:
+            by_capability[state.capability(timer.phase) or ""].append((state, timer))
+        found: list[tuple[RunState, Timer]] = []
+        for capability, ready in by_capability.items():
+            try:
+                passed = await passed_by(connection, stream, consumer_of(capability), self._timeout_s)
+            except NotFound:
+                continue  # nobody has ever offered it
+            for state, timer in ready[:_AT_ONCE]:
+                subject = self._subject(state, timer)
+                record = await self._reader.last(subject)
+                if record is not None and record.position <= passed:
+                    await purge(connection, stream, subject, self._timeout_s)
+                    found.append((state, timer))
+        return found
+
+    def _subject(self, state: RunState, timer: Timer) -> str:
+        return self._client.subjects.work(work(state, timer.phase, timer.item))
+
+    def _read(self, subject: str) -> Work | None:
+        """What a subject says; None: who gets it keeps it as a dead letter."""
+        try:
+            return self._client.subjects.parse_work(subject)
+        except MalformedMessage:
+            return None
+
+    def _is_known(self, of: Work) -> bool:
+        """Whether it is ready, as far as has been read."""
+        state = self._docket.get(of.run)
+        return state is not None and _is_ready(state, of)
+
+    async def _is_over(self, of: Work) -> bool:
+        """Whether it can't be taken any more, as of now."""
+        try:
+            return not _is_ready(await self._client.runs.load(of.run), of)
+        except (NotFound, Archived):
+            return True
+
+
+def _is_ready(state: RunState, of: Work) -> bool:
+    phase = state.phases.get(of.phase)
+    item = phase.item(of.item) if phase is not None and state.is_open else None
+    return item is not None and (item.status, item.attempt) == ("ready", of.attempt)
