@@ -1,7 +1,4 @@
-"""What the log has of attempts: the result of each, to compare another with, and what it did outside, to give it back.
-
-Whoever does recorded work again does nothing outside: what was done then is known, and what was not is refused.
-"""
+"""What the log has of attempts: the result of each, to compare another with, and what came of what it did outside."""
 
 from __future__ import annotations
 
@@ -9,10 +6,7 @@ from typing import Literal
 
 import msgspec
 
-from bus.errors import SettingsError
 from bus.events import Commit, PhaseAttemptFailed, PhaseCompleted, PhaseEffectDone, RunStarted
-from bus.inputs import Order
-from bus.notebook import Intended, Note, Notebook
 from bus.problem import Problem
 
 Verdict = Literal["same", "differs", "failed", "new"]
@@ -74,22 +68,3 @@ class Past(msgspec.Struct):
                     self.effects.setdefault(where, {})[event.effect] = event.outcome
                 case PhaseAttemptFailed() if event.cause in _OF_THE_HANDLER:
                     self.results[event.phase, event.item, event.attempt] = Result(problem=event.problem)
-
-    def notebook(self, due: Order) -> Notebook:
-        """What an attempt found done, and what came of what it did then: nothing of it is done again."""
-        found = {name: outcome.raw for name, outcome in due.effects.items() if outcome is not None}
-        found |= self.effects.get((due.phase, due.item, due.attempt), {})
-        return Notebook(found, None if due.saved is None else due.saved.raw, _Closed())
-
-
-class _Closed:
-    """Writes nothing down, and lets nothing be done outside."""
-
-    async def write(self, note: Note) -> None:
-        self.write_now(note)
-
-    def write_now(self, note: Note) -> None:
-        if isinstance(note, Intended):
-            raise SettingsError(
-                f"a replay does nothing outside, and no outcome of {note.effect!r} was recorded for this attempt"
-            )

@@ -20,6 +20,7 @@ from msgspec.structs import replace
 from bus import feed
 from bus.agent import Agent, Capability
 from bus.client import Client
+from bus.closed import closed
 from bus.context import Context, Pulse
 from bus.events import PhaseStarted
 from bus.handling import Halted, perform
@@ -164,7 +165,7 @@ async def _again(
         undoes=due.undoes,
         report=Reporter(forking.fork.runs, held, started.instance, pulse).report,
         pulse=pulse,
-        notebook=past.notebook(due),
+        notebook=closed(past, due),
         door=forking.fork,
     )
     with structlog.contextvars.bound_contextvars(agent=agent.name, run=run, phase=due.phase, attempt=due.attempt):

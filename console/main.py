@@ -31,6 +31,10 @@ _COMMANDS = {
         "console.commands.replay:replay",
         "Tell a run again from the log, or do its work again in a fork.",
     ),
+    "rehearse": (
+        "console.commands.rehearse:rehearse",
+        "Run an agent's code against past runs, and list what would be different.",
+    ),
     "dead": ("console.commands.dead:dead", "Work that was given up: look at it, send it again."),
     "breaker": (
         "console.commands.breaker:breaker",
