@@ -133,32 +133,26 @@ class Counterfactual:
         revived: set[str] = set()
         for key in TopologicalSorter({key: node.needs for key, node in was.plan.graph.items()}).static_order():
             phase = was.phases[key]
-            if phase.status == "failed" and self._answers(was, key):
+            if phase.status == "failed" and not phase.lets_pass and self._answers(was, key):
                 revived.add(key)
             node = was.plan.graph[key]
-            if (
-                phase.opened_at is not None
-                or phase.lets_pass
-                or phase.answered_by
-                or not revived.intersection(node.needs)
-            ):
-                continue
-            if not all(was.phases[need].lets_pass or need in revived for need in node.needs):
-                continue
             because = [need for need in node.needs if need in revived]
+            # What needs one of them did not open then. That it opens now takes all that it needs.
+            if not because or not all(was.phases[need].lets_pass or need in revived for need in node.needs):
+                continue
+            revived.add(key)
             if unknown := [root for root in _roots(node) if root in self._unknown]:
                 self._unknown.add(key)
                 self._note(node, "unknown_input", unknown)
             elif not _is_wanted(self.state(was), key):
                 self._absent.add(key)
-                revived.add(key)
             elif node.phase.capability not in own:
                 self._unknown.add(key)
                 self._note(node, "reached", because)
             else:
                 yield key
-                if self._answers(was, key):
-                    revived.add(key)
+                if not self._answers(was, key):
+                    revived.discard(key)
 
     def state(self, was: RunState) -> RunState:
         """The run with the answers of now in place of the recorded ones."""
