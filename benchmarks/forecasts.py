@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import heapq
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from random import Random
+from statistics import median
 
 import msgspec
 
@@ -74,12 +76,12 @@ class Work(msgspec.Struct, frozen=True):
         return random.gauss(0, self.world.pace)
 
 
-def played(work: Work, random: Random, run: str) -> list[tuple[float, RunState]]:
+def played(work: Work, random: Random, run: str, *, at_s: float = 0.0) -> list[tuple[float, RunState]]:
     """A run by the rules of the bus: its state when it has started and after each end of a phase, with the seconds
-    since its start."""
+    since `START`; it began at `at_s`."""
     pace = work.pace(random)
     state: RunState | None = None
-    now_s, commits = 0.0, 0
+    now_s, commits = at_s, 0
     story: list[tuple[float, RunState]] = []
     due: list[tuple[float, int, str, str, int]] = []
 
@@ -95,7 +97,7 @@ def played(work: Work, random: Random, run: str) -> list[tuple[float, RunState]]
                 heapq.heappush(due, (ready_s, len(due) + commits * 100, "take", event.phase, event.attempt))
         return state
 
-    story.append((0.0, do(Begin(work.plan, msgspec.Raw(b"{}")))))
+    story.append((at_s, do(Begin(work.plan, msgspec.Raw(b"{}")))))
     while due:
         now_s, order, what, key, attempt = heapq.heappop(due)
         if what == "take":
@@ -169,3 +171,41 @@ def _limit_s(history: History, plan: Plan, key: str) -> float:
     found = history.of(plan, key)
     assert found is not None and found.limit_s is not None, "from 8 past runs on there is a limit"
     return found.limit_s
+
+
+_PLANS, _PAST, _RUNS = 6, 30, 50
+_PASTS = (8, 16, 30)
+
+
+def main() -> int:
+    """Print each figure with what is wanted of it; returns how many are not what they should be."""
+    missed = 0
+
+    def say(what: str, value: str, wanted: str, is_met: bool) -> None:
+        nonlocal missed
+        missed += not is_met
+        print(f"{what:<52} {value:>9}  (wanted: {wanted}){'' if is_met else '  MISSED'}")
+
+    found = list(scores(Random(1), World(), plans=_PLANS, past=_PAST, runs=_RUNS))
+    held = sum(each.held for each in found) / len(found)
+    error, naive = median(each.error for each in found), median(each.naive for each in found)
+    print(
+        f"{_PLANS * _RUNS} runs of {PHASES} phases, {len(found)} forecasts, {_PAST} past runs of each of {_PLANS} plans"
+    )
+    say("P10-P90 holds what happened", f"{held:.1%}", "75-85 %", 0.75 <= held <= 0.85)
+    say("median error of P50", f"{error:.1%}", f"under half of the naive {naive:.1%}", error < naive / 2)
+    for past in _PASTS:
+        limit = limits(Random(2), World(), plans=12, past=past, attempts=400)
+        say(
+            f"{past} past runs: sound attempts over their limit",
+            f"{limit.false:.2%}",
+            "at most 0.5 %",
+            limit.false <= 0.005,
+        )
+        worst = limit.delays[-1]
+        say(f"{past} past runs: a hang is told after (the worst)", f"{worst:.1f} x", "at most 4 medians", worst <= 4)
+    return missed
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -21,8 +21,8 @@ from projections.durations import SHORTEST_S, Durations
 _RUNS = 100
 _SAMPLES = 200
 _ENOUGH = 8
-_LIMIT_SHARE = 0.997
-_LIKE = 8
+_LIMIT_SHARE = 0.996
+_LIKE = 16
 """What the other phases of a plan say of how much one differs from run to run counts as so many runs of its own."""
 
 PACE_SPREAD = 0.2
@@ -33,6 +33,7 @@ _PACE_PHASES = 3
 """With fewer phases than that, nobody can tell a slow run from a slow phase."""
 
 _PACE_LEAST = 0.05
+"""Nothing takes just as long each time: a few runs in which it did say no more than if it had differed by this."""
 
 
 class Kind(NamedTuple):
@@ -61,7 +62,7 @@ class PhaseHistory(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def limit_s(self) -> float | None:
-        """How long an attempt may take before it is slower than ever: over 99.7 % of what to expect and over all
+        """How long an attempt may take before it is slower than ever: over 99.6 % of what to expect and over all
         that has been seen. None with fewer than 8 to learn from."""
         if self.attempt.count < _ENOUGH:
             return None
@@ -147,13 +148,7 @@ def _paces(states: Sequence[RunState]) -> tuple[float, list[float]]:
 
     Without that, each phase's durations would seem to differ by themselves as much as they differ together.
     """
-    logs: list[dict[str, float]] = [
-        {
-            key: fmean(math.log(max(item_s(phase, item), SHORTEST_S)) for item in phase.items)
-            for key, phase in _worked(state)
-        }
-        for state in states
-    ]
+    logs = [{key: _usual_log(phase) for key, phase in _worked(state)} for state in states]
     by_phase: defaultdict[str, list[float]] = defaultdict(list)
     for spans in logs:
         for key, log in spans.items():
@@ -181,8 +176,13 @@ def _paces(states: Sequence[RunState]) -> tuple[float, list[float]]:
     return math.sqrt(variance), [math.exp(pace * own / (own + noise)) for pace in found]
 
 
+def _usual_log(phase: PhaseState) -> float:
+    """The logarithm of what a unit of a completed phase took, on average."""
+    return fmean(math.log(max(item_s(phase, item), SHORTEST_S)) for item in phase.items)
+
+
 def _likeness(attempts: Sequence[Durations]) -> float | None:
-    """The variance that is usual among the phases of a plan; None if there is but one."""
+    """The variance that is usual among the phases of a plan; None where too few say so."""
     freedom = sum(each.count - 1 for each in attempts)
     if len(attempts) < _PACE_PHASES or freedom < _ENOUGH:
         return None

@@ -74,6 +74,7 @@ FOLDS = [
     "projections.progress",
     "projections.projection",
     "projections.runs",
+    "projections.scoring",
 ]
 IMPURE = [
     "nats",
