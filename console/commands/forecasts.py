@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 @click.argument("plan", required=False)
 @on_bus
 async def forecasts(client: Client, printer: Printer, plan: str | None) -> None:
-    """Score the forecasts of past runs, of one plan or each, against what happened.
+    """Score the forecasts of past runs against what happened.
 
-    HELD is how often the time left lay in the interval that is shown of a run, which is made to hold 8 times in 10;
+    Of one plan, or each. HELD is how often the time left lay in the interval that is shown of a run, which is made to hold 8 times in 10;
     OFF by how much its middle was off, and NAIVE the same of the formula "elapsed / phases done x phases left".
     """
     from console.text import escaped

@@ -98,12 +98,12 @@ def filtering(ctx: click.Context | None, param: click.Parameter | None, values: 
 @click.option("--at-once", type=click.IntRange(1), default=8, show_default=True, help="So many runs at a time.")
 @on_bus
 async def rehearse(client: Client, printer: Printer, agent: str, wanted: Wanted, at_once: int) -> int:
-    """Run an agent's code as it is now against the recorded inputs of past runs, and list what would be different.
+    """Run an agent's code against past runs, and list what would be different.
 
-    Of the runs that --runs chooses, those with work for the agent: the newest 100, unless it says another limit. The
-    other agents are played back from the log, nothing is done outside, and nothing is written to this bus: what the
-    code sends stays in a private one. Where an answer that changed feeds the same agent, that is done with the new
-    input; where it feeds others, they are listed.
+    The code as it is now gets the recorded inputs of the runs that --runs chooses, if they have work for the agent: the
+    newest 100, unless it says another limit. The other agents are played back from the log, nothing is done outside,
+    and nothing is written to this bus: what the code sends stays in a private one. Where an answer that changed feeds
+    the same agent, that is done with the new input; where it feeds others, they are listed.
 
     Exit code 1 if anything would be different, 0 if nothing, 3 if there was nothing to rehearse.
     """
@@ -184,7 +184,8 @@ class _Summary:
             reached = [[escaped(phase), _REACHES[reach], str(runs)] for (phase, reach), runs in self._reaches.items()]
             printer.table(["DOWNSTREAM", "", "RUNS"], reached)
         printer.line()
-        printer.line(f"{self.runs} runs rehearsed, {self.different} would be different")
+        runs = "1 run" if self.runs == 1 else f"{self.runs} runs"
+        printer.line(f"{runs} rehearsed, {self.different} would be different")
 
 
 def _show(printer: Printer, each: Rehearsal) -> None:

@@ -19,7 +19,7 @@ from bus.fork import forked
 from bus.rehearsing import Rehearsal, rehearse
 from bus.server import Server
 from console.failure import FAILED, NOT_FOUND, OK, USAGE
-from tests.harness import BOUND_S, supervised
+from tests.harness import BOUND_S, supervised, until
 
 PHASEBUS = Path(sys.executable).with_name("phasebus")
 # shop -> clerk -> shop, with work beside that nothing changes.
@@ -188,6 +188,55 @@ async def test_an_attempt_that_was_only_needed_because_one_failed_is_left_out(se
     assert found.downstream == []
 
 
+async def test_a_second_pass_and_work_that_was_undone_are_no_difference_either(server: Server, client: Client) -> None:
+    plan = Plan(
+        "passes",
+        phases=[
+            Phase("first", "work", input="fine", compensate="undo"),
+            Phase("each", "work", each=ref("input.names"), input=ref("item")),
+            Phase("maybe", "work", input="never", optional=True),
+            Phase("last", "work", input={"all": ref("each"), "maybe": ref("maybe")}, compensate="undo"),
+        ],
+    )
+
+    def stubborn(word: str = "done") -> Agent:
+        agent = Agent("stubborn")
+
+        @agent.capability("work")
+        async def work(what: Any, context: Context) -> Any:
+            if what == "never" or (what == "late" and context.attempt == 1):
+                raise Reject("not yet")
+            return {word: what}
+
+        @agent.capability("undo")
+        async def undo(about: dict[str, Any]) -> str:
+            return f"undone {about['output']}"
+
+        return agent
+
+    async with supervised(server), serving(client, stubborn()):
+        await client.start(plan, {"names": ["a", "late", "b"]}, run="twice")
+        assert (await client.result("twice", timeout_s=BOUND_S)).status == "failed"
+        await client.redrive("twice", by="test")
+        assert (await client.result("twice", timeout_s=BOUND_S)).status == "completed"
+        await client.start(plan, {"names": ["a"]}, run="undone")
+        await client.result("undone", timeout_s=BOUND_S)
+        await client.rollback("undone", before="first", by="test")
+        await until(lambda: _has_passes(client, "undone", 2))
+        await client.result("undone", timeout_s=BOUND_S)
+    twice, undone = await rehearsed(client, stubborn(), "twice", "undone")
+    assert (twice.is_same, undone.is_same) == (True, True)
+    assert {each.capability for each in undone.work} == {"work", "undo"}
+    twice, undone = await rehearsed(client, stubborn("made"), "twice", "undone")
+    assert {each.phase for each in twice.differences} == {"first", "each", "last"}
+    undoing = [each for each in undone.differences if each.capability == "undo"]
+    assert undoing and all("made" in str(each.now.value) for each in undoing)
+
+
+async def _has_passes(client: Client, run: str, passes: int) -> bool:
+    return (await client.runs.load(run)).passes >= passes
+
+
 async def test_conditions_are_asked_again(server: Server, client: Client) -> None:
     plan = Plan(
         "gated",
@@ -314,6 +363,6 @@ async def test_the_command_says_what_differs_and_its_exit_code_does(
     assert lines[-1]["summary"]["capabilities"]["price"] == {"differs": 3}
     assert {"phase": "order/check", "reach": "other_input", "runs": 3} in lines[-1]["summary"]["downstream"]
     # `list` alone is the same.
-    assert "1 runs" in await typed("changed.py:agent", "--runs", "one capability=list", code=OK)
+    assert "1 run rehearsed" in await typed("changed.py:agent", "--runs", "one capability=list", code=OK)
     assert "nothing was rehearsed" in await typed("same.py:agent", "--runs", "plan=other", code=NOT_FOUND)
     assert "write NAME=VALUE" in await typed("same.py:agent", "--runs", "colour=red", code=USAGE)
