@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 async def forecasts(client: Client, printer: Printer, plan: str | None) -> None:
     """Score the forecasts of past runs against what happened.
 
-    Of one plan, or each. HELD is how often the time left lay in the interval that is shown of a run, which is made to hold 8 times in 10;
-    OFF by how much its middle was off, and NAIVE the same of the formula "elapsed / phases done x phases left".
+    Of one plan, or each. HELD is how often the time left lay in the interval that is shown of a run, which is made to
+    hold 8 times in 10; OFF by how much its middle was off, and NAIVE the same of the formula "elapsed / phases done x
+    phases left". NOT SAID counts forecasts for which there was no ground yet.
     """
     from console.text import escaped
     from projections.catchup import build

@@ -343,7 +343,7 @@ async def test_the_command_says_what_differs_and_its_exit_code_does(
 
     async def typed(*words: str, code: int) -> str:
         process = await asyncio.create_subprocess_exec(
-            *(str(PHASEBUS), "rehearse", *words),
+            *(str(PHASEBUS), *words),
             cwd=tmp_path,
             env=environment,
             stdout=asyncio.subprocess.PIPE,
@@ -353,16 +353,23 @@ async def test_the_command_says_what_differs_and_its_exit_code_does(
         assert process.returncode == code, complained.decode()
         return (said or complained).decode()
 
-    assert "3 runs rehearsed, 0 would be different" in await typed("same.py:agent", code=OK)
-    said = await typed("changed.py:agent", "--runs", "plan=order,status=completed,since=1h,limit=2", code=FAILED)
+    assert "3 runs rehearsed, 0 would be different" in await typed("rehearse", "same.py:agent", code=OK)
+    said = await typed(
+        "rehearse", "changed.py:agent", "--runs", "plan=order,status=completed,since=1h,limit=2", code=FAILED
+    )
     assert "2 runs rehearsed, 2 would be different" in said
     assert "invoice #1  total" in said and "prices.0: 20 -> 22" in said
     assert "check of check would get another input (from price): prices.0: 20 -> 22" in said
-    lines = [json.loads(line) for line in (await typed("changed.py:agent", "--json", code=FAILED)).splitlines()]
+    lines = [
+        json.loads(line) for line in (await typed("rehearse", "changed.py:agent", "--json", code=FAILED)).splitlines()
+    ]
     assert [each["run"] for each in lines[:-1]] == ["one", "two", "three"]
     assert lines[-1]["summary"]["capabilities"]["price"] == {"differs": 3}
     assert {"phase": "order/check", "reach": "other_input", "runs": 3} in lines[-1]["summary"]["downstream"]
     # `list` alone is the same.
-    assert "1 run rehearsed" in await typed("changed.py:agent", "--runs", "one capability=list", code=OK)
-    assert "nothing was rehearsed" in await typed("same.py:agent", "--runs", "plan=other", code=NOT_FOUND)
-    assert "write NAME=VALUE" in await typed("same.py:agent", "--runs", "colour=red", code=USAGE)
+    assert "1 run rehearsed" in await typed("rehearse", "changed.py:agent", "--runs", "one capability=list", code=OK)
+    assert "nothing was rehearsed" in await typed("rehearse", "same.py:agent", "--runs", "plan=other", code=NOT_FOUND)
+    assert "write NAME=VALUE" in await typed("rehearse", "same.py:agent", "--runs", "colour=red", code=USAGE)
+    [scored] = [json.loads(line) for line in (await typed("run", "forecasts", "--json", code=OK)).splitlines()]
+    assert (scored["plan"], scored["runs"]) == ("order", 3)
+    assert "NOT SAID" in await typed("run", "forecasts", "order", code=OK)
