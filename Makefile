@@ -13,6 +13,7 @@ format:
 
 bench:
 	uv run python -m benchmarks.runs
+	uv run python -m benchmarks.forecasts
 
 recovery:
 	uv run python -m benchmarks.recovery

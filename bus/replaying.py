@@ -12,7 +12,6 @@ from collections import OrderedDict
 from collections.abc import AsyncGenerator, Collection
 from contextlib import aclosing
 from datetime import datetime
-from typing import Literal
 
 import msgspec
 import structlog
@@ -21,39 +20,22 @@ from msgspec.structs import replace
 from bus import feed
 from bus.agent import Agent, Capability
 from bus.client import Client
+from bus.closed import closed
 from bus.context import Context, Pulse
-from bus.errors import SettingsError
-from bus.events import PhaseAttemptFailed, PhaseCompleted, PhaseEffectDone, PhaseStarted, RunStarted
+from bus.events import PhaseStarted
 from bus.handling import Halted, perform
 from bus.happening import Happening
-from bus.inputs import Order, order
+from bus.inputs import order
 from bus.ledger import utc_now
-from bus.notebook import Intended, Note, Notebook
 from bus.presence import Held
 from bus.problem import Problem
 from bus.progress import Reporter
+from bus.recorded import Past, Result, Verdict, result, verdict
 from bus.selection import Selection
 
 logger = structlog.get_logger(__name__)
 
-Verdict = Literal["same", "differs", "failed", "new"]
-# How a handler itself can end an attempt; a crash says nothing about it.
-_OF_THE_HANDLER = ("error", "timed_out")
 _KNOWN_RUNS = 100
-
-
-class Result(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What came of an attempt: an output, or a problem."""
-
-    output: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-    problem: Problem | None = None
-
-    def is_like(self, other: Result) -> bool:
-        """Whether both say the same. Of problems, traces and causes do not count: they change with the code."""
-        if self.problem is None or other.problem is None:
-            return self.problem is other.problem and _value(self) == _value(other)
-        ours, theirs = self.problem, other.problem
-        return (ours.code, ours.title, ours.detail) == (theirs.code, theirs.title, theirs.detail)
 
 
 class Replayed(msgspec.Struct, frozen=True, kw_only=True):
@@ -119,47 +101,25 @@ async def paced(happenings: AsyncGenerator[Happening, None], speed: float | None
             yield each
 
 
-class _Past(msgspec.Struct):
-    """What the log says of a run: the capability of each phase, the result of each attempt that has one, and what came
-    of what each did outside."""
-
-    capabilities: dict[str, str | None] = {}
-    results: dict[tuple[str, int | None, int], Result] = {}
-    effects: dict[tuple[str, int | None, int], dict[str, msgspec.Raw]] = {}
-
-
 class _Forking:
     """Reads runs of one bus, and copies them into another."""
 
     def __init__(self, source: Client, fork: Client) -> None:
         self.fork = fork
         self._source = source
-        self._pasts: OrderedDict[str, _Past] = OrderedDict()
+        self._pasts: OrderedDict[str, Past] = OrderedDict()
         self._copied: dict[str, int] = {}
 
-    async def past(self, run: str) -> _Past:
+    async def past(self, run: str) -> Past:
         if run in self._pasts:
             self._pasts.move_to_end(run)
             return self._pasts[run]
-        past = self._pasts[run] = _Past()
+        past = self._pasts[run] = Past()
         if len(self._pasts) > _KNOWN_RUNS:
             self._pasts.popitem(last=False)
         async with aclosing(self._source.ledger.commits(run)) as commits:
             async for commit in commits:
-                for event in commit.events:
-                    match event:
-                        case RunStarted():
-                            graph = event.plan.graph
-                            past.capabilities = {key: node.phase.capability for key, node in graph.items()}
-                        case PhaseCompleted(attempt=int(attempt)):
-                            output = msgspec.Raw(b"null") if event.output is msgspec.UNSET else event.output
-                            past.results[event.phase, event.item, attempt] = Result(output)
-                        case PhaseEffectDone():
-                            where = (event.phase, event.item, event.attempt)
-                            past.effects.setdefault(where, {})[event.effect] = event.outcome
-                        case PhaseAttemptFailed() if event.cause in _OF_THE_HANDLER:
-                            result = Result(problem=event.problem)
-                            past.results[event.phase, event.item, event.attempt] = result
+                past.add(commit)
         return past
 
     async def copy(self, run: str, upto: int) -> None:
@@ -176,28 +136,8 @@ class _Forking:
         self._copied[run] = upto
 
 
-class _Closed:
-    """Writes nothing down, and lets nothing be done outside."""
-
-    async def write(self, note: Note) -> None:
-        self.write_now(note)
-
-    def write_now(self, note: Note) -> None:
-        if isinstance(note, Intended):
-            raise SettingsError(
-                f"a replay does nothing outside, and no outcome of {note.effect!r} was recorded for this attempt"
-            )
-
-
-def _notebook(past: _Past, due: Order) -> Notebook:
-    """What the attempt found done, and what came of what it did then: nothing of it is done again."""
-    found = {name: outcome.raw for name, outcome in due.effects.items() if outcome is not None}
-    found |= past.effects.get((due.phase, due.item, due.attempt), {})
-    return Notebook(found, None if due.saved is None else due.saved.raw, _Closed())
-
-
 async def _again(
-    forking: _Forking, past: _Past, agent: Agent, capability: Capability, where: Happening, started: PhaseStarted
+    forking: _Forking, past: Past, agent: Agent, capability: Capability, where: Happening, started: PhaseStarted
 ) -> Replayed | None:
     """Do one attempt again; None if the run's state does not know of it."""
     run = where.run or ""
@@ -225,14 +165,14 @@ async def _again(
         undoes=due.undoes,
         report=Reporter(forking.fork.runs, held, started.instance, pulse).report,
         pulse=pulse,
-        notebook=_notebook(past, due),
+        notebook=closed(past, due),
         door=forking.fork,
     )
     with structlog.contextvars.bound_contextvars(agent=agent.name, run=run, phase=due.phase, attempt=due.attempt):
         answer = await perform(capability, due.input, context, timeout_s=max(given.total_seconds(), 0.0))
     if isinstance(answer, Halted):
         answer = Problem("lost", answer.reason, "unknown")
-    now = Result(problem=answer) if isinstance(answer, Problem) else Result(msgspec.Raw(answer))
+    now = result(answer)
     recorded = past.results.get((started.phase, started.item, started.attempt))
     return Replayed(
         position=where.position,
@@ -242,19 +182,7 @@ async def _again(
         item=started.item,
         attempt=started.attempt,
         capability=capability.name,
-        verdict=_verdict(recorded, now),
+        verdict=verdict(recorded, now),
         recorded=recorded,
         now=now,
     )
-
-
-def _verdict(recorded: Result | None, now: Result) -> Verdict:
-    if recorded is None:
-        return "new"
-    if recorded.is_like(now):
-        return "same"
-    return "failed" if now.problem is not None and recorded.problem is None else "differs"
-
-
-def _value(result: Result) -> object:
-    return msgspec.json.decode(b"null" if result.output is msgspec.UNSET else result.output)

@@ -16,7 +16,8 @@ from msgspec.structs import asdict
 from bus.agent import Agent
 from bus.client import Client
 from bus.fork import forked
-from bus.replaying import Replayed, Result, paced, replay
+from bus.recorded import Result
+from bus.replaying import Replayed, paced, replay
 from bus.selection import Selection
 from console.failure import FAILED, NOT_FOUND, OK, USAGE, Failure
 from console.lookup import say_if_archived

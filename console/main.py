@@ -34,6 +34,10 @@ _COMMANDS = {
     "debug": ("console.commands.debug:debug", "Step through a run, forth and back."),
     "causes": ("console.commands.causes:causes", "Show what led to a record, and what came of it."),
     "doctor": ("console.commands.doctor:doctor", "Find out what is wrong, and what to do about it."),
+    "rehearse": (
+        "console.commands.rehearse:rehearse",
+        "Run an agent's code against past runs, and list what would be different.",
+    ),
     "dead": ("console.commands.dead:dead", "Work that was given up: look at it, send it again."),
     "breaker": (
         "console.commands.breaker:breaker",

@@ -14,7 +14,7 @@ from statistics import NormalDist
 
 import msgspec
 
-_SHORTEST_S = 0.001
+SHORTEST_S = 0.001
 """Clocks differ between machines: shorter, or ending before it began, counts as this."""
 
 _PRIOR_SPREAD = 0.5
@@ -43,7 +43,7 @@ class Durations(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     @classmethod
     def of(cls, seconds: Iterable[float]) -> Durations:
         """Raises ValueError if there are none."""
-        values = [max(value, _SHORTEST_S) for value in seconds]
+        values = [max(value, SHORTEST_S) for value in seconds]
         if not values:
             raise ValueError("no past durations")
         count = len(values)
@@ -74,13 +74,22 @@ class Durations(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         logs, blurs = random.choices(self.logs, k=_DRAWS), deviates(random, _DRAWS)
         return sorted(math.exp(log + self.noise * blur) for log, blur in zip(logs, blurs, strict=True))
 
-    def upper_s(self, share: float) -> float:
+    @property
+    def squares(self) -> float:
+        """The sum of the squared deviations from the center."""
+        return sum((log - self.center) ** 2 for log in self.logs)
+
+    def upper_s(self, share: float, likeness: float | None = None, like: int = 0) -> float:
         """The seconds that this share of what comes next (0.5 to 1) will not exceed, wider the fewer there are.
 
+        `likeness` is the variance of what is like it, which counts as `like` more of these.
         Source: prediction interval of a normal distribution, Student's t with `count - 1` degrees of freedom.
         """
-        deviation = self.spread * math.sqrt(1 + 1 / self.count)
-        return math.exp(self.center + deviation * _student(share, max(self.count - 1, 1)))
+        variance, freedom = self.spread**2, max(self.count - 1, 1)
+        if likeness is not None:
+            variance, freedom = (self.squares + like * likeness) / (freedom + like), freedom + like
+        deviation = math.sqrt(variance * (1 + 1 / self.count))
+        return math.exp(self.center + deviation * _student(share, freedom))
 
 
 def deviates(random: Random, count: int) -> list[float]:

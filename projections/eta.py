@@ -20,15 +20,13 @@ import msgspec
 
 from bus.run import SUCCEEDED, TERMINAL, Item, PhaseState, RunState
 from projections.durations import Durations, deviates
-from projections.history import History, PhaseHistory, begun_at, is_cached, item_s
+from projections.history import PACE_SPREAD, History, PhaseHistory, begun_at, is_cached, item_s
 
 _SAMPLES = 200
 _SCHEDULES = 40
 _SCHEDULED_ITEMS = 32
 _ENOUGH = 3
 _FEW = 10
-_PACE_SPREAD = 0.2
-"""How much whole runs differ in speed, as far as one knows before a run has begun (standard deviation of the log)."""
 
 
 class Eta(msgspec.Struct, frozen=True):
@@ -139,7 +137,7 @@ def _paces(state: RunState, history: History, random: Random) -> list[float]:
     Each finished phase says something, the less the more its durations differ anyway; together they are weighed
     against the expectation that runs are alike, which pulls the factor towards 1.
     """
-    precision = _PACE_SPREAD**-2
+    precision = history.paces.get(state.plan.name, PACE_SPREAD) ** -2
     weighed = 0.0
     for key, spans in _own(state).items():
         past = history.of(state.plan, key)

@@ -10,6 +10,7 @@ _COMMANDS = {
     "start": ("console.commands.start:start", "Start a run of a plan; prints its id."),
     "ls": ("console.commands.runs:ls", "List the runs, newest first."),
     "show": ("console.commands.runs:show", "Show a run as it is, or as it was at a position of the log or a time."),
+    "forecasts": ("console.commands.forecasts:forecasts", "Score the forecasts of past runs against what happened."),
     "follow": ("console.commands.start:follow", "Watch a run until it ends."),
     "approve": ("console.commands.decisions:approve", "Open a gate that waits."),
     "reject": ("console.commands.decisions:reject", "Close a gate that waits: its phase fails."),

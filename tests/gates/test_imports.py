@@ -19,6 +19,7 @@ RULES = [
     "bus.comparison",
     "bus.compatibility",
     "bus.dead",
+    "bus.counterfactual",
     "bus.decide",
     "bus.decision",
     "bus.diff",
@@ -49,6 +50,7 @@ RULES = [
     "bus.problem",
     "bus.purse",
     "bus.quota",
+    "bus.recorded",
     "bus.references",
     "bus.retention",
     "bus.retry",
@@ -94,6 +96,7 @@ FOLDS = [
     "projections.spend",
     "projections.traffic",
     "projections.underway",
+    "projections.scoring",
 ]
 IMPURE = [
     "nats",
