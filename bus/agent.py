@@ -74,15 +74,23 @@ class Agent:
     """A name, a version, and capabilities added by decorator. Nothing runs before `run` or `phasebus agent run`.
 
     `classify` says of an exception of a handler which error class it has, or None to leave it to the table
-    (`bus.diagnosis`); a capability's own goes before it.
+    (`bus.diagnosis`); a capability's own goes before it. The instances of a `standby` agent are given work when no
+    other instance asks for it.
     """
 
     def __init__(
-        self, name: str, *, version: str = "1", tags: Iterable[str] = (), classify: Classify | None = None
+        self,
+        name: str,
+        *,
+        version: str = "1",
+        tags: Iterable[str] = (),
+        classify: Classify | None = None,
+        standby: bool = False,
     ) -> None:
         self.name = subjects.name(name, "agent")
         self.version = version
         self.tags = _tags(tags)
+        self.standby = standby
         self.life: Lifespan | None = None
         self._classify = classify
         self._capabilities: dict[str, Capability] = {}

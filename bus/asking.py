@@ -203,7 +203,7 @@ class Asking(Steering):
         Raises NoLiveAgent.
         """
         try:
-            return await self._request(HANDED, run, task.capability, Handed(task, given), _FIRST_WORD_S)
+            return await self._put(HANDED, run, task.capability, Handed(task, given), _FIRST_WORD_S)
         except NoResponders:
             # An instance that stops takes nothing more this way, and still is one.
             if await self._unserved([task.capability]):
@@ -219,7 +219,7 @@ class Asking(Steering):
         question = Asked(given, deadline_at)
         while True:
             try:
-                reply = await self._request(ASKED, run, task.capability, question, task.timeout_s)
+                reply = await self._put(ASKED, run, task.capability, question, task.timeout_s)
             except NoResponders:
                 raise NoLiveAgent(task.capability) from None
             match reply:
@@ -247,7 +247,19 @@ class Asking(Steering):
                 logger.debug("not cancelled", run=run, error=str(error))
             return
 
-    async def _request(self, kind: str, run: str, capability: str, what: object, timeout_s: float) -> Reply:
+    async def _put(self, kind: str, run: str, capability: str, what: object, timeout_s: float) -> Reply:
+        """The word of an instance; of one that comes after others, if those are not there or have no hand free."""
+        reply: Reply | None = None
+        with contextlib.suppress(NoResponders):
+            reply = await self._request(kind, run, self.subjects.hand(capability), what, timeout_s)
+        if reply is None or (kind == ASKED and isinstance(reply, Busy)):
+            with contextlib.suppress(NoResponders):
+                return await self._request(kind, run, self.subjects.hand(capability, spare=True), what, timeout_s)
+        if reply is None:
+            raise NoResponders(self.subjects.hand(capability))
+        return reply
+
+    async def _request(self, kind: str, run: str, subject: str, what: object, timeout_s: float) -> Reply:
         facts = served()
         message = envelope(
             kind,
@@ -272,7 +284,7 @@ class Asking(Steering):
         following = self.connection.subscribe(story, take) if is_followed else None
         self._asking += 1
         try:
-            forget = self.connection.ask(told, self.subjects.hand(capability), encode(message), timeout_s=timeout_s)
+            forget = self.connection.ask(told, subject, encode(message), timeout_s=timeout_s)
             try:
                 answer = await told
             finally:

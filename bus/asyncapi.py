@@ -158,6 +158,12 @@ _HANDOVERS = (
         "One of the instances with the capability is handed work, or a question that is not stored.",
         ("task.handed.v1", "task.asked.v1"),
     ),
+    Channel(
+        "spares",
+        "spare.{capability}",
+        "The same, when no other instance is there: one that stands by, or is not well.",
+        ("task.handed.v1", "task.asked.v1"),
+    ),
 )
 _QUESTIONS = (
     Channel("everyone", "ping", "Every instance answers.", (_QUESTION,)),

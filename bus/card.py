@@ -45,6 +45,7 @@ class Card(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     pid: int
     capabilities: Mapping[str, Offering]
     tags: tuple[str, ...] = ()
+    standby: bool = False
 
 
 class AgentDeregistered(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -102,6 +103,7 @@ def card(agent: Agent, instance: str, host: str, pid: int) -> Card:
         host=host,
         pid=pid,
         tags=agent.tags,
+        standby=agent.standby,
         capabilities={
             name: Offering(
                 concurrency=each.concurrency,

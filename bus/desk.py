@@ -16,7 +16,7 @@ from bus.connection import Message, Subscription
 from bus.presence import Load
 from bus.pull import Delivery, Intake
 from bus.room import Room
-from bus.streams import ensure_consumer, set_up_cache, set_up_work
+from bus.streams import EVERYBODY, ensure_consumer, set_up_cache, set_up_work
 
 logger = structlog.get_logger(__name__)
 
@@ -49,9 +49,11 @@ class Desk:
         self._tasks = tasks
         self._room = Room(capability.concurrency, lambda _free: self._fill())
         self._circuit = client.breaker(capability.name, capability.breaker) if capability.breaker is not None else None
-        self.brake = Brake(client, capability.name, self._hold) if capability.on_dead == "pause" else None
+        pauses = capability.on_dead == "pause"
+        self.brake = Brake(client, capability.name, lambda _on: self._place()) if pauses else None
         self._intake: Intake | None = None
         self._listening: Subscription | None = None
+        self._rank: int | None = 0
         self._braking: asyncio.Task[None] | None = None
         self._resting: asyncio.Task[None] | None = None
         self._pulling: set[asyncio.Task[None]] = set()
@@ -81,26 +83,29 @@ class Desk:
             consumer,
             deliver=lambda delivery: self._take(intake, delivery),
             missing=self._restore,
+            group=EVERYBODY,
         )
         self._intake = intake
-        self._hold(self.brake is not None and self.brake.is_on)
+        self._place()
         self._fill()
         task = self._tasks.create_task(intake.run())
         self._pulling.add(task)
         task.add_done_callback(self._pulling.discard)
-        if self._capability.cache is None:
-            # What may be cached is looked up, and that is for work in the log.
-            subject = client.subjects.hand(self._capability.name)
-            self._listening = client.connection.subscribe(subject, self._hear, queue="instances")
+        self._listen()
+
+    def rank(self, rank: int | None) -> None:
+        """Come after instances with a lower number, 0 to 9; None: take nothing until there is one again."""
+        if rank != self._rank:
+            self._rank = rank
+            self._place()
+            self._listen()
 
     def close(self) -> None:
         """Take nothing more."""
         if self._intake is not None:
             self._intake.stop()
             self._intake = None
-        if self._listening is not None:
-            self._listening.unsubscribe()
-            self._listening = None
+        self._listen()
 
     def cancel(self) -> None:
         """End what is left: pulling, and what was begun, which is handed back."""
@@ -109,9 +114,21 @@ class Desk:
         for task in (*self._pulling, *others, *self.serving):
             task.cancel()
 
-    def _hold(self, held: bool) -> None:
+    def _place(self) -> None:
+        """Stand where work is given out, or aside."""
         if self._intake is not None:
-            self._intake.hold(held)
+            self._intake.rank(self._rank or 0)
+            self._intake.hold(self._rank is None or (self.brake is not None and self.brake.is_on))
+
+    def _listen(self) -> None:
+        """Be handed work directly: at the first place to ask, or at the one for when nobody is there."""
+        if self._listening is not None:
+            self._listening.unsubscribe()
+            self._listening = None
+        # What may be cached is looked up, and that is for work in the log.
+        if self._intake is not None and self._rank is not None and self._capability.cache is None:
+            subject = self._client.subjects.hand(self._capability.name, spare=self._rank > 0)
+            self._listening = self._client.connection.subscribe(subject, self._hear, queue="instances")
 
     def _take(self, intake: Intake, delivery: Delivery) -> None:
         if self._intake is not intake:

@@ -17,6 +17,7 @@ from bus.card import Card, without_schemas
 from bus.connection import Connection, Message, Subscription
 from bus.envelope import UNDECODABLE
 from bus.errors import NoResponders, Unavailable
+from bus.health import Level
 from bus.subjects import Subjects
 
 Standing = Literal["live", "draining", "quarantined"]
@@ -43,7 +44,8 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One sign of life: only what changes; the rest is on the instance's card.
 
     `note` says why it stands as it does, `lag_s` how late its event loop was, `memory_mb` what its process takes.
-    `paused` are the capabilities that take nothing more since something died (`on_dead="pause"`).
+    `paused` are the capabilities that take nothing more since something died (`on_dead="pause"`). How well it is
+    (`bus.health`) says how much it takes.
     """
 
     agent: str
@@ -55,6 +57,7 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     lag_s: float = 0.0
     memory_mb: int = 0
     paused: Sequence[str] = ()
+    health: Level = "healthy"
 
 
 class Present(msgspec.Struct, frozen=True):

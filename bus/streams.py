@@ -20,6 +20,8 @@ _NO_STREAM = 10059
 _NOT_THERE = frozenset({10037, 10057})
 _SECOND_NS = 1_000_000_000
 _API = "$JS.API"
+EVERYBODY = "all"
+"""The group of a capability's consumer that every instance belongs to."""
 
 
 class Moved(Exception):
@@ -304,6 +306,9 @@ async def ensure_consumer(connection: Connection, subjects: Subjects, capability
         "ack_wait": int(settings.lease_s * _SECOND_NS),
         "max_deliver": -1,
         "max_ack_pending": 10_000,
+        # Who asks with a lower number is served first; who asks with the same one, in turn.
+        "priority_groups": [EVERYBODY],
+        "priority_policy": "prioritized",
     }
     try:
         await _create_consumer(connection, subjects.work_stream, config, settings)

@@ -254,9 +254,9 @@ class Subjects:
         """Every live instance with the capability answers here; if there is none, the server says so at once."""
         return f"{self.namespace}.who.{capability_token(capability)}"
 
-    def hand(self, capability: str) -> str:
-        """Where an instance with the capability is handed work directly."""
-        return f"{self.namespace}.hand.{capability_token(capability)}"
+    def hand(self, capability: str, *, spare: bool = False) -> str:
+        """Where an instance with the capability is handed work directly; one that comes after others, at `spare`."""
+        return f"{self.namespace}.{'spare' if spare else 'hand'}.{capability_token(capability)}"
 
     def ping(self, instance: str) -> str:
         return f"{self.namespace}.ping.{name(instance, 'instance')}"

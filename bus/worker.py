@@ -25,6 +25,7 @@ from bus.context import Context
 from bus.desk import Desk
 from bus.errors import BusError
 from bus.halts import read_halt
+from bus.health import Health, Vitals, examined
 from bus.lifespan import Life
 from bus.presence import Beat, Presence
 from bus.problem import Problem
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
 logger = structlog.get_logger(__name__)
 
+_LOOK_S = 0.25
 _STATM = Path("/proc/self/statm")
 
 
@@ -64,6 +66,7 @@ class Worker:
         self._desks: dict[str, Desk] = {}
         self._draining = asyncio.Event()
         self._settling = asyncio.Lock()
+        self._health = Health()
         self._reason = ""
         self.instance = instance
         self.ready = asyncio.Event()
@@ -121,6 +124,7 @@ class Worker:
                 tasks.create_task(self._presence.beating()),
                 tasks.create_task(self._standing.mind(self._settle)),
                 tasks.create_task(self._heed(stop)),
+                tasks.create_task(self._mind_health()),
             ]
             self.ready.set()
             await self._draining.wait()
@@ -158,6 +162,7 @@ class Worker:
             # Who is told that work is taken here can hand it over at once.
             if not is_serving:
                 self._presence.offer(False)
+            self._place()
             for each in self._takers:
                 if is_serving:
                     await each.open()
@@ -168,6 +173,26 @@ class Worker:
         if quarantine is not None:
             logger.warning("in quarantine", by=quarantine.by, reason=quarantine.reason)
         self._presence.say()
+
+    async def _mind_health(self) -> None:
+        """Take as much as is good for it."""
+        loop = asyncio.get_running_loop()
+        while True:
+            due = loop.time() + _LOOK_S
+            await asyncio.sleep(_LOOK_S)
+            # A capability's own breaker lets nothing in by itself.
+            broken = [each for each in self._client.guards.open if each not in self._desks]
+            limit_mb = self._client.settings.memory_limit_mb
+            before = self._health.level
+            self._health = examined(self._health, Vitals(loop.time() - due, _memory_mb(), limit_mb, broken))
+            if self._health.level != before:
+                logger.warning("health", level=self._health.level, before=before, why=self._health.why)
+                self._place()
+                self._presence.say()
+
+    def _place(self) -> None:
+        for desk in self._desks.values():
+            desk.rank(self._health.rank(standby=self._agent.standby))
 
     async def _drain(self) -> int:
         """Take nothing more; finish what was begun, or hand it back. How many attempts were handed back."""
@@ -228,11 +253,12 @@ class Worker:
             agent=self._agent.name,
             instance=self.instance,
             standing="draining" if is_draining else "quarantined" if quarantine is not None else "live",
-            note=self._reason if is_draining else note,
+            note=self._reason if is_draining else note or self._health.why,
             capabilities={name: desk.load for name, desk in self._desks.items()},
             held=self._attempts.held,
             lag_s=round(lag_s, 3),
             memory_mb=_memory_mb(),
+            health=self._health.level,
             paused=[name for name, brake in self._attempts.brakes.items() if brake.is_on],
         )
 

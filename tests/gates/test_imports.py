@@ -32,6 +32,7 @@ RULES = [
     "bus.folding",
     "bus.gates",
     "bus.happening",
+    "bus.health",
     "bus.hindsight",
     "bus.holding",
     "bus.inputs",

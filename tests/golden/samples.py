@@ -447,6 +447,7 @@ BEAT = Beat(
     held=[Held(RUN, "-8", 0, 2), Held(RUN, "collect", None, 1)],
     lag_s=0.25,
     memory_mb=48,
+    health="degraded",
 )
 CARD = Card(
     agent="coder",
@@ -455,6 +456,7 @@ CARD = Card(
     host="host",
     pid=4711,
     tags=("gpu",),
+    standby=True,
     capabilities={
         "code.analyse": Offering(
             concurrency=8,

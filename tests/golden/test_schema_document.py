@@ -186,6 +186,7 @@ def test_the_channels_are_the_subjects_of_the_namespace(described: dict[str, Any
         "instance": subjects.ping("git-1"),
         "offers": subjects.who("git.collect"),
         "handovers": subjects.hand("git.collect"),
+        "spares": subjects.hand("git.collect", spare=True),
     }
     for channel in described["channels"].values():
         named = set(re.findall(r"{(\w+)}", channel["address"] or ""))
