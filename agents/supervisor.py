@@ -230,6 +230,9 @@ class Supervisor:
         there = await self._work_subjects()
         lost: list[Recovered] = []
         for state, timer in late:
+            if state.is_in_line:
+                # Its place in line is in the log.
+                continue
             if self._client.subjects.work(work(state, timer.phase, timer.item)) not in there:
                 lost.append(Recovered(state.run, timer.phase, timer.attempt, "work_lost", timer.item))
                 self._client.ledger.dispatch(state, [(timer.phase, timer.item)])

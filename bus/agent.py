@@ -36,7 +36,8 @@ class Capability(msgspec.Struct, frozen=True, kw_only=True):
     With `breaker`, no work is taken while too many attempts fail, in whatever instance; it has the capability's name.
     By `tags` it can be found (`Client.agents`).
     `on_dead`: what happens to later work when some was given up for good: `skip` goes on with it, `pause` takes nothing
-    more until somebody says `phasebus dead release`.
+    more until somebody says `phasebus dead release`, and `park` holds what stands in line behind it, until that letter
+    is redriven or discarded. `ordered`: it takes work that is sent with a key, one after the other for each key.
     """
 
     name: str
@@ -54,7 +55,8 @@ class Capability(msgspec.Struct, frozen=True, kw_only=True):
     cache: Cache | None = None
     breaker: Breaker | None = None
     tags: tuple[str, ...] = ()
-    on_dead: Literal["skip", "pause"] = "skip"
+    on_dead: Literal["skip", "pause", "park"] = "skip"
+    ordered: bool = False
 
     def call(self, value: object, context: Context) -> Any:
         """The handler's answer, or for an `async def` what has to be awaited for it."""
@@ -113,7 +115,8 @@ class Agent:
         cache: Cache | bool = False,
         breaker: Breaker | None = None,
         tags: Iterable[str] = (),
-        on_dead: Literal["skip", "pause"] = "skip",
+        on_dead: Literal["skip", "pause", "park"] = "skip",
+        ordered: bool = False,
     ) -> Callable[[H], H]:
         """Register the decorated function as the handler of `name`; what the keywords mean is said at `Capability`.
 
@@ -135,6 +138,7 @@ class Agent:
             breaker=breaker,
             tags=tags,
             on_dead=on_dead,
+            ordered=ordered,
         )
 
     def mail(
@@ -192,7 +196,8 @@ class Agent:
         cache: Cache | bool = False,
         breaker: Breaker | None = None,
         tags: Iterable[str] = (),
-        on_dead: Literal["skip", "pause"] = "skip",
+        on_dead: Literal["skip", "pause", "park"] = "skip",
+        ordered: bool = False,
     ) -> Callable[[H], H]:
         subjects.capability(name)
         if name in self._capabilities:
@@ -207,9 +212,10 @@ class Agent:
             raise SettingsError(f"capability {name!r}: isolation is 'process' or None, not {isolation!r}")
         if memory_mb is not None and (isolation is None or memory_mb < 1):
             raise SettingsError(f"capability {name!r}: memory_mb must be 1 or more, and needs isolation='process'")
-
-        if on_dead not in ("skip", "pause"):
-            raise SettingsError(f"capability {name!r}: on_dead is 'skip' or 'pause', not {on_dead!r}")
+        if on_dead not in ("skip", "pause", "park"):
+            raise SettingsError(f"capability {name!r}: on_dead is 'skip', 'pause' or 'park', not {on_dead!r}")
+        if on_dead == "park" and not ordered:
+            raise SettingsError(f"capability {name!r}: on_dead='park' holds a line: it goes with ordered=True")
         kept = Cache() if cache is True else cache or None
         labels = _tags(tags)
 
@@ -237,6 +243,7 @@ class Agent:
                 breaker=breaker,
                 tags=labels,
                 on_dead=on_dead,
+                ordered=ordered,
             )
             return handler
 

@@ -89,18 +89,22 @@ class Asking(Steering):
         id: str | None = None,
         at: datetime | None = None,
         delay_s: float | None = None,
+        key: str = "",
     ) -> Receipt:
         """Hand work to whoever has `capability`; it is durable when this returns, and given up after `timeout_s`.
 
         What was sent under an `id` before is not done again: the receipt is that of the first time, and says so. It
-        begins no earlier than `at` (with a time zone), or in `delay_s`; its time counts from then on. Raises Refused
-        if the id was used for other work.
+        begins no earlier than `at` (with a time zone), or in `delay_s`; its time counts from then on. With a `key` it
+        is done when all that was sent to the capability with the same key before has ended, by an instance that serves
+        it `ordered`. Raises Refused if the id was used for other work.
         """
         task = Task(capability, timeout_s)
         run = new_run(task.plan) if id is None else _run_of(id)
-        begin = Begin(task.plan, as_json(value), due_at=_due(at, delay_s))
+        begin = Begin(task.plan, as_json(value), due_at=_due(at, delay_s), key=key)
+        if key and begin.due_at is not None:
+            raise ScheduleError("work with a key is done in order of sending: it has no time of its own to begin at")
         submitted, unserved = await asyncio.gather(
-            self.runs.submit(run, begin), self._unserved([capability]), return_exceptions=True
+            self.runs.submit(run, begin), self._unserved([capability], ordered=bool(key)), return_exceptions=True
         )
         if isinstance(unserved, BaseException):
             raise unserved
@@ -127,7 +131,7 @@ class Asking(Steering):
         """The receipt of what was sent before. Raises Refused if that was something else."""
         state = await self.runs.load(run)
         before, now = state.plan.capabilities, again.plan.capabilities
-        if before != now or state.input.value != msgspec.json.decode(again.input):
+        if (before, state.key) != (now, again.key) or state.input.value != msgspec.json.decode(again.input):
             raise Refused(f"id {id!r} was used before, for other work: run {run} has it")
         async with aclosing(self.ledger.commits(run)) as commits:
             first = await anext(commits)
@@ -318,12 +322,10 @@ class Asking(Steering):
         """A phase's output. Raises WorkFailed if it has none, MalformedMessage if it is not a `gives`."""
         return answer_of(state, phase, gives)
 
-    async def _unserved(self, capabilities: Sequence[str]) -> list[str]:
+    async def _unserved(self, capabilities: Sequence[str], *, ordered: bool = False) -> list[str]:
+        timeout_s = self.settings.request_timeout_s
         offered = await asyncio.gather(
-            *(
-                is_offered(self.connection, self.subjects, each, self.settings.request_timeout_s)
-                for each in capabilities
-            )
+            *(is_offered(self.connection, self.subjects, each, timeout_s, ordered=ordered) for each in capabilities)
         )
         return [each for each, is_there in zip(capabilities, offered, strict=True) if not is_there]
 

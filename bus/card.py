@@ -31,6 +31,7 @@ class Offering(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     concurrency: int
     timeout_s: float
     tags: tuple[str, ...] = ()
+    ordered: bool = False
     takes: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     gives: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
@@ -109,6 +110,7 @@ def card(agent: Agent, instance: str, host: str, pid: int) -> Card:
                 concurrency=each.concurrency,
                 timeout_s=each.timeout_s,
                 tags=each.tags,
+                ordered=each.ordered,
                 takes=next(schemas),
                 gives=next(schemas),
             )

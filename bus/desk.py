@@ -13,6 +13,7 @@ from bus.brake import Brake
 from bus.circuit import Circuit
 from bus.client import Client
 from bus.connection import Message, Subscription
+from bus.lanes import Lanes
 from bus.presence import Load
 from bus.pull import Delivery, Intake
 from bus.room import Room
@@ -32,6 +33,9 @@ class Serving(Protocol):
     async def pulled(self, capability: Capability, delivery: Delivery, circuit: Circuit | None) -> None:
         """Work from the stream."""
 
+    async def lined(self, capability: Capability, room: Room, delivery: Delivery, circuit: Circuit | None) -> None:
+        """A place in a lane."""
+
     async def handed(self, capability: Capability, room: Room, message: Message, circuit: Circuit | None) -> None:
         """Work that somebody who waits for it hands over directly."""
 
@@ -42,7 +46,9 @@ class Desk:
     Everything runs in `tasks`.
     """
 
-    def __init__(self, client: Client, capability: Capability, serving: Serving, tasks: asyncio.TaskGroup) -> None:
+    def __init__(
+        self, client: Client, capability: Capability, instance: str, serving: Serving, tasks: asyncio.TaskGroup
+    ) -> None:
         self._client = client
         self._capability = capability
         self._serving = serving
@@ -52,6 +58,7 @@ class Desk:
         pauses = capability.on_dead == "pause"
         self.brake = Brake(client, capability.name, lambda _on: self._place()) if pauses else None
         self._intake: Intake | None = None
+        self._lanes = Lanes(client, capability, instance, self._line) if capability.ordered else None
         self._listening: Subscription | None = None
         self._rank: int | None = 0
         self._braking: asyncio.Task[None] | None = None
@@ -86,11 +93,14 @@ class Desk:
             group=EVERYBODY,
         )
         self._intake = intake
+        pulling = {self._tasks.create_task(intake.run())}
+        if self._lanes is not None:
+            pulling |= await self._lanes.open(self._tasks)
         self._place()
         self._fill()
-        task = self._tasks.create_task(intake.run())
-        self._pulling.add(task)
-        task.add_done_callback(self._pulling.discard)
+        for task in pulling:
+            self._pulling.add(task)
+            task.add_done_callback(self._pulling.discard)
         self._listen()
 
     def rank(self, rank: int | None) -> None:
@@ -105,6 +115,8 @@ class Desk:
         if self._intake is not None:
             self._intake.stop()
             self._intake = None
+        if self._lanes is not None:
+            self._lanes.close()
         self._listen()
 
     def cancel(self) -> None:
@@ -116,9 +128,12 @@ class Desk:
 
     def _place(self) -> None:
         """Stand where work is given out, or aside."""
+        is_held = self._rank is None or (self.brake is not None and self.brake.is_on)
         if self._intake is not None:
             self._intake.rank(self._rank or 0)
-            self._intake.hold(self._rank is None or (self.brake is not None and self.brake.is_on))
+            self._intake.hold(is_held)
+        if self._lanes is not None:
+            self._lanes.place(self._rank or 0, held=is_held)
 
     def _listen(self) -> None:
         """Be handed work directly: at the first place to ask, or at the one for when nobody is there."""
@@ -135,6 +150,15 @@ class Desk:
             delivery.nak(_HAND_ON_S)
             return
         self._begin(self._pulled(delivery))
+
+    def _line(self, delivery: Delivery) -> None:
+        self._begin(self._lined(delivery))
+
+    async def _lined(self, delivery: Delivery) -> None:
+        try:
+            await self._serving.lined(self._capability, self._room, delivery, self._circuit)
+        finally:
+            self._fill()
 
     def _hear(self, message: Message) -> None:
         self._begin(self._serving.handed(self._capability, self._room, message, self._circuit))
@@ -164,6 +188,8 @@ class Desk:
     def _ask(self) -> None:
         if self._intake is not None:
             self._intake.grant(max(self._room.free - self._intake.credit, 0))
+        if self._lanes is not None and self._room.free:
+            self._lanes.grant()
 
     async def _rest(self, circuit: Circuit) -> None:
         await circuit.until_admitting()

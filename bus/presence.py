@@ -96,7 +96,7 @@ class Presence:
         self._connection = connection
         self._subjects = subjects
         self._instance = card.instance
-        self._capabilities = list(card.capabilities)
+        self._capabilities = card.capabilities
         # The same in every answer.
         self._card = msgspec.Raw(msgspec.json.encode(without_schemas(card)))
         self._beat = beat
@@ -125,8 +125,11 @@ class Presence:
     def offer(self, is_offered: bool) -> None:
         """Whether work is taken: who asks for a capability that nobody offers is told so at once by the server."""
         if is_offered and not self._offered:
-            subjects = map(self._subjects.who, self._capabilities)
-            self._offered = [self._connection.subscribe(each, self._answer_who) for each in subjects]
+            asked = [self._subjects.who(name) for name in self._capabilities]
+            asked += [
+                self._subjects.who(name, ordered=True) for name, each in self._capabilities.items() if each.ordered
+            ]
+            self._offered = [self._connection.subscribe(each, self._answer_who) for each in asked]
         elif not is_offered:
             for each in self._offered:
                 each.unsubscribe()
@@ -170,10 +173,12 @@ class Presence:
             self._connection.publish(message.reply, data)
 
 
-async def is_offered(connection: Connection, subjects: Subjects, capability: str, timeout_s: float) -> bool:
-    """Whether some instance takes work for the capability. The server knows at once when there is none."""
+async def is_offered(
+    connection: Connection, subjects: Subjects, capability: str, timeout_s: float, *, ordered: bool = False
+) -> bool:
+    """Whether some instance takes work for the capability, or work with a key. The server says so if none does."""
     try:
-        await connection.request(subjects.who(capability), timeout_s=timeout_s)
+        await connection.request(subjects.who(capability, ordered=ordered), timeout_s=timeout_s)
     except NoResponders:
         return False
     except Unavailable:

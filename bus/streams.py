@@ -318,6 +318,28 @@ async def ensure_consumer(connection: Connection, subjects: Subjects, capability
     return name
 
 
+async def ensure_lane(
+    connection: Connection, subjects: Subjects, capability: str, lane: int, settings: Settings
+) -> str:
+    """The consumer of one lane of an ordered capability, shared by all instances; returns its name."""
+    name = f"line!{capability.replace('.', ':')}!{lane}"
+    config = {
+        "durable_name": name,
+        "name": name,
+        "filter_subject": subjects.line(capability, lane),
+        "ack_policy": "explicit",
+        # Who sees a run through says so all the time; who dies leaves it to the next after this.
+        "ack_wait": int(settings.lease_s * _SECOND_NS),
+        "max_deliver": -1,
+        # One after the other, each until it has ended.
+        "max_ack_pending": 1,
+        "priority_groups": [EVERYBODY],
+        "priority_policy": "prioritized",
+    }
+    await _create_consumer(connection, subjects.stream, config, settings)
+    return name
+
+
 async def ensure_subscription(
     connection: Connection,
     subjects: Subjects,

@@ -19,7 +19,21 @@ _WILD = {"*": r"[^.]+", ">": ".+"}
 _CAPABILITY_CHARACTERS = 128
 _OWN = "agent"
 
-KINDS = ("run", "part", "mail", "topic", "agent", "dead", "ops", "lease", "barrier", "decision", "breaker", "limit")
+KINDS = (
+    "run",
+    "part",
+    "mail",
+    "topic",
+    "agent",
+    "dead",
+    "ops",
+    "lease",
+    "barrier",
+    "decision",
+    "breaker",
+    "limit",
+    "line",
+)
 """What there is in the log: the second token of its subjects."""
 
 
@@ -250,9 +264,16 @@ class Subjects:
         token = phase_key(phase) if item is None else f"{phase_key(phase)}:{item}"
         return f"{self.namespace}.cache.place.{capability_token(capability)}.{name(plan, 'plan')}.{token}"
 
-    def who(self, capability: str) -> str:
-        """Every live instance with the capability answers here; if there is none, the server says so at once."""
-        return f"{self.namespace}.who.{capability_token(capability)}"
+    def line(self, capability: str, lane: int) -> str:
+        """The line of work with a key in one lane of a capability (`bus.lane`)."""
+        return f"{self.namespace}.line.{capability_token(capability)}.{lane}"
+
+    def who(self, capability: str, *, ordered: bool = False) -> str:
+        """Every live instance with the capability answers here; if there is none, the server says so at once.
+
+        With `ordered`, those that serve its lanes.
+        """
+        return f"{self.namespace}.{'orders' if ordered else 'who'}.{capability_token(capability)}"
 
     def hand(self, capability: str, *, spare: bool = False) -> str:
         """Where an instance with the capability is handed work directly; one that comes after others, at `spare`."""

@@ -32,6 +32,7 @@ from bus.problem import Problem
 from bus.pull import Delivery
 from bus.reception import Reception
 from bus.room import Room
+from bus.seeing import Seeing
 from bus.service import Service
 from bus.signals import until_signalled
 from bus.standing import Standing
@@ -59,6 +60,7 @@ class Worker:
         self._life = Life(agent.name, agent.life)
         self._attempts = Attempts(client, agent, instance, self._apart)
         self._reception = Reception(client, agent, instance, self._attempts, self._apart)
+        self._seeing = Seeing(client, self._attempts)
         self._subscriptions: list[Subscription] = []
         self._card = card(agent, instance, socket.gethostname(), os.getpid())
         self._standing = Standing(client, self._card)
@@ -109,7 +111,7 @@ class Worker:
             service.answering(),
         ):
             for each in self._agent.capabilities.values():
-                desk = self._desks[each.name] = Desk(client, each, self, tasks)
+                desk = self._desks[each.name] = Desk(client, each, self.instance, self, tasks)
                 if desk.brake is not None:
                     self._attempts.brakes[each.name] = desk.brake
             self._subscriptions += [
@@ -235,6 +237,14 @@ class Worker:
             await self._attempts.serve(capability, delivery, circuit)
         except Exception:
             # One delivery that meets a bug of ours must not end the others; the supervisor sees to its attempt.
+            logger.exception("bug", subject=delivery.message.subject)
+
+    async def lined(self, capability: Capability, room: Room, delivery: Delivery, circuit: Circuit | None) -> None:
+        """A place in a lane."""
+        try:
+            await self._seeing.through(capability, room, delivery, circuit)
+        except Exception:
+            # The place is handed out again; whoever has it then goes on.
             logger.exception("bug", subject=delivery.message.subject)
 
     async def handed(self, capability: Capability, room: Room, message: Message, circuit: Circuit | None) -> None:

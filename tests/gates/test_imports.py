@@ -36,6 +36,7 @@ RULES = [
     "bus.hindsight",
     "bus.holding",
     "bus.inputs",
+    "bus.lane",
     "bus.lease",
     "bus.lines",
     "bus.messages",

@@ -173,6 +173,7 @@ def test_the_channels_are_the_subjects_of_the_namespace(described: dict[str, Any
         "breakers": subjects.breaker("git.collect"),
         "limits": subjects.limit("openai"),
         "parts": subjects.part("r-1", "-8", 2),
+        "lines": subjects.line("git.collect", 3),
         "topics": subjects.topic("orders.packed"),
     }
     assert found == {
@@ -185,6 +186,7 @@ def test_the_channels_are_the_subjects_of_the_namespace(described: dict[str, Any
         "everyone": subjects.everyone,
         "instance": subjects.ping("git-1"),
         "offers": subjects.who("git.collect"),
+        "orderly": subjects.who("git.collect", ordered=True),
         "handovers": subjects.hand("git.collect"),
         "spares": subjects.hand("git.collect", spare=True),
     }

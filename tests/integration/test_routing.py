@@ -8,10 +8,11 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from bus import Agent, Client, Context, connect
+from bus import Agent, Client, Context, Reject, Retry, connect
+from bus.errors import ScheduleError
 from bus.server import Server
 from bus.worker import Worker, new_instance
-from tests.harness import BOUND_S, serving, until
+from tests.harness import BOUND_S, serving, supervised, until
 
 
 @pytest.fixture
@@ -139,3 +140,95 @@ async def test_an_instance_near_its_memory_limit_takes_nothing(server: Server, c
 
 async def _health(client: Client, agent: str, level: str) -> bool:
     return any(each.agent == agent and each.health == level for each in await client.agents())
+
+
+def booker(name: str, order: list[tuple[str, int]], on_dead: str = "skip", concurrency: int = 4) -> Agent:
+    agent = Agent(name)
+    failed: set[tuple[str, int]] = set()
+
+    @agent.capability("book", ordered=True, on_dead=on_dead, concurrency=concurrency)  # type: ignore[arg-type]
+    async def book(order_of: tuple[str, int], context: Context) -> str:
+        key, number = order_of
+        if number == 3 and context.attempt == 1 and key != "x":
+            raise Retry(0.1)
+        if number < 0 and (key, number) not in failed:
+            failed.add((key, number))
+            raise Reject("no")
+        order.append((key, number))
+        return context.instance
+
+    return agent
+
+
+async def test_work_of_a_key_is_done_in_order_of_sending_also_across_retries(server: Server, client: Client) -> None:
+    order: list[tuple[str, int]] = []
+    async with supervised(server), serving(server, booker("one", order), booker("two", order)):
+        runs = []
+        for number in range(8):
+            runs += [(await client.send("book", (key, number), key=key)).run for key in "abc"]
+        await finished(client, runs)
+    for key in "abc":
+        assert [number for each, number in order if each == key] == [*range(8)]
+
+
+async def test_work_of_a_key_stays_with_one_instance_while_that_has_room(server: Server, client: Client) -> None:
+    async with serving(server, booker("one", []), booker("two", [])):
+        where: dict[str, set[str]] = {}
+        await asyncio.sleep(client.settings.beat_s * 2)
+        for number in range(4, 8):
+            for key in map(str, range(8)):
+                receipt = await client.send("book", (key, number), key=key)
+                state = await client.result(receipt.run, timeout_s=BOUND_S)
+                where.setdefault(key, set()).add(client.output(state, "work", str))
+    assert all(len(instances) == 1 for instances in where.values())
+    assert len(set.union(*where.values())) == 2
+
+
+async def test_a_dead_one_lets_the_next_of_its_key_go_on(server: Server, client: Client) -> None:
+    order: list[tuple[str, int]] = []
+    async with serving(server, booker("one", order)):
+        dead = await client.send("book", ("x", -1), key="x")
+        await finished(client, [(await client.send("book", ("x", 1), key="x")).run])
+        assert (await client.result(dead.run, timeout_s=BOUND_S)).status == "failed"
+    assert order == [("x", 1)]
+
+
+async def test_a_parked_key_waits_until_its_letter_is_redriven_or_discarded(server: Server, client: Client) -> None:
+    order: list[tuple[str, int]] = []
+    async with serving(server, booker("one", order, "park")):
+        await client.send("book", ("x", -1), key="x")
+        later = [(await client.send("book", ("x", number), key="x")).run for number in (1, -2, 2)]
+        await until(lambda: _letters(client, 1))
+        await asyncio.sleep(0.5)
+        assert not order
+        (letter,) = [each async for each in client.dead_letters()]
+        await client.redrive_letter(letter.number, by="ann")
+        await until(lambda: _letters(client, 2))
+        await asyncio.sleep(0.3)
+        assert order == [("x", -1), ("x", 1)]
+        *_, letter = [each async for each in client.dead_letters()]
+        await client.discard_letter(letter.number, by="ann")
+        await finished(client, later[2:])
+    assert order == [("x", -1), ("x", 1), ("x", 2)]
+
+
+async def test_work_with_a_key_waits_for_somebody_who_serves_in_order(server: Server, client: Client) -> None:
+    order: list[tuple[str, int]] = []
+    agent = Agent("plain")
+    agent.capability("book")(lambda value: order.append(("plain", 0)))
+    async with serving(server, agent):
+        receipt = await client.send("book", ("a", 1), key="a")
+        assert list(receipt.unserved) == ["book"]
+        async with serving(server, booker("one", order)):
+            await finished(client, [receipt.run])
+            assert not (await client.send("book", ("a", 2), key="a")).unserved
+    assert order[0] == ("a", 1)
+
+
+async def test_work_with_a_key_has_no_time_of_its_own(client: Client) -> None:
+    with pytest.raises(ScheduleError, match="key"):
+        await client.send("book", ("a", 1), key="a", delay_s=1.0)
+
+
+async def _letters(client: Client, count: int) -> bool:
+    return len([each async for each in client.dead_letters()]) == count
