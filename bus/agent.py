@@ -38,6 +38,7 @@ class Capability(msgspec.Struct, frozen=True, kw_only=True):
     `on_dead`: what happens to later work when some was given up for good: `skip` goes on with it, `pause` takes nothing
     more until somebody says `phasebus dead release`, and `park` holds what stands in line behind it, until that letter
     is redriven or discarded. `ordered`: it takes work that is sent with a key, one after the other for each key.
+    With `broadcast` each instance can be given work of its own (`Client.broadcast`).
     """
 
     name: str
@@ -57,10 +58,24 @@ class Capability(msgspec.Struct, frozen=True, kw_only=True):
     tags: tuple[str, ...] = ()
     on_dead: Literal["skip", "pause", "park"] = "skip"
     ordered: bool = False
+    broadcast: bool = False
 
     def call(self, value: object, context: Context) -> Any:
         """The handler's answer, or for an `async def` what has to be awaited for it."""
         return self.handler(value, context) if self.wants_context else self.handler(value)
+
+
+def personally(capability: Capability, instance: str) -> Capability:
+    """The same, as the capability of one instance. Raises InvalidName."""
+    return msgspec.structs.replace(
+        capability,
+        name=subjects.personal(instance, capability.name),
+        cache=None,
+        breaker=None,
+        on_dead="skip",
+        ordered=False,
+        broadcast=False,
+    )
 
 
 class Subscribed(msgspec.Struct, frozen=True):
@@ -117,6 +132,7 @@ class Agent:
         tags: Iterable[str] = (),
         on_dead: Literal["skip", "pause", "park"] = "skip",
         ordered: bool = False,
+        broadcast: bool = False,
     ) -> Callable[[H], H]:
         """Register the decorated function as the handler of `name`; what the keywords mean is said at `Capability`.
 
@@ -139,6 +155,7 @@ class Agent:
             tags=tags,
             on_dead=on_dead,
             ordered=ordered,
+            broadcast=broadcast,
         )
 
     def mail(
@@ -198,6 +215,7 @@ class Agent:
         tags: Iterable[str] = (),
         on_dead: Literal["skip", "pause", "park"] = "skip",
         ordered: bool = False,
+        broadcast: bool = False,
     ) -> Callable[[H], H]:
         subjects.capability(name)
         if name in self._capabilities:
@@ -216,6 +234,8 @@ class Agent:
             raise SettingsError(f"capability {name!r}: on_dead is 'skip', 'pause' or 'park', not {on_dead!r}")
         if on_dead == "park" and not ordered:
             raise SettingsError(f"capability {name!r}: on_dead='park' holds a line: it goes with ordered=True")
+        if broadcast and isolation is not None:
+            raise SettingsError(f"capability {name!r}: broadcast does not go with isolation='process'")
         kept = Cache() if cache is True else cache or None
         labels = _tags(tags)
 
@@ -244,6 +264,7 @@ class Agent:
                 tags=labels,
                 on_dead=on_dead,
                 ordered=ordered,
+                broadcast=broadcast,
             )
             return handler
 

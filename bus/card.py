@@ -32,6 +32,7 @@ class Offering(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     timeout_s: float
     tags: tuple[str, ...] = ()
     ordered: bool = False
+    broadcast: bool = False
     takes: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     gives: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
@@ -111,6 +112,7 @@ def card(agent: Agent, instance: str, host: str, pid: int) -> Card:
                 timeout_s=each.timeout_s,
                 tags=each.tags,
                 ordered=each.ordered,
+                broadcast=each.broadcast,
                 takes=next(schemas),
                 gives=next(schemas),
             )

@@ -18,6 +18,7 @@ from bus.presence import Load
 from bus.pull import Delivery, Intake
 from bus.room import Room
 from bus.streams import EVERYBODY, ensure_consumer, set_up_cache, set_up_work
+from bus.subjects import is_personal
 
 logger = structlog.get_logger(__name__)
 
@@ -25,6 +26,8 @@ logger = structlog.get_logger(__name__)
 _HAND_ON_S = 0.02
 # So long does pulled work wait for room here before somebody else may have it.
 _IN_LINE_S = 0.2
+# What only one instance takes is forgotten so long after that has ended.
+_FORGOTTEN_S = 3600.0
 
 
 class Serving(Protocol):
@@ -198,7 +201,9 @@ class Desk:
 
     async def _ensure(self) -> str:
         client = self._client
-        return await ensure_consumer(client.connection, client.subjects, self._capability.name, client.settings)
+        name = self._capability.name
+        inactive_s = _FORGOTTEN_S if is_personal(name) else None
+        return await ensure_consumer(client.connection, client.subjects, name, client.settings, inactive_s=inactive_s)
 
     async def _restore(self) -> None:
         client = self._client

@@ -18,7 +18,7 @@ from bus.connection import Connection, Message, Subscription
 from bus.envelope import UNDECODABLE
 from bus.errors import NoResponders, Unavailable
 from bus.health import Level
-from bus.subjects import Subjects
+from bus.subjects import Subjects, personal
 
 Standing = Literal["live", "draining", "quarantined"]
 """How an instance stands: it takes work, it finishes and ends, or it takes nothing more until it is released."""
@@ -128,6 +128,11 @@ class Presence:
             asked = [self._subjects.who(name) for name in self._capabilities]
             asked += [
                 self._subjects.who(name, ordered=True) for name, each in self._capabilities.items() if each.ordered
+            ]
+            asked += [
+                self._subjects.who(personal(self._instance, name))
+                for name, each in self._capabilities.items()
+                if each.broadcast
             ]
             self._offered = [self._connection.subscribe(each, self._answer_who) for each in asked]
         elif not is_offered:

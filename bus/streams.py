@@ -294,8 +294,13 @@ async def remove(connection: Connection, stream: str, position: int, timeout_s: 
     return answer.error is None
 
 
-async def ensure_consumer(connection: Connection, subjects: Subjects, capability: str, settings: Settings) -> str:
-    """The consumer of a capability's work, shared by all instances; returns its name."""
+async def ensure_consumer(
+    connection: Connection, subjects: Subjects, capability: str, settings: Settings, *, inactive_s: float | None = None
+) -> str:
+    """The consumer of a capability's work, shared by all instances; returns its name.
+
+    With `inactive_s` the server forgets it when nobody has asked for so long: it is one instance's own.
+    """
     name = capability.replace(".", ":")
     config = {
         "durable_name": name,
@@ -310,6 +315,8 @@ async def ensure_consumer(connection: Connection, subjects: Subjects, capability
         "priority_groups": [EVERYBODY],
         "priority_policy": "prioritized",
     }
+    if inactive_s is not None:
+        config["inactive_threshold"] = int(inactive_s * _SECOND_NS)
     try:
         await _create_consumer(connection, subjects.work_stream, config, settings)
     except NotFound:

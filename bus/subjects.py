@@ -67,6 +67,16 @@ def subscription(agent: str, subscribed: str) -> str:
     return f"{_OWN}.{name(agent, 'agent')}.on.{name(subscribed, 'subscription')}"
 
 
+def personal(instance: str, capability: str) -> str:
+    """The capability of doing this as exactly that instance. Raises InvalidName."""
+    return _dotted(f"{_OWN}.{name(instance, 'instance')}.at.{capability}", _NAME, "capability")
+
+
+def is_personal(capability: str) -> bool:
+    """Whether it is one instance's own."""
+    return is_own(capability) and capability.split(".")[2:3] == ["at"]
+
+
 def is_own(capability: str) -> bool:
     """Whether a capability is one agent's own, and nobody else's to offer."""
     return capability.partition(".")[0] == _OWN

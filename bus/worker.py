@@ -14,7 +14,7 @@ from uuid import uuid4
 
 import structlog
 
-from bus.agent import Agent, Capability
+from bus.agent import Agent, Capability, personally
 from bus.attempts import Attempts
 from bus.card import AGENT_DEREGISTERED, AGENT_REGISTERED, AgentDeregistered, card
 from bus.circuit import Circuit
@@ -110,7 +110,11 @@ class Worker:
             self._presence.answering(),
             service.answering(),
         ):
-            for each in self._agent.capabilities.values():
+            broadcast = [each for each in self._agent.capabilities.values() if each.broadcast]
+            own = {each.name: personally(each, self.instance) for each in broadcast}
+            for name, each in own.items():
+                self._attempts.tallies[each.name] = self._attempts.tallies[name]
+            for each in (*self._agent.capabilities.values(), *own.values()):
                 desk = self._desks[each.name] = Desk(client, each, self.instance, self, tasks)
                 if desk.brake is not None:
                     self._attempts.brakes[each.name] = desk.brake
@@ -264,7 +268,7 @@ class Worker:
             instance=self.instance,
             standing="draining" if is_draining else "quarantined" if quarantine is not None else "live",
             note=self._reason if is_draining else note or self._health.why,
-            capabilities={name: desk.load for name, desk in self._desks.items()},
+            capabilities={name: self._desks[name].load for name in self._agent.capabilities if name in self._desks},
             held=self._attempts.held,
             lag_s=round(lag_s, 3),
             memory_mb=_memory_mb(),

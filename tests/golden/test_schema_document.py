@@ -156,7 +156,7 @@ def test_the_channels_are_the_subjects_of_the_namespace(described: dict[str, Any
     values = {"run": "r-1", "capability": "git:collect", "phase": "-8:2", "attempt": "3", "agent": "git"}
     values |= {"instance": "git-1", "area": "dead", "lease": "permit.gpu.2", "barrier": "ready", "decision": "d-1"}
     values |= {"breaker": "git:collect", "limit": "openai"}
-    values |= {"topic": "orders.packed"}
+    values |= {"topic": "orders.packed", "lane": "3"}
     found = {
         name: channel["address"].format_map(values)
         for name, channel in described["channels"].items()

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from bus import Agent, Client, Context, Reject, Retry, connect
-from bus.errors import ScheduleError
+from bus.errors import NoLiveAgent, ScheduleError
 from bus.server import Server
 from bus.worker import Worker, new_instance
 from tests.harness import BOUND_S, serving, supervised, until
@@ -232,3 +232,36 @@ async def test_work_with_a_key_has_no_time_of_its_own(client: Client) -> None:
 
 async def _letters(client: Client, count: int) -> bool:
     return len([each async for each in client.dead_letters()]) == count
+
+
+async def test_a_broadcast_reaches_every_instance_there_is_once(server: Server, client: Client) -> None:
+    heard: list[tuple[str, int]] = []
+
+    def reloader(name: str) -> Agent:
+        agent = Agent(name)
+
+        @agent.capability("cache.reload", broadcast=True)
+        async def reload(number: int, context: Context) -> str:
+            heard.append((name, number))
+            if context.attempt == 1:
+                raise Retry(0)
+            return context.instance
+
+        return agent
+
+    async with supervised(server), serving(server, reloader("one"), reloader("two")):
+        receipts = await client.broadcast("cache.reload", 1)
+        assert len(receipts) == 2 and not any(each.unserved for each in receipts.values())
+        async with serving(server, reloader("late")):
+            for instance, receipt in receipts.items():
+                state = await client.result(receipt.run, timeout_s=BOUND_S)
+                # Also its second attempt was its own.
+                assert client.output(state, "work", str) == instance
+            assert await client.ask("cache.reload", 2, str)
+    assert sorted(each for each in heard if each[1] == 1) == [("one", 1)] * 2 + [("two", 1)] * 2
+
+
+async def test_a_broadcast_to_nobody_says_so(server: Server, client: Client) -> None:
+    async with serving(server, pricer("one", Counter())):
+        with pytest.raises(NoLiveAgent):
+            await client.broadcast("price", 1)
