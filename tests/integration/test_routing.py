@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from bus import Agent, Client, Context, Reject, Retry, connect
-from bus.errors import NoLiveAgent, ScheduleError
+from bus.errors import NoLiveAgent, Refused, ScheduleError
 from bus.server import Server
 from bus.worker import Worker, new_instance
 from tests.harness import BOUND_S, serving, supervised, until
@@ -265,3 +265,17 @@ async def test_a_broadcast_to_nobody_says_so(server: Server, client: Client) -> 
     async with serving(server, pricer("one", Counter())):
         with pytest.raises(NoLiveAgent):
             await client.broadcast("price", 1)
+
+
+async def test_what_is_sent_twice_under_an_id_stands_in_line_once(server: Server, client: Client) -> None:
+    order: list[tuple[str, int]] = []
+    async with connect(server.url) as other:
+        first = await client.send("book", ("a", 1), key="a", id="order 7")
+        for sender in (client, other):
+            again = await sender.send("book", ("a", 1), key="a", id="order 7")
+            assert (again.run, again.duplicate) == (first.run, True)
+        with pytest.raises(Refused):
+            await client.send("book", ("a", 1), key="b", id="order 7")
+    async with serving(server, booker("one", order)):
+        await finished(client, [first.run, (await client.send("book", ("a", 2), key="a")).run])
+    assert order == [("a", 1), ("a", 2)]
