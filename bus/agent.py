@@ -38,7 +38,8 @@ class Capability(msgspec.Struct, frozen=True, kw_only=True):
     `on_dead`: what happens to later work when some was given up for good: `skip` goes on with it, `pause` takes nothing
     more until somebody says `phasebus dead release`, and `park` holds what stands in line behind it, until that letter
     is redriven or discarded. `ordered`: it takes work that is sent with a key, one after the other for each key.
-    With `broadcast` each instance can be given work of its own (`Client.broadcast`).
+    With `broadcast` each instance can be given work of its own (`Client.broadcast`), and with `versioned` each version
+    of its agent (`Client.send(..., version=)`).
     """
 
     name: str
@@ -59,23 +60,21 @@ class Capability(msgspec.Struct, frozen=True, kw_only=True):
     on_dead: Literal["skip", "pause", "park"] = "skip"
     ordered: bool = False
     broadcast: bool = False
+    versioned: bool = False
 
     def call(self, value: object, context: Context) -> Any:
         """The handler's answer, or for an `async def` what has to be awaited for it."""
         return self.handler(value, context) if self.wants_context else self.handler(value)
 
 
-def personally(capability: Capability, instance: str) -> Capability:
-    """The same, as the capability of one instance. Raises InvalidName."""
-    return msgspec.structs.replace(
-        capability,
-        name=subjects.personal(instance, capability.name),
-        cache=None,
-        breaker=None,
-        on_dead="skip",
-        ordered=False,
-        broadcast=False,
+def special(capability: Capability, version: str, instance: str) -> list[Capability]:
+    """The same, as what exactly this instance does, and exactly this version. Raises InvalidName."""
+    names = [subjects.personal(instance, capability.name)] if capability.broadcast else []
+    names += [subjects.versioned(version, capability.name)] if capability.versioned else []
+    plain = msgspec.structs.replace(
+        capability, cache=None, breaker=None, on_dead="skip", ordered=False, broadcast=False, versioned=False
     )
+    return [msgspec.structs.replace(plain, name=each) for each in names]
 
 
 class Subscribed(msgspec.Struct, frozen=True):
@@ -133,6 +132,7 @@ class Agent:
         on_dead: Literal["skip", "pause", "park"] = "skip",
         ordered: bool = False,
         broadcast: bool = False,
+        versioned: bool = False,
     ) -> Callable[[H], H]:
         """Register the decorated function as the handler of `name`; what the keywords mean is said at `Capability`.
 
@@ -156,6 +156,7 @@ class Agent:
             on_dead=on_dead,
             ordered=ordered,
             broadcast=broadcast,
+            versioned=versioned,
         )
 
     def mail(
@@ -216,6 +217,7 @@ class Agent:
         on_dead: Literal["skip", "pause", "park"] = "skip",
         ordered: bool = False,
         broadcast: bool = False,
+        versioned: bool = False,
     ) -> Callable[[H], H]:
         subjects.capability(name)
         if name in self._capabilities:
@@ -234,8 +236,8 @@ class Agent:
             raise SettingsError(f"capability {name!r}: on_dead is 'skip', 'pause' or 'park', not {on_dead!r}")
         if on_dead == "park" and not ordered:
             raise SettingsError(f"capability {name!r}: on_dead='park' holds a line: it goes with ordered=True")
-        if broadcast and isolation is not None:
-            raise SettingsError(f"capability {name!r}: broadcast does not go with isolation='process'")
+        if (broadcast or versioned) and isolation is not None:
+            raise SettingsError(f"capability {name!r}: broadcast and versioned do not go with isolation='process'")
         kept = Cache() if cache is True else cache or None
         labels = _tags(tags)
 
@@ -265,6 +267,7 @@ class Agent:
                 on_dead=on_dead,
                 ordered=ordered,
                 broadcast=broadcast,
+                versioned=versioned,
             )
             return handler
 

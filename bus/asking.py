@@ -14,6 +14,7 @@ from uuid import uuid4
 import msgspec
 import structlog
 
+from bus.arrivals import who_is_there
 from bus.causality import served
 from bus.commands import Begin
 from bus.connection import Connection, Message
@@ -27,12 +28,14 @@ from bus.errors import (
     NotFound,
     Refused,
     ScheduleError,
+    SettingsError,
     TimedOut,
     WorkFailed,
 )
 from bus.events import is_ending
 from bus.handover import ASKED, HANDED, Answered, Asked, Busy, Failed, Handed, Recorded, Reply, read_reply, read_story
 from bus.ledger import utc_now
+from bus.log import Log
 from bus.messages import MESSAGES
 from bus.plan import DAY_S, TASK
 from bus.presence import is_offered
@@ -41,8 +44,9 @@ from bus.record import is_record, read_record
 from bus.run import RunState
 from bus.settings import Settings
 from bus.steering import Steering, as_json, new_run
-from bus.subjects import Subjects, live_copy, mailbox
+from bus.subjects import Subjects, live_copy, mailbox, versioned
 from bus.task import WORK, Task
+from bus.versions import check_range, is_range, newest
 
 logger = structlog.get_logger(__name__)
 
@@ -74,6 +78,7 @@ class Asking(Steering):
     """The verbs for single pieces of work; a part of the client."""
 
     connection: Connection
+    log: Log
     subjects: Subjects
     settings: Settings
     source: str
@@ -90,14 +95,21 @@ class Asking(Steering):
         at: datetime | None = None,
         delay_s: float | None = None,
         key: str = "",
+        version: str | None = None,
     ) -> Receipt:
         """Hand work to whoever has `capability`; it is durable when this returns, and given up after `timeout_s`.
 
         What was sent under an `id` before is not done again: the receipt is that of the first time, and says so. It
         begins no earlier than `at` (with a time zone), or in `delay_s`; its time counts from then on. With a `key` it
         is done when all that was sent to the capability with the same key before has ended, by an instance that serves
-        it `ordered`. Raises Refused if the id was used for other work.
+        it `ordered`. With a `version` it is for instances of an agent of that one that serve it `versioned`, and waits
+        for them; with a range (`>=1.2,<2`), for the newest in it that is there. Raises Refused if the id was used for
+        other work, NoLiveAgent if no version that is there is in the range.
         """
+        if version is not None and key:
+            raise SettingsError("say a key or a version: the order of a key is kept across versions")
+        if version is not None:
+            capability = await self._of_version(capability, version)
         task = Task(capability, timeout_s)
         run = new_run(task.plan) if id is None else _run_of(id)
         begin = Begin(task.plan, as_json(value), due_at=_due(at, delay_s), key=key)
@@ -113,6 +125,20 @@ class Asking(Steering):
         if isinstance(submitted, BaseException):
             raise submitted
         return Receipt(run, submitted.state.position, self.durability, unserved)
+
+    async def _of_version(self, capability: str, wanted: str) -> str:
+        """The capability of the version that is wanted, or of the newest in a range of them."""
+        if not is_range(check_range(wanted)):
+            return versioned(wanted, capability)
+        there = await who_is_there(self.connection, self.log)
+        fitting = [
+            each.version
+            for each in there
+            if each.matches(capability=capability, version=wanted, tag=None) and each.capabilities[capability].versioned
+        ]
+        if not fitting:
+            raise NoLiveAgent(capability)
+        return versioned(newest(fitting), capability)
 
     async def tell(
         self,

@@ -33,6 +33,7 @@ class Offering(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     tags: tuple[str, ...] = ()
     ordered: bool = False
     broadcast: bool = False
+    versioned: bool = False
     takes: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     gives: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
@@ -113,6 +114,7 @@ def card(agent: Agent, instance: str, host: str, pid: int) -> Card:
                 tags=each.tags,
                 ordered=each.ordered,
                 broadcast=each.broadcast,
+                versioned=each.versioned,
                 takes=next(schemas),
                 gives=next(schemas),
             )

@@ -18,7 +18,7 @@ from bus.presence import Load
 from bus.pull import Delivery, Intake
 from bus.room import Room
 from bus.streams import EVERYBODY, ensure_consumer, set_up_cache, set_up_work
-from bus.subjects import is_personal
+from bus.subjects import is_special
 
 logger = structlog.get_logger(__name__)
 
@@ -26,7 +26,7 @@ logger = structlog.get_logger(__name__)
 _HAND_ON_S = 0.02
 # So long does pulled work wait for room here before somebody else may have it.
 _IN_LINE_S = 0.2
-# What only one instance takes is forgotten so long after that has ended.
+# What only one instance, or one version, takes is forgotten so long after that has ended; the work itself is not.
 _FORGOTTEN_S = 3600.0
 
 
@@ -202,7 +202,7 @@ class Desk:
     async def _ensure(self) -> str:
         client = self._client
         name = self._capability.name
-        inactive_s = _FORGOTTEN_S if is_personal(name) else None
+        inactive_s = _FORGOTTEN_S if is_special(name) else None
         return await ensure_consumer(client.connection, client.subjects, name, client.settings, inactive_s=inactive_s)
 
     async def _restore(self) -> None:

@@ -18,7 +18,7 @@ from bus.connection import Connection, Message, Subscription
 from bus.envelope import UNDECODABLE
 from bus.errors import NoResponders, Unavailable
 from bus.health import Level
-from bus.subjects import Subjects, personal
+from bus.subjects import Subjects, personal, versioned
 
 Standing = Literal["live", "draining", "quarantined"]
 """How an instance stands: it takes work, it finishes and ends, or it takes nothing more until it is released."""
@@ -96,6 +96,7 @@ class Presence:
         self._connection = connection
         self._subjects = subjects
         self._instance = card.instance
+        self._version = card.version
         self._capabilities = card.capabilities
         # The same in every answer.
         self._card = msgspec.Raw(msgspec.json.encode(without_schemas(card)))
@@ -129,15 +130,13 @@ class Presence:
             asked += [
                 self._subjects.who(name, ordered=True) for name, each in self._capabilities.items() if each.ordered
             ]
-            asked += [
-                self._subjects.who(personal(self._instance, name))
-                for name, each in self._capabilities.items()
-                if each.broadcast
-            ]
+            for name, each in self._capabilities.items():
+                asked += [self._subjects.who(personal(self._instance, name))] if each.broadcast else []
+                asked += [self._subjects.who(versioned(self._version, name))] if each.versioned else []
             self._offered = [self._connection.subscribe(each, self._answer_who) for each in asked]
         elif not is_offered:
-            for each in self._offered:
-                each.unsubscribe()
+            for subscription in self._offered:
+                subscription.unsubscribe()
             self._offered = []
 
     def say(self) -> None:

@@ -72,9 +72,15 @@ def personal(instance: str, capability: str) -> str:
     return _dotted(f"{_OWN}.{name(instance, 'instance')}.at.{capability}", _NAME, "capability")
 
 
-def is_personal(capability: str) -> bool:
-    """Whether it is one instance's own."""
-    return is_own(capability) and capability.split(".")[2:3] == ["at"]
+def versioned(version: str, capability: str) -> str:
+    """The capability of doing this as exactly that version of an agent. Raises InvalidName."""
+    token = re.sub("[^a-z0-9_-]", "_", version.lower())
+    return _dotted(f"{_OWN}.{name(token, 'version')}.v.{capability}", _NAME, "capability")
+
+
+def is_special(capability: str) -> bool:
+    """Whether it is that of one instance, or one version, of those that have a capability."""
+    return is_own(capability) and capability.split(".")[2:3] in (["at"], ["v"])
 
 
 def is_own(capability: str) -> bool:

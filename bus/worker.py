@@ -14,7 +14,7 @@ from uuid import uuid4
 
 import structlog
 
-from bus.agent import Agent, Capability, personally
+from bus.agent import Agent, Capability, special
 from bus.attempts import Attempts
 from bus.card import AGENT_DEREGISTERED, AGENT_REGISTERED, AgentDeregistered, card
 from bus.circuit import Circuit
@@ -110,11 +110,12 @@ class Worker:
             self._presence.answering(),
             service.answering(),
         ):
-            broadcast = [each for each in self._agent.capabilities.values() if each.broadcast]
-            own = {each.name: personally(each, self.instance) for each in broadcast}
-            for name, each in own.items():
-                self._attempts.tallies[each.name] = self._attempts.tallies[name]
-            for each in (*self._agent.capabilities.values(), *own.values()):
+            taken = list(self._agent.capabilities.values())
+            for offered in self._agent.capabilities.values():
+                for each in special(offered, self._agent.version, self.instance):
+                    self._attempts.tallies[each.name] = self._attempts.tallies[offered.name]
+                    taken.append(each)
+            for each in taken:
                 desk = self._desks[each.name] = Desk(client, each, self.instance, self, tasks)
                 if desk.brake is not None:
                     self._attempts.brakes[each.name] = desk.brake

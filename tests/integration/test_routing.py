@@ -279,3 +279,32 @@ async def test_what_is_sent_twice_under_an_id_stands_in_line_once(server: Server
     async with serving(server, booker("one", order)):
         await finished(client, [first.run, (await client.send("book", ("a", 2), key="a")).run])
     assert order == [("a", 1), ("a", 2)]
+
+
+async def test_work_for_a_version_is_done_by_that_version(server: Server, client: Client) -> None:
+    def versions(version: str) -> Agent:
+        agent = Agent("pricer", version=version)
+
+        @agent.capability("price", versioned=True)
+        async def price(_: int) -> str:
+            return version
+
+        return agent
+
+    async def priced(version: str) -> str:
+        receipt = await client.send("price", 1, version=version)
+        assert not receipt.unserved
+        done: str = client.output(await client.result(receipt.run, timeout_s=BOUND_S), "work", str)
+        return done
+
+    early = await client.send("price", 1, version="2.0")
+    assert early.unserved
+    async with serving(server, versions("1.9"), versions("1.10")):
+        wanted = ["1.9", "1.10", ">=1", "<1.10"] * 2
+        assert [await priced(each) for each in wanted] == ["1.9", "1.10", "1.10", "1.9"] * 2
+        with pytest.raises(NoLiveAgent):
+            await client.send("price", 1, version=">=2")
+        assert (await client.runs.load(early.run)).is_open
+        async with serving(server, versions("2.0")):
+            await finished(client, [early.run])
+            assert await priced(">=1.9") == "2.0"
