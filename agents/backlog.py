@@ -49,7 +49,9 @@ class Backlog:
 
     async def look(self) -> None:
         """Once. Raises Unavailable."""
-        late = list(self._docket.ready_since(utc_now() - _LATE))
+        # Of work in line the place is in the log, and no message is needed.
+        ready = self._docket.ready_since(utc_now() - _LATE)
+        late = [(state, timer) for state, timer in ready if not state.is_in_line]
         there = await self._there()
         await self._drop(there)
         lost = [(state, timer) for state, timer in late if self._subject(state, timer) not in there]

@@ -29,8 +29,8 @@ class Herald:
     def __init__(self, client: Client, name: str) -> None:
         self._client = client
         self._name = name
-        self._missed: set[str] = set()
-        self._starved: set[str] = set()
+        self._missed: set[tuple[str, bool]] = set()
+        self._starved: set[tuple[str, bool]] = set()
 
     async def recovered(self, what: Sequence[Recovered], *, on_start: bool = False) -> None:
         """Say what was recovered, if anything was."""
@@ -46,23 +46,23 @@ class Herald:
 
         Nobody has to offer it twice in a row: who is being started again is not missed.
         """
-        by_capability: defaultdict[str, list[tuple[RunState, Timer]]] = defaultdict(list)
+        by_need: defaultdict[tuple[str, bool], list[tuple[RunState, Timer]]] = defaultdict(list)
         for state, timer in waiting:
-            by_capability[state.capability(timer.phase) or ""].append((state, timer))
-        unoffered = {each for each in by_capability if not await self.is_offered(each)}
+            by_need[state.capability(timer.phase) or "", state.is_in_line].append((state, timer))
+        unoffered = {each for each in by_need if not await self.is_offered(each[0], ordered=each[1])}
         starved = unoffered & self._missed
-        for capability in starved - self._starved:
-            works = by_capability[capability]
+        for capability, ordered in starved - self._starved:
+            works = by_need[capability, ordered]
             state, oldest = min(works, key=lambda work: work[1].at)
             logger.warning("starved", capability=capability, waiting=len(works), since=oldest.at)
             said = Starved(self._name, capability, oldest.at, state.run, oldest.phase, len(works))
             await self._say(STARVED, said)
         self._missed, self._starved = unoffered, starved
 
-    async def is_offered(self, capability: str) -> bool:
-        """Whether a live instance offers it, as far as anybody can tell."""
-        client = self._client
-        return await is_offered(client.connection, client.subjects, capability, client.settings.request_timeout_s)
+    async def is_offered(self, capability: str, *, ordered: bool) -> bool:
+        """Whether a live instance offers it, `ordered` if it stands in line, as far as anybody can tell."""
+        client, timeout_s = self._client, self._client.settings.request_timeout_s
+        return await is_offered(client.connection, client.subjects, capability, timeout_s, ordered=ordered)
 
     async def _say(self, kind: str, what: object) -> None:
         client = self._client

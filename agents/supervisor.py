@@ -207,7 +207,7 @@ class Supervisor:
         if not isinstance(command, Fail) or command.cause != "unclaimed":
             return command
         capability = state.capability(command.phase) or ""
-        if await self._herald.is_offered(capability):
+        if await self._herald.is_offered(capability, ordered=state.is_in_line):
             return replace(command, evidence=f"{capability!r} is offered, and nobody was free")
         evidence = f"no live agent offers {capability!r}"
         return replace(command, cause="starved", problem=replace(command.problem, detail=evidence), evidence=evidence)

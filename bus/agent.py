@@ -36,7 +36,10 @@ class Capability(msgspec.Struct, frozen=True, kw_only=True):
     With `breaker`, no work is taken while too many attempts fail, in whatever instance; it has the capability's name.
     By `tags` it can be found (`Client.agents`).
     `on_dead`: what happens to later work when some was given up for good: `skip` goes on with it, `pause` takes nothing
-    more until somebody says `phasebus dead release`.
+    more until somebody says `phasebus dead release`, and `park` holds what stands in line behind it, until that letter
+    is redriven or discarded. `ordered`: it takes work that is sent with a key, one after the other for each key.
+    With `broadcast` each instance can be given work of its own (`Client.broadcast`), and with `versioned` each version
+    of its agent (`Client.send(..., version=)`).
     """
 
     name: str
@@ -54,11 +57,24 @@ class Capability(msgspec.Struct, frozen=True, kw_only=True):
     cache: Cache | None = None
     breaker: Breaker | None = None
     tags: tuple[str, ...] = ()
-    on_dead: Literal["skip", "pause"] = "skip"
+    on_dead: Literal["skip", "pause", "park"] = "skip"
+    ordered: bool = False
+    broadcast: bool = False
+    versioned: bool = False
 
     def call(self, value: object, context: Context) -> Any:
         """The handler's answer, or for an `async def` what has to be awaited for it."""
         return self.handler(value, context) if self.wants_context else self.handler(value)
+
+
+def special(capability: Capability, version: str, instance: str) -> list[Capability]:
+    """The same, as what exactly this instance does, and exactly this version. Raises InvalidName."""
+    names = [subjects.personal(instance, capability.name)] if capability.broadcast else []
+    names += [subjects.versioned(version, capability.name)] if capability.versioned else []
+    plain = msgspec.structs.replace(
+        capability, cache=None, breaker=None, on_dead="skip", ordered=False, broadcast=False, versioned=False
+    )
+    return [msgspec.structs.replace(plain, name=each) for each in names]
 
 
 class Subscribed(msgspec.Struct, frozen=True):
@@ -74,15 +90,23 @@ class Agent:
     """A name, a version, and capabilities added by decorator. Nothing runs before `run` or `phasebus agent run`.
 
     `classify` says of an exception of a handler which error class it has, or None to leave it to the table
-    (`bus.diagnosis`); a capability's own goes before it.
+    (`bus.diagnosis`); a capability's own goes before it. The instances of a `standby` agent are given work when no
+    other instance asks for it.
     """
 
     def __init__(
-        self, name: str, *, version: str = "1", tags: Iterable[str] = (), classify: Classify | None = None
+        self,
+        name: str,
+        *,
+        version: str = "1",
+        tags: Iterable[str] = (),
+        classify: Classify | None = None,
+        standby: bool = False,
     ) -> None:
         self.name = subjects.name(name, "agent")
         self.version = version
         self.tags = _tags(tags)
+        self.standby = standby
         self.life: Lifespan | None = None
         self._classify = classify
         self._capabilities: dict[str, Capability] = {}
@@ -105,7 +129,10 @@ class Agent:
         cache: Cache | bool = False,
         breaker: Breaker | None = None,
         tags: Iterable[str] = (),
-        on_dead: Literal["skip", "pause"] = "skip",
+        on_dead: Literal["skip", "pause", "park"] = "skip",
+        ordered: bool = False,
+        broadcast: bool = False,
+        versioned: bool = False,
     ) -> Callable[[H], H]:
         """Register the decorated function as the handler of `name`; what the keywords mean is said at `Capability`.
 
@@ -127,6 +154,9 @@ class Agent:
             breaker=breaker,
             tags=tags,
             on_dead=on_dead,
+            ordered=ordered,
+            broadcast=broadcast,
+            versioned=versioned,
         )
 
     def mail(
@@ -184,7 +214,10 @@ class Agent:
         cache: Cache | bool = False,
         breaker: Breaker | None = None,
         tags: Iterable[str] = (),
-        on_dead: Literal["skip", "pause"] = "skip",
+        on_dead: Literal["skip", "pause", "park"] = "skip",
+        ordered: bool = False,
+        broadcast: bool = False,
+        versioned: bool = False,
     ) -> Callable[[H], H]:
         subjects.capability(name)
         if name in self._capabilities:
@@ -199,9 +232,12 @@ class Agent:
             raise SettingsError(f"capability {name!r}: isolation is 'process' or None, not {isolation!r}")
         if memory_mb is not None and (isolation is None or memory_mb < 1):
             raise SettingsError(f"capability {name!r}: memory_mb must be 1 or more, and needs isolation='process'")
-
-        if on_dead not in ("skip", "pause"):
-            raise SettingsError(f"capability {name!r}: on_dead is 'skip' or 'pause', not {on_dead!r}")
+        if on_dead not in ("skip", "pause", "park"):
+            raise SettingsError(f"capability {name!r}: on_dead is 'skip', 'pause' or 'park', not {on_dead!r}")
+        if on_dead == "park" and not ordered:
+            raise SettingsError(f"capability {name!r}: on_dead='park' holds a line: it goes with ordered=True")
+        if (broadcast or versioned) and isolation is not None:
+            raise SettingsError(f"capability {name!r}: broadcast and versioned do not go with isolation='process'")
         kept = Cache() if cache is True else cache or None
         labels = _tags(tags)
 
@@ -229,6 +265,9 @@ class Agent:
                 breaker=breaker,
                 tags=labels,
                 on_dead=on_dead,
+                ordered=ordered,
+                broadcast=broadcast,
+                versioned=versioned,
             )
             return handler
 

@@ -14,6 +14,7 @@ from uuid import uuid4
 import msgspec
 import structlog
 
+from bus.arrivals import who_is_there
 from bus.causality import served
 from bus.commands import Begin
 from bus.connection import Connection, Message
@@ -27,12 +28,14 @@ from bus.errors import (
     NotFound,
     Refused,
     ScheduleError,
+    SettingsError,
     TimedOut,
     WorkFailed,
 )
 from bus.events import is_ending
 from bus.handover import ASKED, HANDED, Answered, Asked, Busy, Failed, Handed, Recorded, Reply, read_reply, read_story
 from bus.ledger import utc_now
+from bus.log import Log
 from bus.messages import MESSAGES
 from bus.plan import DAY_S, TASK
 from bus.presence import is_offered
@@ -41,8 +44,9 @@ from bus.record import is_record, read_record
 from bus.run import RunState
 from bus.settings import Settings
 from bus.steering import Steering, as_json, new_run
-from bus.subjects import Subjects, live_copy, mailbox
+from bus.subjects import Subjects, live_copy, mailbox, versioned
 from bus.task import WORK, Task
+from bus.versions import check_range, is_range, newest
 
 logger = structlog.get_logger(__name__)
 
@@ -74,6 +78,7 @@ class Asking(Steering):
     """The verbs for single pieces of work; a part of the client."""
 
     connection: Connection
+    log: Log
     subjects: Subjects
     settings: Settings
     source: str
@@ -89,18 +94,29 @@ class Asking(Steering):
         id: str | None = None,
         at: datetime | None = None,
         delay_s: float | None = None,
+        key: str = "",
+        version: str | None = None,
     ) -> Receipt:
         """Hand work to whoever has `capability`; it is durable when this returns, and given up after `timeout_s`.
 
         What was sent under an `id` before is not done again: the receipt is that of the first time, and says so. It
-        begins no earlier than `at` (with a time zone), or in `delay_s`; its time counts from then on. Raises Refused
-        if the id was used for other work.
+        begins no earlier than `at` (with a time zone), or in `delay_s`; its time counts from then on. With a `key` it
+        is done when all that was sent to the capability with the same key before has ended, by an instance that serves
+        it `ordered`. With a `version` it is for instances of an agent of that one that serve it `versioned`, and waits
+        for them; with a range (`>=1.2,<2`), for the newest in it that is there. Raises Refused if the id was used for
+        other work, NoLiveAgent if no version that is there is in the range.
         """
+        if version is not None and key:
+            raise SettingsError("say a key or a version: the order of a key is kept across versions")
+        if version is not None:
+            capability = await self._of_version(capability, version)
         task = Task(capability, timeout_s)
         run = new_run(task.plan) if id is None else _run_of(id)
-        begin = Begin(task.plan, as_json(value), due_at=_due(at, delay_s))
+        begin = Begin(task.plan, as_json(value), due_at=_due(at, delay_s), key=key)
+        if key and begin.due_at is not None:
+            raise ScheduleError("work with a key is done in order of sending: it has no time of its own to begin at")
         submitted, unserved = await asyncio.gather(
-            self.runs.submit(run, begin), self._unserved([capability]), return_exceptions=True
+            self.runs.submit(run, begin), self._unserved([capability], ordered=bool(key)), return_exceptions=True
         )
         if isinstance(unserved, BaseException):
             raise unserved
@@ -109,6 +125,20 @@ class Asking(Steering):
         if isinstance(submitted, BaseException):
             raise submitted
         return Receipt(run, submitted.state.position, self.durability, unserved)
+
+    async def _of_version(self, capability: str, wanted: str) -> str:
+        """The capability of the version that is wanted, or of the newest in a range of them."""
+        if not is_range(check_range(wanted)):
+            return versioned(wanted, capability)
+        there = await who_is_there(self.connection, self.log)
+        fitting = [
+            each.version
+            for each in there
+            if each.matches(capability=capability, version=wanted, tag=None) and each.capabilities[capability].versioned
+        ]
+        if not fitting:
+            raise NoLiveAgent(capability)
+        return versioned(newest(fitting), capability)
 
     async def tell(
         self,
@@ -127,7 +157,7 @@ class Asking(Steering):
         """The receipt of what was sent before. Raises Refused if that was something else."""
         state = await self.runs.load(run)
         before, now = state.plan.capabilities, again.plan.capabilities
-        if before != now or state.input.value != msgspec.json.decode(again.input):
+        if (before, state.key) != (now, again.key) or state.input.value != msgspec.json.decode(again.input):
             raise Refused(f"id {id!r} was used before, for other work: run {run} has it")
         async with aclosing(self.ledger.commits(run)) as commits:
             first = await anext(commits)
@@ -203,7 +233,7 @@ class Asking(Steering):
         Raises NoLiveAgent.
         """
         try:
-            return await self._request(HANDED, run, task.capability, Handed(task, given), _FIRST_WORD_S)
+            return await self._put(HANDED, run, task.capability, Handed(task, given), _FIRST_WORD_S)
         except NoResponders:
             # An instance that stops takes nothing more this way, and still is one.
             if await self._unserved([task.capability]):
@@ -219,7 +249,7 @@ class Asking(Steering):
         question = Asked(given, deadline_at)
         while True:
             try:
-                reply = await self._request(ASKED, run, task.capability, question, task.timeout_s)
+                reply = await self._put(ASKED, run, task.capability, question, task.timeout_s)
             except NoResponders:
                 raise NoLiveAgent(task.capability) from None
             match reply:
@@ -247,7 +277,19 @@ class Asking(Steering):
                 logger.debug("not cancelled", run=run, error=str(error))
             return
 
-    async def _request(self, kind: str, run: str, capability: str, what: object, timeout_s: float) -> Reply:
+    async def _put(self, kind: str, run: str, capability: str, what: object, timeout_s: float) -> Reply:
+        """The word of an instance; of one that comes after others, if those are not there or have no hand free."""
+        reply: Reply | None = None
+        with contextlib.suppress(NoResponders):
+            reply = await self._request(kind, run, self.subjects.hand(capability), what, timeout_s)
+        if reply is None or (kind == ASKED and isinstance(reply, Busy)):
+            with contextlib.suppress(NoResponders):
+                return await self._request(kind, run, self.subjects.hand(capability, spare=True), what, timeout_s)
+        if reply is None:
+            raise NoResponders(self.subjects.hand(capability))
+        return reply
+
+    async def _request(self, kind: str, run: str, subject: str, what: object, timeout_s: float) -> Reply:
         facts = served()
         message = envelope(
             kind,
@@ -272,7 +314,7 @@ class Asking(Steering):
         following = self.connection.subscribe(story, take) if is_followed else None
         self._asking += 1
         try:
-            forget = self.connection.ask(told, self.subjects.hand(capability), encode(message), timeout_s=timeout_s)
+            forget = self.connection.ask(told, subject, encode(message), timeout_s=timeout_s)
             try:
                 answer = await told
             finally:
@@ -306,12 +348,10 @@ class Asking(Steering):
         """A phase's output. Raises WorkFailed if it has none, MalformedMessage if it is not a `gives`."""
         return answer_of(state, phase, gives)
 
-    async def _unserved(self, capabilities: Sequence[str]) -> list[str]:
+    async def _unserved(self, capabilities: Sequence[str], *, ordered: bool = False) -> list[str]:
+        timeout_s = self.settings.request_timeout_s
         offered = await asyncio.gather(
-            *(
-                is_offered(self.connection, self.subjects, each, self.settings.request_timeout_s)
-                for each in capabilities
-            )
+            *(is_offered(self.connection, self.subjects, each, timeout_s, ordered=ordered) for each in capabilities)
         )
         return [each for each, is_there in zip(capabilities, offered, strict=True) if not is_there]
 

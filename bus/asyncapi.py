@@ -26,6 +26,7 @@ _YES = "yes"
 _PARAMETERS = {
     "topic": "A dotted name.",
     "run": "A run's id: 1 to 63 of a-z, 0-9, _ and -.",
+    "lane": "One of 16, chosen by a hash of the key.",
     "capability": "A capability; its dots are written as colons.",
     "phase": "A phase's key, and for an item of an `each` phase its index: `analyse` or `analyse:3`.",
     "attempt": "The number of the attempt, from 1.",
@@ -153,6 +154,7 @@ _CHANNELS = (
         ("phase.parts.v1",),
         True,
     ),
+    Channel("lines", "line.{capability}.{lane}", "Work with a key, in order.", ("task.placed.v1",), True),
     Channel("topics", "topic.{topic}", "Facts, for whoever subscribes.", ("topic.published.v1",), True),
     Channel("beats", "beat.{instance}", "An instance lives. Not stored.", (_BEAT,)),
     Channel("halts", "halt.{instance}", "An instance need not go on with some attempts. Not stored.", (_HALT,)),
@@ -166,13 +168,20 @@ _HANDOVERS = (
         "One of the instances with the capability is handed work, or a question that is not stored.",
         ("task.handed.v1", "task.asked.v1"),
     ),
+    Channel(
+        "spares",
+        "spare.{capability}",
+        "The same, when no other instance is there: one that stands by, or is not well.",
+        ("task.handed.v1", "task.asked.v1"),
+    ),
 )
 _QUESTIONS = (
     Channel("everyone", "ping", "Every instance answers.", (_QUESTION,)),
     Channel("instance", "ping.{instance}", "This instance answers, if it lives.", (_QUESTION,)),
     Channel("offers", "who.{capability}", "Every instance that takes such work answers.", (_QUESTION,)),
+    Channel("orderly", "orders.{capability}", "Every instance that takes such work with a key answers.", (_QUESTION,)),
 )
-_ANSWERS = {"everyone": _PRESENT, "instance": _BEAT, "offers": _YES}
+_ANSWERS = {"everyone": _PRESENT, "instance": _BEAT, "offers": _YES, "orderly": _YES}
 
 
 def asyncapi(document: Document, namespace: str, version: str) -> dict[str, Any]:

@@ -141,6 +141,38 @@ class Attempts:
                     passage = circuit.passing() if circuit is not None else None
                     offers = offers and (circuit is None or circuit.state.status == "closed")
 
+    async def take(self, capability: Capability, work: Work, causation: str, circuit: Circuit | None) -> None:
+        """Take this attempt, if it can be taken, and make it. What goes wrong is recorded, not raised."""
+        try:
+            passage = await circuit.enter() if circuit is not None else None
+        except CircuitOpen as error:
+            logger.debug("not let through", reason=str(error))
+            return
+        with structlog.contextvars.bound_contextvars(
+            agent=self._agent.name, instance=self._instance, run=work.run, causation=causation
+        ):
+            recalled = await self._recall.look(capability, work)
+            decided = await self._take(capability, work, None, causation, recalled)
+            started = _next_start(decided, self._instance) if recalled.reuse is None else None
+            if decided is None or started is None:
+                if passage is not None:
+                    passage.abandon()
+                return
+            with structlog.contextvars.bound_contextvars(phase=started.phase, attempt=started.attempt):
+                order = order_of(decided.state, started.phase, started.item)
+                decided = await self._attempt(
+                    capability,
+                    order,
+                    started.deadline_at,
+                    decided.commit,
+                    Pulse(),
+                    passage=passage,
+                    key=recalled.key,
+                    because=started.because,
+                )
+                if decided is not None:
+                    await self._recall.keep(capability, recalled, decided)
+
     async def make(
         self,
         capability: Capability,
@@ -182,7 +214,7 @@ class Attempts:
                 pulse.drop(halt.reason)
 
     async def _take(
-        self, capability: Capability, work: Work, delivery: Delivery, causation: str, recalled: Recalled
+        self, capability: Capability, work: Work, delivery: Delivery | None, causation: str, recalled: Recalled
     ) -> Decided | None:
         """Append that this instance holds the attempt, then acknowledge: the log has it. None: it is not ours."""
         command = Take(
@@ -200,13 +232,16 @@ class Attempts:
             decided = await self._client.runs.submit(work.run, command, causation=causation)
         except Refused as refused:
             logger.debug("stale work", reason=refused.reason)
-            delivery.ack()
+            if delivery is not None:
+                delivery.ack()
             return None
         except BusError as error:
             logger.warning("not taken", error=str(error))
-            delivery.nak(_NOT_NOW_S)
+            if delivery is not None:
+                delivery.nak(_NOT_NOW_S)
             return None
-        delivery.ack()
+        if delivery is not None:
+            delivery.ack()
         return decided
 
     async def _attempt(

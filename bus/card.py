@@ -29,6 +29,9 @@ class Offering(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     concurrency: int
     timeout_s: float
     tags: tuple[str, ...] = ()
+    ordered: bool = False
+    broadcast: bool = False
+    versioned: bool = False
     takes: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     gives: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
@@ -43,6 +46,7 @@ class Card(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     pid: int
     capabilities: Mapping[str, Offering]
     tags: tuple[str, ...] = ()
+    standby: bool = False
 
 
 class AgentDeregistered(msgspec.Struct, frozen=True, omit_defaults=True):

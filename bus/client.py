@@ -33,6 +33,7 @@ from bus.selection import Selection
 from bus.settings import Settings
 from bus.steering import as_json, new_run
 from bus.streaming import Streaming
+from bus.subjects import personal
 from bus.topics import Topics
 
 logger = structlog.get_logger(__name__)
@@ -68,6 +69,22 @@ class Client(Streaming, Topics, Scheduling, Redriving, Coordination, Deciding, G
         self.system_url = system_url
         self.operator_url = operator_url
         self.durability = durability
+
+    async def broadcast(self, capability: str, value: object, *, timeout_s: float = 3600.0) -> dict[str, Receipt]:
+        """Hand the same work to every instance there is now that has `capability` with `broadcast=True`; the receipts.
+
+        Each does it once, with attempts and dead letters as any work; what an instance that has ended meanwhile did not
+        do is given up after `timeout_s`. Who comes later does not get it. Raises NoLiveAgent if nobody is there.
+        """
+        there = [
+            each.instance
+            for each in await self.agents(capability)
+            if each.capabilities[capability].broadcast and each.status != "draining"
+        ]
+        if not there:
+            raise NoLiveAgent(capability)
+        sent = (self.send(personal(each, capability), value, timeout_s=timeout_s) for each in there)
+        return dict(zip(there, await asyncio.gather(*sent), strict=True))
 
     async def start(
         self,

@@ -18,7 +18,8 @@ class Begin(msgspec.Struct, frozen=True):
     `adopted` are outputs of phases that were done elsewhere, in `origin`, and are taken over. With `force` nothing is
     taken from the cache. `correlation` is that of what it was started from: within a handler, of what that serves.
     Without one, a run begins a story of its own. With `due_at` nothing of it can be taken before then, and its time
-    counts from then on; with `since`, from then: it has been on its way.
+    counts from then on; with `since`, from then: it has been on its way. With a `key` it stands in line behind what was
+    begun with the same one (tasks only).
     """
 
     plan: Plan
@@ -32,6 +33,7 @@ class Begin(msgspec.Struct, frozen=True):
     correlation: str | None = None
     due_at: datetime | None = None
     since: datetime | None = None
+    key: str = ""
 
 
 class Reuse(msgspec.Struct, frozen=True):

@@ -158,7 +158,12 @@ def _together(state: RunState | None, command: Together, run: str, now: datetime
 def _begin(command: Begin, run: str, now: datetime) -> Sequence[Event]:
     deadline = (command.due_at or command.since or now) + timedelta(seconds=command.plan.timeout_s)
     started = RunStarted(
-        plan=command.plan, input=command.input, deadline_at=deadline, parent=command.parent, force=command.force
+        plan=command.plan,
+        input=command.input,
+        deadline_at=deadline,
+        parent=command.parent,
+        force=command.force,
+        key=command.key,
     )
     draft = Draft(evolve(None, Commit(run, "", now, 0, [started])), now)
     adopted = [key for key in command.plan.graph if key in command.adopted]

@@ -13,10 +13,12 @@ from bus.brake import Brake
 from bus.circuit import Circuit
 from bus.client import Client
 from bus.connection import Message, Subscription
+from bus.lanes import Lanes
 from bus.presence import Load
 from bus.pull import Delivery, Intake
 from bus.room import Room
-from bus.streams import ensure_consumer, set_up_cache, set_up_work
+from bus.streams import EVERYBODY, ensure_consumer, set_up_cache, set_up_work
+from bus.subjects import is_special
 
 logger = structlog.get_logger(__name__)
 
@@ -24,6 +26,8 @@ logger = structlog.get_logger(__name__)
 _HAND_ON_S = 0.02
 # So long does pulled work wait for room here before somebody else may have it.
 _IN_LINE_S = 0.2
+# What only one instance, or one version, takes is forgotten so long after that has ended; the work itself is not.
+_FORGOTTEN_S = 3600.0
 
 
 class Serving(Protocol):
@@ -31,6 +35,9 @@ class Serving(Protocol):
 
     async def pulled(self, capability: Capability, delivery: Delivery, circuit: Circuit | None) -> None:
         """Work from the stream."""
+
+    async def lined(self, capability: Capability, room: Room, delivery: Delivery, circuit: Circuit | None) -> None:
+        """A place in a lane."""
 
     async def handed(self, capability: Capability, room: Room, message: Message, circuit: Circuit | None) -> None:
         """Work that somebody who waits for it hands over directly."""
@@ -42,16 +49,21 @@ class Desk:
     Everything runs in `tasks`.
     """
 
-    def __init__(self, client: Client, capability: Capability, serving: Serving, tasks: asyncio.TaskGroup) -> None:
+    def __init__(
+        self, client: Client, capability: Capability, instance: str, serving: Serving, tasks: asyncio.TaskGroup
+    ) -> None:
         self._client = client
         self._capability = capability
         self._serving = serving
         self._tasks = tasks
         self._room = Room(capability.concurrency, lambda _free: self._fill())
         self._circuit = client.breaker(capability.name, capability.breaker) if capability.breaker is not None else None
-        self.brake = Brake(client, capability.name, self._hold) if capability.on_dead == "pause" else None
+        pauses = capability.on_dead == "pause"
+        self.brake = Brake(client, capability.name, lambda _on: self._place()) if pauses else None
         self._intake: Intake | None = None
+        self._lanes = Lanes(client, capability, instance, self._line) if capability.ordered else None
         self._listening: Subscription | None = None
+        self._rank: int | None = 0
         self._braking: asyncio.Task[None] | None = None
         self._resting: asyncio.Task[None] | None = None
         self._pulling: set[asyncio.Task[None]] = set()
@@ -81,26 +93,34 @@ class Desk:
             consumer,
             deliver=lambda delivery: self._take(intake, delivery),
             missing=self._restore,
+            group=EVERYBODY,
         )
         self._intake = intake
-        self._hold(self.brake is not None and self.brake.is_on)
+        pulling = {self._tasks.create_task(intake.run())}
+        if self._lanes is not None:
+            pulling |= await self._lanes.open(self._tasks)
+        self._place()
         self._fill()
-        task = self._tasks.create_task(intake.run())
-        self._pulling.add(task)
-        task.add_done_callback(self._pulling.discard)
-        if self._capability.cache is None:
-            # What may be cached is looked up, and that is for work in the log.
-            subject = client.subjects.hand(self._capability.name)
-            self._listening = client.connection.subscribe(subject, self._hear, queue="instances")
+        for task in pulling:
+            self._pulling.add(task)
+            task.add_done_callback(self._pulling.discard)
+        self._listen()
+
+    def rank(self, rank: int | None) -> None:
+        """Come after instances with a lower number, 0 to 9; None: take nothing until there is one again."""
+        if rank != self._rank:
+            self._rank = rank
+            self._place()
+            self._listen()
 
     def close(self) -> None:
         """Take nothing more."""
         if self._intake is not None:
             self._intake.stop()
             self._intake = None
-        if self._listening is not None:
-            self._listening.unsubscribe()
-            self._listening = None
+        if self._lanes is not None:
+            self._lanes.close()
+        self._listen()
 
     def cancel(self) -> None:
         """End what is left: pulling, and what was begun, which is handed back."""
@@ -109,15 +129,39 @@ class Desk:
         for task in (*self._pulling, *others, *self.serving):
             task.cancel()
 
-    def _hold(self, held: bool) -> None:
+    def _place(self) -> None:
+        """Stand where work is given out, or aside."""
+        is_held = self._rank is None or (self.brake is not None and self.brake.is_on)
         if self._intake is not None:
-            self._intake.hold(held)
+            self._intake.rank(self._rank or 0)
+            self._intake.hold(is_held)
+        if self._lanes is not None:
+            self._lanes.place(self._rank or 0, held=is_held)
+
+    def _listen(self) -> None:
+        """Be handed work directly: at the first place to ask, or at the one for when nobody is there."""
+        if self._listening is not None:
+            self._listening.unsubscribe()
+            self._listening = None
+        # What may be cached is looked up, and that is for work in the log.
+        if self._intake is not None and self._rank is not None and self._capability.cache is None:
+            subject = self._client.subjects.hand(self._capability.name, spare=self._rank > 0)
+            self._listening = self._client.connection.subscribe(subject, self._hear, queue="instances")
 
     def _take(self, intake: Intake, delivery: Delivery) -> None:
         if self._intake is not intake:
             delivery.nak(_HAND_ON_S)
             return
         self._begin(self._pulled(delivery))
+
+    def _line(self, delivery: Delivery) -> None:
+        self._begin(self._lined(delivery))
+
+    async def _lined(self, delivery: Delivery) -> None:
+        try:
+            await self._serving.lined(self._capability, self._room, delivery, self._circuit)
+        finally:
+            self._fill()
 
     def _hear(self, message: Message) -> None:
         self._begin(self._serving.handed(self._capability, self._room, message, self._circuit))
@@ -147,6 +191,8 @@ class Desk:
     def _ask(self) -> None:
         if self._intake is not None:
             self._intake.grant(max(self._room.free - self._intake.credit, 0))
+        if self._lanes is not None and self._room.free:
+            self._lanes.grant()
 
     async def _rest(self, circuit: Circuit) -> None:
         await circuit.until_admitting()
@@ -155,7 +201,9 @@ class Desk:
 
     async def _ensure(self) -> str:
         client = self._client
-        return await ensure_consumer(client.connection, client.subjects, self._capability.name, client.settings)
+        name = self._capability.name
+        inactive_s = _FORGOTTEN_S if is_special(name) else None
+        return await ensure_consumer(client.connection, client.subjects, name, client.settings, inactive_s=inactive_s)
 
     async def _restore(self) -> None:
         client = self._client

@@ -53,7 +53,8 @@ class Source(msgspec.Struct, frozen=True, omit_defaults=True):
 class RunStarted(_Event, frozen=True, tag="run.started.v1"):
     """A run exists: its plan (kept for its whole life), its input, and the instant at which it is given up.
 
-    With `force` nothing of it is taken from the cache.
+    With `force` nothing of it is taken from the cache. With a `key` it stands in line behind all that was sent to its
+    capability under that key (`bus.lane`).
     """
 
     plan: Plan
@@ -61,6 +62,7 @@ class RunStarted(_Event, frozen=True, tag="run.started.v1"):
     deadline_at: Instant
     parent: Parent | None = None
     force: bool = False
+    key: str = ""
 
 
 class RunCompleted(_Event, frozen=True, tag="run.completed.v1"):

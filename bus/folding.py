@@ -382,6 +382,7 @@ def _born(commit: Commit) -> RunState:
         parent=first.parent,
         origin=commit.position,
         force=first.force,
+        key=first.key,
     )
 
 

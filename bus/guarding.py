@@ -61,6 +61,11 @@ class Guards:
             raise SettingsError(f"limit {name!r} is used in this process with another quota: {found.quota}")
         return found
 
+    @property
+    def open(self) -> list[str]:
+        """The breakers that let nobody through."""
+        return [name for name, each in self._circuits.items() if each.state.status == "open"]
+
     async def close(self) -> None:
         """Store what is still to be said, if that can be done in time."""
         circuits = [each.close() for each in self._circuits.values()]

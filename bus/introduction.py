@@ -21,11 +21,15 @@ def card(agent: Agent, instance: str, host: str, pid: int) -> Card:
         host=host,
         pid=pid,
         tags=agent.tags,
+        standby=agent.standby,
         capabilities={
             name: Offering(
                 concurrency=each.concurrency,
                 timeout_s=each.timeout_s,
                 tags=each.tags,
+                ordered=each.ordered,
+                broadcast=each.broadcast,
+                versioned=each.versioned,
                 takes=next(schemas),
                 gives=next(schemas),
             )

@@ -20,10 +20,12 @@ from bus.events import Commit, archived
 from bus.folding import evolve, fold
 from bus.halts import Halt
 from bus.inputs import work
+from bus.lane import PLACED, Placed, lane_of
 from bus.log import Log, Part
 from bus.record import Record
 from bus.run import RunState
 from bus.streams import info
+from bus.task import WORK as WORK_PHASE
 from bus.unknown import report
 
 logger = structlog.get_logger(__name__)
@@ -82,8 +84,10 @@ class Ledger:
     ) -> None:
         """Publish the work of items that can be taken, which the commit `causation` made ready, if that is known.
 
-        Harmless if it is already waiting: the server keeps one.
+        Harmless if it is already waiting: the server keeps one. What stands in line needs no message: its place is one.
         """
+        if state.is_in_line:
+            return
         for key, index in ready:
             waiting = work(state, key, index)
             # The subject says it all; who takes the work derives the rest from the log.
@@ -110,6 +114,8 @@ class Ledger:
         )
         expected = before.position if before is not None else 0
         letters = dead.letters(before, commit)
+        if before is None and after.key:
+            return await self._log.append_together([Part(subject, message, 0), self._place(after, commit)])
         if not letters:
             return await self._log.append(subject, message, expected=expected)
         try:
@@ -136,6 +142,14 @@ class Ledger:
         for begin in range(LETTERS_IN_BATCH + 1, len(parts), LETTERS_IN_BATCH):
             await self._log.append_together(parts[begin : begin + LETTERS_IN_BATCH])
         return position
+
+    def _place(self, after: RunState, commit: Commit) -> Part:
+        """Its place in line, stored together with its beginning: none is ever there without the other."""
+        capability = after.capability(WORK_PHASE)
+        assert capability is not None, "what has a key is a task"
+        id = f"place-{after.run}"
+        record = self._envelope(PLACED, Placed(after.key), after, id=id, at=commit.at, causation=commit.id)
+        return Part(self._log.subjects.line(capability, lane_of(after.key)), record)
 
     async def complete_letters(self, before: RunState | None, commit: Commit) -> int:
         """Store the letters of a commit that are not there; returns how many. `before` is the run without it.

@@ -17,7 +17,8 @@ from bus.card import Card, without_schemas
 from bus.connection import Connection, Message, Subscription
 from bus.envelope import UNDECODABLE
 from bus.errors import NoResponders, Unavailable
-from bus.subjects import Subjects
+from bus.health import Level
+from bus.subjects import Subjects, personal, versioned
 
 Standing = Literal["live", "draining", "quarantined"]
 """How an instance stands: it takes work, it finishes and ends, or it takes nothing more until it is released."""
@@ -47,7 +48,8 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One sign of life: only what changes; the rest is on the instance's card.
 
     `note` says why it stands as it does, `lag_s` how late its event loop was, `memory_mb` what its process takes.
-    `paused` are the capabilities that take nothing more since something died (`on_dead="pause"`).
+    `paused` are the capabilities that take nothing more since something died (`on_dead="pause"`). How well it is
+    (`bus.health`) says how much it takes.
     """
 
     agent: str
@@ -59,6 +61,7 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     lag_s: float = 0.0
     memory_mb: int = 0
     paused: Sequence[str] = ()
+    health: Level = "healthy"
 
 
 class Present(msgspec.Struct, frozen=True):
@@ -97,7 +100,8 @@ class Presence:
         self._connection = connection
         self._subjects = subjects
         self._instance = card.instance
-        self._capabilities = list(card.capabilities)
+        self._version = card.version
+        self._capabilities = card.capabilities
         # The same in every answer.
         self._card = msgspec.Raw(msgspec.json.encode(without_schemas(card)))
         self._beat = beat
@@ -126,12 +130,18 @@ class Presence:
     def offer(self, is_offered: bool) -> None:
         """Whether work is taken: who asks for a capability that nobody offers is told so at once by the server."""
         if is_offered and not self._offered:
-            subjects = map(self._subjects.who, self._capabilities)
+            asked = [self._subjects.who(name) for name in self._capabilities]
+            asked += [
+                self._subjects.who(name, ordered=True) for name, each in self._capabilities.items() if each.ordered
+            ]
+            for name, each in self._capabilities.items():
+                asked += [self._subjects.who(personal(self._instance, name))] if each.broadcast else []
+                asked += [self._subjects.who(versioned(self._version, name))] if each.versioned else []
             # One of them answers: a thousand would be woken by each question.
-            self._offered = [self._connection.subscribe(each, self._answer_who, queue="instances") for each in subjects]
+            self._offered = [self._connection.subscribe(each, self._answer_who, queue="instances") for each in asked]
         elif not is_offered:
-            for each in self._offered:
-                each.unsubscribe()
+            for subscription in self._offered:
+                subscription.unsubscribe()
             self._offered = []
 
     def say(self) -> None:
@@ -172,11 +182,14 @@ class Presence:
             self._connection.publish(message.reply, data)
 
 
-async def is_offered(connection: Connection, subjects: Subjects, capability: str, timeout_s: float) -> bool:
-    """Whether some instance takes work for the capability. The server knows at once when there is none."""
+async def is_offered(
+    connection: Connection, subjects: Subjects, capability: str, timeout_s: float, *, ordered: bool = False
+) -> bool:
+    """Whether some instance takes work for the capability, or work with a key. The server says so if none does."""
     try:
         # Who is asked may be frozen, but was there to be asked: the server would have said otherwise long before.
-        await connection.request(subjects.who(capability), timeout_s=min(timeout_s, _SILENT_S))
+        subject = subjects.who(capability, ordered=ordered)
+        await connection.request(subject, timeout_s=min(timeout_s, _SILENT_S))
     except NoResponders:
         return False
     except Unavailable:

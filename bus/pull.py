@@ -83,6 +83,7 @@ class Intake:
         *,
         deliver: Callable[[Delivery], None],
         missing: Callable[[], Awaitable[None]],
+        group: str = "",
         heartbeat_s: float = 0.5,
         expires_s: float = 30.0,
     ) -> None:
@@ -91,6 +92,8 @@ class Intake:
         `missing` is awaited when stream or consumer seem not to exist: it makes them if so. The reason may also be a
         cluster without a leader, so it must do no harm to what exists. An error it raises is logged and it is asked
         again after a pause.
+
+        `group` is that of a consumer which serves who asks with the lowest number first: see `rank`.
         """
         self._connection = connection
         self._consumer = consumer
@@ -107,6 +110,9 @@ class Intake:
         self._alive_at_s = 0.0
         self._stopped = False
         self._is_held = False
+        self._group = group
+        self._rank = 0
+        self._asked_as = 0  # the rank this session asks with
         self._woken = asyncio.Event()
 
     @property
@@ -122,6 +128,11 @@ class Intake:
     def hold(self, held: bool) -> None:
         """Ask for nothing while this is so. What is on its way is still delivered."""
         self._is_held = held
+        self._woken.set()
+
+    def rank(self, rank: int) -> None:
+        """Come after whoever asks with a lower number, 0 to 9: also with what was asked for before."""
+        self._rank = rank
         self._woken.set()
 
     def stop(self) -> None:
@@ -165,6 +176,7 @@ class Intake:
         """Keep all credit asked for on one inbox, until there is a reason for a new one."""
         self._inbox = self._connection.new_inbox()
         self._asked = self._requests = 0
+        self._asked_as = self._rank
         self._ended = None
         disconnects = self._connection.disconnects
         subscription = self._connection.subscribe(self._inbox, self._take)
@@ -181,7 +193,7 @@ class Intake:
     async def _ask_until_ended(self, disconnects: int) -> None:
         loop = asyncio.get_running_loop()
         asked_at_s = loop.time()
-        while not self._stopped and not self._is_held and not self._ended and self._is_same_line(disconnects):
+        while self._goes_on and not self._ended and self._is_same_line(disconnects):
             self._woken.clear()
             if self._asked <= 0:
                 asked_at_s = loop.time()
@@ -194,16 +206,25 @@ class Intake:
                 async with asyncio.timeout_at(deadline_s if self._asked > 0 else None):
                     await self._woken.wait()
 
+    @property
+    def _goes_on(self) -> bool:
+        """Whether what this session has asked for is still what is wanted."""
+        return not self._stopped and not self._is_held and self._asked_as == self._rank
+
     def _is_same_line(self, disconnects: int) -> bool:
         return self._connection.is_connected and self._connection.disconnects == disconnects
 
     def _ask(self) -> None:
         while (batch := min(self._credit - self._asked, _BATCH)) > 0:
             times = int(self._expires_s * 1e9), int(self._heartbeat_s * 1e9)
-            request = b'{"batch":%d,"expires":%d,"idle_heartbeat":%d}' % (batch, *times)
+            request = b'{"batch":%d,"expires":%d,"idle_heartbeat":%d%b}' % (batch, *times, self._claim)
             self._connection.publish(self._subject, request, reply=self._inbox)
             self._asked += batch
             self._requests += 1
+
+    @property
+    def _claim(self) -> bytes:
+        return b',"group":"%b","priority":%d' % (self._group.encode(), self._asked_as) if self._group else b""
 
     def _take(self, message: Message) -> None:
         # Only the server's words about a request come on the inbox itself: a message keeps its own subject, and may

@@ -12,6 +12,7 @@ from typing import Literal
 import msgspec
 
 from bus.card import AgentDeregistered, AgentLost, Card, Offering, ended
+from bus.health import Level
 from bus.presence import Beat, Held, Load
 from bus.versions import fits
 
@@ -37,6 +38,8 @@ class Instance(msgspec.Struct, frozen=True, kw_only=True):
     lag_s: float = 0.0
     memory_mb: int = 0
     paused: Sequence[str] = ()
+    health: Level = "healthy"
+    standby: bool = False
 
     def matches(self, *, capability: str | None, version: str | None, tag: str | None) -> bool:
         """Whether it is one of those that are looked for; a tag may be the agent's, or that of a capability."""
@@ -63,6 +66,7 @@ def instance_of(card: Card, beat: Beat | None, status: Status | None = None, not
         status=status or "live",
         note=note,
         tags=card.tags,
+        standby=card.standby,
         capabilities=card.capabilities,
     )
     return _with(instance, beat) if beat is not None else instance
@@ -130,4 +134,5 @@ def _with(instance: Instance, beat: Beat) -> Instance:
         lag_s=beat.lag_s,
         memory_mb=beat.memory_mb,
         paused=beat.paused,
+        health=beat.health,
     )

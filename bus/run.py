@@ -217,6 +217,7 @@ class RunState(msgspec.Struct, gc=False, kw_only=True):
     Once `archived`, it can be read, and nothing more happens to it.
     `unknown_events` of the `events` are of types this version does not know: what they say is not in this state.
     `late` are the results that came for attempts that were over. With `force` nothing is taken from the cache.
+    With a `key` it was begun in line (`bus.lane`).
     """
 
     run: str
@@ -243,6 +244,7 @@ class RunState(msgspec.Struct, gc=False, kw_only=True):
     rollback: Rollback | None = None
     checkpoints: dict[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
     force: bool = False
+    key: str = ""
 
     def capability(self, key: str) -> str | None:
         """What the phase's work needs now: its own capability, or that which undoes it."""
@@ -259,6 +261,11 @@ class RunState(msgspec.Struct, gc=False, kw_only=True):
     @property
     def is_open(self) -> bool:
         return self.status == "in_progress"
+
+    @property
+    def is_in_line(self) -> bool:
+        """Whether its work is for who has its place in line. What is redriven has lost that: it may be long gone."""
+        return bool(self.key) and self.passes == 1
 
     def unknown(self) -> Iterator[tuple[PhaseState, Item, str]]:
         """Every effect of which nobody knows whether it happened, unless a handler is at it."""

@@ -42,6 +42,7 @@ class Settings(BaseModel):
     beat_s: float = Field(1.0, gt=0, le=60, description="an instance says that it lives this often")
     lease_s: float = Field(3.0, gt=0, le=600, description="silent for longer, an instance loses what it holds")
     grace_s: float = Field(10.0, ge=0, description="how long a stopping process may finish what it has begun")
+    memory_limit_mb: int | None = Field(None, ge=1, description="an instance takes less work when it nears this")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     @field_validator("namespace")

@@ -23,6 +23,8 @@ _SECOND_NS = 1_000_000_000
 BELL = "bell"
 """The consumer of what has rung."""
 _API = "$JS.API"
+EVERYBODY = "all"
+"""The group of a capability's consumer that every instance belongs to."""
 
 
 class Moved(Exception):
@@ -330,8 +332,13 @@ async def passed_by(connection: Connection, stream: str, consumer: str, timeout_
     return answer.ack_floor.stream_seq if answer.num_ack_pending else answer.delivered.stream_seq
 
 
-async def ensure_consumer(connection: Connection, subjects: Subjects, capability: str, settings: Settings) -> str:
-    """The consumer of a capability's work, shared by all instances; returns its name."""
+async def ensure_consumer(
+    connection: Connection, subjects: Subjects, capability: str, settings: Settings, *, inactive_s: float | None = None
+) -> str:
+    """The consumer of a capability's work, shared by all instances; returns its name.
+
+    With `inactive_s` the server forgets it when nobody has asked for so long: it is one instance's own.
+    """
     name = consumer_of(capability)
     config = {
         "durable_name": name,
@@ -342,12 +349,39 @@ async def ensure_consumer(connection: Connection, subjects: Subjects, capability
         "ack_wait": int(settings.lease_s * _SECOND_NS),
         "max_deliver": -1,
         "max_ack_pending": 10_000,
+        # Who asks with a lower number is served first; who asks with the same one, in turn.
+        "priority_groups": [EVERYBODY],
+        "priority_policy": "prioritized",
     }
+    if inactive_s is not None:
+        config["inactive_threshold"] = int(inactive_s * _SECOND_NS)
     try:
         await _create_consumer(connection, subjects.work_stream, config, settings)
     except NotFound:
         await set_up_work(connection, subjects, settings)
         await _create_consumer(connection, subjects.work_stream, config, settings)
+    return name
+
+
+async def ensure_lane(
+    connection: Connection, subjects: Subjects, capability: str, lane: int, settings: Settings
+) -> str:
+    """The consumer of one lane of an ordered capability, shared by all instances; returns its name."""
+    name = f"line!{capability.replace('.', ':')}!{lane}"
+    config = {
+        "durable_name": name,
+        "name": name,
+        "filter_subject": subjects.line(capability, lane),
+        "ack_policy": "explicit",
+        # Who sees a run through says so all the time; who dies leaves it to the next after this.
+        "ack_wait": int(settings.lease_s * _SECOND_NS),
+        "max_deliver": -1,
+        # One after the other, each until it has ended.
+        "max_ack_pending": 1,
+        "priority_groups": [EVERYBODY],
+        "priority_policy": "prioritized",
+    }
+    await _create_consumer(connection, subjects.stream, config, settings)
     return name
 
 

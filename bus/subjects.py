@@ -33,6 +33,7 @@ KINDS = (
     "breaker",
     "limit",
     "llm",
+    "line",
 )
 """What there is in the log: the second token of its subjects."""
 
@@ -65,6 +66,22 @@ def mailbox(agent: str) -> str:
 def subscription(agent: str, subscribed: str) -> str:
     """The capability of serving one subscription of an agent. Raises InvalidName."""
     return f"{_OWN}.{name(agent, 'agent')}.on.{name(subscribed, 'subscription')}"
+
+
+def personal(instance: str, capability: str) -> str:
+    """The capability of doing this as exactly that instance. Raises InvalidName."""
+    return _dotted(f"{_OWN}.{name(instance, 'instance')}.at.{capability}", _NAME, "capability")
+
+
+def versioned(version: str, capability: str) -> str:
+    """The capability of doing this as exactly that version of an agent. Raises InvalidName."""
+    token = re.sub("[^a-z0-9_-]", "_", version.lower())
+    return _dotted(f"{_OWN}.{name(token, 'version')}.v.{capability}", _NAME, "capability")
+
+
+def is_special(capability: str) -> bool:
+    """Whether it is that of one instance, or one version, of those that have a capability."""
+    return is_own(capability) and capability.split(".")[2:3] in (["at"], ["v"])
 
 
 def is_own(capability: str) -> bool:
@@ -268,13 +285,20 @@ class Subjects:
         token = phase_key(phase) if item is None else f"{phase_key(phase)}:{item}"
         return f"{self.namespace}.cache.place.{capability_token(capability)}.{name(plan, 'plan')}.{token}"
 
-    def who(self, capability: str) -> str:
-        """Every live instance with the capability answers here; if there is none, the server says so at once."""
-        return f"{self.namespace}.who.{capability_token(capability)}"
+    def line(self, capability: str, lane: int) -> str:
+        """The line of work with a key in one lane of a capability (`bus.lane`)."""
+        return f"{self.namespace}.line.{capability_token(capability)}.{lane}"
 
-    def hand(self, capability: str) -> str:
-        """Where an instance with the capability is handed work directly."""
-        return f"{self.namespace}.hand.{capability_token(capability)}"
+    def who(self, capability: str, *, ordered: bool = False) -> str:
+        """Every live instance with the capability answers here; if there is none, the server says so at once.
+
+        With `ordered`, those that serve its lanes.
+        """
+        return f"{self.namespace}.{'orders' if ordered else 'who'}.{capability_token(capability)}"
+
+    def hand(self, capability: str, *, spare: bool = False) -> str:
+        """Where an instance with the capability is handed work directly; one that comes after others, at `spare`."""
+        return f"{self.namespace}.{'spare' if spare else 'hand'}.{capability_token(capability)}"
 
     def ping(self, instance: str) -> str:
         return f"{self.namespace}.ping.{name(instance, 'instance')}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ _OPERATORS = "<>=!~"
 
 def check_range(wanted: str) -> str:
     """`wanted` itself if it is a version or a range. Raises SettingsError."""
-    if _is_range(wanted):
+    if is_range(wanted):
         _specifiers(wanted)
     elif not wanted.strip():
         raise SettingsError("a version is not empty: write 1.2.0, or a range such as '>=1.2,<2'")
@@ -27,7 +28,7 @@ def fits(version: str, wanted: str) -> bool:
 
     As with packages, a pre-release is in a range only if that names one. Raises SettingsError for what is no range.
     """
-    if not _is_range(wanted):
+    if not is_range(wanted):
         return version == wanted
     from packaging.version import InvalidVersion  # noqa: PLC0415 - only who asks for a range pays for it
 
@@ -38,7 +39,15 @@ def fits(version: str, wanted: str) -> bool:
         return False
 
 
-def _is_range(wanted: str) -> bool:
+def newest(versions: Sequence[str]) -> str:
+    """The highest of some versions that were found in a range."""
+    from packaging.version import Version  # noqa: PLC0415 - as above
+
+    return max(versions, key=Version)
+
+
+def is_range(wanted: str) -> bool:
+    """Whether it stands for several versions."""
     return wanted.lstrip()[:1] in tuple(_OPERATORS)
 
 

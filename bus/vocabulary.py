@@ -25,6 +25,7 @@ from bus.events import COMMIT, EVENTS, Body, Known
 from bus.garbage import COLLECTED, PayloadsCollected
 from bus.halts import Halt
 from bus.handover import ASKED, HANDED, Answered, Asked, Busy, Failed, Handed, Recorded
+from bus.lane import PLACED, Placed
 from bus.lease import EVENTS as LEASES
 from bus.ledger import WORK
 from bus.limit import HELD, SPENT, LimitHeld, LimitSpent
@@ -115,6 +116,7 @@ def vocabulary() -> dict[str, Entry]:
         REFERRING: Entry("body", ReferringEnvelope),
         COMMIT: Entry("data", Commit),
         WORK: Entry("data", None),
+        PLACED: Entry("data", Placed),
         AGENT_REGISTERED: Entry("data", Card),
         AGENT_DEREGISTERED: Entry("data", AgentDeregistered),
         AGENT_LOST: Entry("data", AgentLost),

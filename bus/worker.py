@@ -14,7 +14,7 @@ from uuid import uuid4
 
 import structlog
 
-from bus.agent import Agent, Capability
+from bus.agent import Agent, Capability, special
 from bus.attempts import Attempts
 from bus.card import AGENT_DEREGISTERED, AGENT_REGISTERED, AgentDeregistered
 from bus.circuit import Circuit
@@ -25,6 +25,7 @@ from bus.context import Context
 from bus.desk import Desk
 from bus.errors import BusError
 from bus.halts import read_halt
+from bus.health import Health, Vitals, examined
 from bus.introduction import card
 from bus.lifespan import Life
 from bus.presence import Beat, Presence
@@ -32,6 +33,7 @@ from bus.problem import Problem
 from bus.pull import Delivery
 from bus.reception import Reception
 from bus.room import Room
+from bus.seeing import Seeing
 from bus.service import Service
 from bus.signals import until_signalled
 from bus.standing import Standing
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 
 logger = structlog.get_logger(__name__)
 
+_LOOK_S = 0.25
 _STATM = Path("/proc/self/statm")
 
 
@@ -58,6 +61,7 @@ class Worker:
         self._life = Life(agent.name, agent.life)
         self._attempts = Attempts(client, agent, instance, self._apart)
         self._reception = Reception(client, agent, instance, self._attempts, self._apart)
+        self._seeing = Seeing(client, self._attempts)
         self._subscriptions: list[Subscription] = []
         self._card = card(agent, instance, socket.gethostname(), os.getpid())
         self._standing = Standing(client, self._card)
@@ -65,6 +69,7 @@ class Worker:
         self._desks: dict[str, Desk] = {}
         self._draining = asyncio.Event()
         self._settling = asyncio.Lock()
+        self._health = Health()
         self._reason = ""
         self.instance = instance
         self.ready = asyncio.Event()
@@ -106,8 +111,13 @@ class Worker:
             self._presence.answering(),
             service.answering(),
         ):
-            for each in self._agent.capabilities.values():
-                desk = self._desks[each.name] = Desk(client, each, self, tasks)
+            taken = list(self._agent.capabilities.values())
+            for offered in self._agent.capabilities.values():
+                for each in special(offered, self._agent.version, self.instance):
+                    self._attempts.tallies[each.name] = self._attempts.tallies[offered.name]
+                    taken.append(each)
+            for each in taken:
+                desk = self._desks[each.name] = Desk(client, each, self.instance, self, tasks)
                 if desk.brake is not None:
                     self._attempts.brakes[each.name] = desk.brake
             self._subscriptions += [
@@ -122,6 +132,7 @@ class Worker:
                 tasks.create_task(self._presence.beating()),
                 tasks.create_task(self._standing.mind(self._settle)),
                 tasks.create_task(self._heed(stop)),
+                tasks.create_task(self._mind_health()),
             ]
             self.ready.set()
             await self._draining.wait()
@@ -159,6 +170,7 @@ class Worker:
             # Who is told that work is taken here can hand it over at once.
             if not is_serving:
                 self._presence.offer(False)
+            self._place()
             for each in self._takers:
                 if is_serving:
                     await each.open()
@@ -169,6 +181,26 @@ class Worker:
         if quarantine is not None:
             logger.warning("in quarantine", by=quarantine.by, reason=quarantine.reason)
         self._presence.say()
+
+    async def _mind_health(self) -> None:
+        """Take as much as is good for it."""
+        loop = asyncio.get_running_loop()
+        while True:
+            due = loop.time() + _LOOK_S
+            await asyncio.sleep(_LOOK_S)
+            # A capability's own breaker lets nothing in by itself.
+            broken = [each for each in self._client.guards.open if each not in self._desks]
+            limit_mb = self._client.settings.memory_limit_mb
+            before = self._health.level
+            self._health = examined(self._health, Vitals(loop.time() - due, _memory_mb(), limit_mb, broken))
+            if self._health.level != before:
+                logger.warning("health", level=self._health.level, before=before, why=self._health.why)
+                self._place()
+                self._presence.say()
+
+    def _place(self) -> None:
+        for desk in self._desks.values():
+            desk.rank(self._health.rank(standby=self._agent.standby))
 
     async def _drain(self) -> int:
         """Take nothing more; finish what was begun, or hand it back. How many attempts were handed back."""
@@ -213,6 +245,14 @@ class Worker:
             # One delivery that meets a bug of ours must not end the others; the supervisor sees to its attempt.
             logger.exception("bug", subject=delivery.message.subject)
 
+    async def lined(self, capability: Capability, room: Room, delivery: Delivery, circuit: Circuit | None) -> None:
+        """A place in a lane."""
+        try:
+            await self._seeing.through(capability, room, delivery, circuit)
+        except Exception:
+            # The place is handed out again; whoever has it then goes on.
+            logger.exception("bug", subject=delivery.message.subject)
+
     async def handed(self, capability: Capability, room: Room, message: Message, circuit: Circuit | None) -> None:
         """Work that somebody who waits for it hands over directly."""
         try:
@@ -229,11 +269,12 @@ class Worker:
             agent=self._agent.name,
             instance=self.instance,
             standing="draining" if is_draining else "quarantined" if quarantine is not None else "live",
-            note=self._reason if is_draining else note,
-            capabilities={name: desk.load for name, desk in self._desks.items()},
+            note=self._reason if is_draining else note or self._health.why,
+            capabilities={name: self._desks[name].load for name in self._agent.capabilities if name in self._desks},
             held=self._attempts.held,
             lag_s=round(lag_s, 3),
             memory_mb=_memory_mb(),
+            health=self._health.level,
             paused=[name for name, brake in self._attempts.brakes.items() if brake.is_on],
         )
 

@@ -26,7 +26,8 @@ async def ls(client: Client, printer: Printer, capability: str | None, version: 
     """List the instances that are there now, and how they stand.
 
     live: takes work. suspected: connected, but does not answer. draining: finishes what it has begun, and ends.
-    quarantined: goes on running, and takes nothing more.
+    quarantined: goes on running, and takes nothing more. standby, degraded: takes what no other instance asks for.
+    unwell: takes nothing until it is better.
     """
     there = await client.agents(capability, version=version, tag=tag)
     if printer.as_json:
@@ -92,8 +93,14 @@ def _row(instance: Instance) -> list[str]:
 
     capabilities = ", ".join(_loaded(instance, name) for name in instance.capabilities)
     where = [instance.host, str(instance.pid)]
-    row = [instance.agent, instance.version, instance.instance, instance.status, *where, capabilities]
+    row = [instance.agent, instance.version, instance.instance, _standing(instance), *where, capabilities]
     return [escaped(cell) for cell in (*row, ", ".join(held(instance)) or "-")]
+
+
+def _standing(instance: Instance) -> str:
+    """Its status, and what keeps it from being served first."""
+    health = instance.health if instance.health != "healthy" else ""
+    return ", ".join(filter(None, (instance.status, "standby" if instance.standby else "", health)))
 
 
 def _loaded(instance: Instance, name: str) -> str:
@@ -106,7 +113,7 @@ def _loaded(instance: Instance, name: str) -> str:
 def _describe(printer: Printer, instance: Instance) -> None:
     from console.text import escaped
 
-    status = f"{instance.status} ({instance.note})" if instance.note else instance.status
+    status = f"{_standing(instance)} ({instance.note})" if instance.note else _standing(instance)
     facts = {
         "agent": f"{instance.agent} {instance.version}",
         "status": status,

@@ -25,12 +25,14 @@ if TYPE_CHECKING:
     "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="Instead of PHASEBUS_LOG_LEVEL."
 )
 @click.option("--no-supervisor", is_flag=True, help="Do not let this process stand by as supervisor.")
+@click.option("--standby", is_flag=True, help="Take work only when no other instance asks for it.")
 @address_options
 def run(
     target: str,
     pretty: bool | None,
     log_level: Level | None,
     no_supervisor: bool,
+    standby: bool,
     url: str | None,
     context: str | None,
     store: Path | None,
@@ -55,6 +57,7 @@ def run(
     served = load(target, Agent)
     if not served.capabilities:
         raise Failure(USAGE, f"agent {served.name!r} has no capabilities: add one with @NAME.capability(...)")
+    served.standby = served.standby or standby
     place = find(url, context, store)
     asyncio.run(until_signalled(lambda stop: _serve(served, place, stop, with_supervisor=not no_supervisor)))
 

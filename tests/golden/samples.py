@@ -71,6 +71,7 @@ from bus.events import (
 from bus.garbage import COLLECTED, PayloadsCollected
 from bus.halts import Halt
 from bus.handover import ASKED, HANDED, Answered, Asked, Busy, Failed, Handed, Recorded
+from bus.lane import PLACED, Placed
 from bus.lease import ACQUIRED, LOST, RELEASED, LeaseAcquired, LeaseLost, LeaseReleased
 from bus.ledger import WORK
 from bus.limit import HELD, SPENT, LimitHeld, LimitSpent
@@ -155,6 +156,7 @@ EVENTS: dict[str, Sequence[Event]] = {
                 input=msgspec.Raw(b'{"path":"src"}'),
                 deadline_at=LATER,
                 parent=Parent("ci-1", "sub"),
+                key="customer-7",
                 force=True,
             ),
             RunStarted(plan=PLAN, input=msgspec.Raw(b'{"path":"src"}'), deadline_at=LATER),
@@ -463,6 +465,7 @@ BEAT = Beat(
     held=[Held(RUN, "-8", 0, 2), Held(RUN, "collect", None, 1)],
     lag_s=0.25,
     memory_mb=48,
+    health="degraded",
 )
 CARD = Card(
     agent="coder",
@@ -471,6 +474,7 @@ CARD = Card(
     host="host",
     pid=4711,
     tags=("gpu",),
+    standby=True,
     capabilities={
         "code.analyse": Offering(
             concurrency=8,
@@ -561,6 +565,7 @@ MESSAGES: dict[str, bytes] = {
     "commit": commit([event for events in EVENTS.values() for event in events]),
     **{name: commit(events) for name, events in EVENTS.items()},
     WORK: about_work(WORK, None, attempt=2),
+    PLACED: about_work(PLACED, Placed("customer-7")),
     LETTER: about_work(LETTER, DIED),
     UNREADABLE: about_agent(UNREADABLE, UNDECODED),
     **{kind: about_agent(kind, verdict) for kind, verdict in VERDICTS.items()},

@@ -157,6 +157,7 @@ def test_the_channels_are_the_subjects_of_the_namespace(described: dict[str, Any
     values |= {"instance": "git-1", "area": "dead", "lease": "permit.gpu.2", "barrier": "ready", "decision": "d-1"}
     values |= {"breaker": "git:collect", "limit": "openai", "provider": "openai"}
     values |= {"topic": "orders.packed"}
+    values |= {"lane": "3"}
     found = {
         name: channel["address"].format_map(values)
         for name, channel in described["channels"].items()
@@ -174,6 +175,7 @@ def test_the_channels_are_the_subjects_of_the_namespace(described: dict[str, Any
         "limits": subjects.limit("openai"),
         "calls": subjects.llm("openai"),
         "parts": subjects.part("r-1", "-8", 2),
+        "lines": subjects.line("git.collect", 3),
         "topics": subjects.topic("orders.packed"),
     }
     assert found == {
@@ -186,7 +188,9 @@ def test_the_channels_are_the_subjects_of_the_namespace(described: dict[str, Any
         "everyone": subjects.everyone,
         "instance": subjects.ping("git-1"),
         "offers": subjects.who("git.collect"),
+        "orderly": subjects.who("git.collect", ordered=True),
         "handovers": subjects.hand("git.collect"),
+        "spares": subjects.hand("git.collect", spare=True),
     }
     for channel in described["channels"].values():
         named = set(re.findall(r"{(\w+)}", channel["address"] or ""))

@@ -305,3 +305,31 @@ async def test_each_answer_has_its_effect(connection: Connection) -> None:
         await connection.flush(2)
         assert (await api(connection, "CONSUMER.INFO.S.c"))["num_ack_pending"] == 0
         task.cancel()
+
+
+async def test_who_ranks_lower_is_served_first_also_with_what_was_asked_for_before(connection: Connection) -> None:
+    await api(connection, "STREAM.CREATE.S", STREAM)
+    await create_consumer(connection, priority_groups=["g"], priority_policy="prioritized")
+    got: list[str] = []
+    intakes: dict[str, Intake] = {}
+    async with asyncio.TaskGroup() as tasks:
+        for name in ("first", "second"):
+
+            def deliver(delivery: Delivery, name: str = name) -> None:
+                got.append(name)
+                delivery.ack()
+
+            intakes[name] = Intake(connection, "S", "c", deliver=deliver, missing=asyncio.Event().wait, group="g")
+            intakes[name].grant(4)
+            tasks.create_task(intakes[name].run())
+            await asyncio.sleep(0.1)
+        intakes["first"].rank(5)
+        await asyncio.sleep(0.2)
+        await publish(connection, 4)
+        await publish(connection, 1)
+        async with asyncio.timeout(10):
+            while len(got) < 5:
+                await asyncio.sleep(0.01)
+        for intake in intakes.values():
+            intake.stop()
+    assert got == ["second"] * 4 + ["first"]

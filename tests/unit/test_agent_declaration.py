@@ -177,9 +177,11 @@ def test_bounds_that_can_not_be_kept_are_refused(options: dict[str, Any], said: 
         Agent("pricing").capability("price", **options)
 
 
-def test_what_happens_after_a_death_is_pause_or_skip() -> None:
+def test_what_happens_after_a_death_is_skip_pause_or_park() -> None:
     agent = Agent("a")
     agent.capability("x", on_dead="pause")(lambda value: value)
     assert agent.capabilities["x"].on_dead == "pause"
-    with pytest.raises(SettingsError, match="on_dead is 'skip' or 'pause', not 'park'"):
-        agent.capability("y", on_dead="park")  # type: ignore[arg-type]
+    with pytest.raises(SettingsError, match="on_dead is 'skip', 'pause' or 'park', not 'stop'"):
+        agent.capability("y", on_dead="stop")  # type: ignore[arg-type]
+    with pytest.raises(SettingsError, match="ordered=True"):
+        agent.capability("y", on_dead="park")

@@ -1,0 +1,27 @@
+"""An agent that writes down what it does, in a file that all its processes share: one line for each piece of work."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+
+from bus import Agent, Context, Retry
+
+agent = Agent("booker")
+BOOK = Path(os.environ["PHASEBUS_WORKDIR"]) / "book"
+
+
+@agent.capability("book", ordered=True, concurrency=4)
+async def book(order: tuple[str, int], context: Context) -> int:
+    key, number = order
+    with BOOK.open("a") as lines:
+        lines.write(f"{key} {number}\n")
+    await asyncio.sleep(0.02)
+    if number % 7 == 3 and context.attempt == 1:
+        raise Retry(0.05)
+    return number
+
+
+if __name__ == "__main__":
+    agent.run()

@@ -1,0 +1,47 @@
+"""Work with a key keeps its order, whoever dies and whoever comes: at least once around a kill, never out of order."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from bus import connect
+from bus.server import Server
+from tests.harness import agent_process, agent_processes, agents_there, supervised, until
+
+KEYS = [f"customer-{number}" for number in range(10)]
+EACH = 20
+
+
+async def test_each_keys_work_is_done_in_order_while_workers_die_and_join(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("WORKDIR", str(tmp_path)), ("LEASE_S", "1.2"), ("BEAT_S", "0.4")):
+        monkeypatch.setenv(f"PHASEBUS_{name}", value)
+    book = tmp_path / "book"
+    book.touch()
+    file = Path(__file__).parent / "booker.py"
+    async with supervised(server), connect(server.url) as client:
+        with agent_processes(server, file, 3) as workers:
+            await agents_there(client, 3)
+            runs = []
+            for number in range(EACH):
+                runs += [(await client.send("book", (key, number), key=key)).run for key in KEYS]
+            for share in (0.2, 0.4, 0.6):
+                await until(lambda share=share: _lines(book) >= share * EACH * len(KEYS), 60)
+                workers[0].kill()
+                workers.pop(0).wait()
+                workers.append(agent_process(server, file))
+            states = await asyncio.gather(*(client.result(run, timeout_s=90) for run in runs))
+    assert {state.status for state in states} == {"completed"}
+    done = [line.split() for line in book.read_text().splitlines()]
+    for key in KEYS:
+        numbers = [int(number) for each, number in done if each == key]
+        assert numbers == sorted(numbers)
+        assert set(numbers) == set(range(EACH))
+
+
+def _lines(book: Path) -> int:
+    return len(book.read_text().splitlines())
