@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -9,6 +10,11 @@ import pytest
 
 from bus.connection import Connection
 from bus.server import Server, embedded
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """More than there are cores: most tests wait for processes, leases and clocks."""
+    return (os.cpu_count() or 1) * 3 // 2
 
 
 @pytest.fixture
