@@ -13,7 +13,7 @@ from bus.lease import Place
 from bus.ledger import utc_now
 from bus.pull import Intake
 from bus.server import Server
-from bus.streams import BELL, consumer_of, ensure_bell, info
+from bus.streams import BELL, EVERYBODY, consumer_of, ensure_bell, info
 from tests.harness import BOUND_S, serving, supervised, until
 
 LEASE_S = 1.5
@@ -151,6 +151,7 @@ async def deafened(client: Client, stream: str, consumer: str) -> AsyncIterator[
         consumer,
         deliver=lambda delivery: delivery.ack(),
         missing=_nothing,
+        group=EVERYBODY if stream == client.subjects.work_stream else "",
     )
     intake.grant(1)
     pulling = asyncio.create_task(intake.run())
