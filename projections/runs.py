@@ -16,7 +16,7 @@ from bus.run import RunState, RunStatus
 from projections.projection import Projection, Rows
 
 
-class Glance(msgspec.Struct, frozen=True, kw_only=True):
+class Glance(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A run at a glance. `phases_done` counts those that are done with; `current` are ready, in progress or waiting.
 
     `problem` is the run's own, or while it is open that of the first phase that failed.
@@ -34,7 +34,7 @@ class Glance(msgspec.Struct, frozen=True, kw_only=True):
     problem: str | None
 
 
-class RunRow(Glance, frozen=True, kw_only=True):
+class RunRow(Glance, frozen=True, kw_only=True, gc=False):
     """A run as one row of a list. `elapsed_s` runs from the start to the end, or to now."""
 
     elapsed_s: float
@@ -117,7 +117,19 @@ def listed(glances: Iterable[Glance], now: datetime, *, tasks: bool = False) -> 
 
 def _row(seen: Glance, now: datetime) -> RunRow:
     elapsed_s = ((seen.ended_at or now) - seen.started_at).total_seconds()
-    return RunRow(**{name: getattr(seen, name) for name in Glance.__struct_fields__}, elapsed_s=elapsed_s)
+    return RunRow(
+        run=seen.run,
+        plan=seen.plan,
+        version=seen.version,
+        status=seen.status,
+        phases_done=seen.phases_done,
+        phases_total=seen.phases_total,
+        started_at=seen.started_at,
+        ended_at=seen.ended_at,
+        current=seen.current,
+        problem=seen.problem,
+        elapsed_s=elapsed_s,
+    )
 
 
 def find(runs: Mapping[str, RunState], prefix: str) -> RunState:

@@ -28,12 +28,13 @@ from bus.errors import BusError, SettingsError
 from bus.run import Output
 from projections.projection import MEMORY, Aside, Projection, R
 
+# The large text is last: a list reads glances without it.
 TABLES = (
     """CREATE TABLE IF NOT EXISTS phasebus_builds (
         build TEXT PRIMARY KEY, projection TEXT NOT NULL, version BIGINT NOT NULL, log TEXT NOT NULL,
         served BIGINT NOT NULL)""",
     """CREATE TABLE IF NOT EXISTS phasebus_rows (
-        build TEXT, key TEXT, row_json TEXT, glance_json TEXT, position BIGINT NOT NULL, PRIMARY KEY (build, key))""",
+        build TEXT, key TEXT, position BIGINT NOT NULL, glance_json TEXT, row_json TEXT, PRIMARY KEY (build, key))""",
     "CREATE INDEX IF NOT EXISTS phasebus_rows_position ON phasebus_rows (build, position)",
     """CREATE TABLE IF NOT EXISTS phasebus_history (
         build TEXT, key TEXT, position BIGINT, row_json TEXT, PRIMARY KEY (build, key, position))""",
@@ -210,7 +211,8 @@ class Shelf:
     def _store(self, cursor: Any, step: Step) -> None:
         self._run_many(
             cursor,
-            "INSERT INTO phasebus_rows VALUES (?, ?, ?, ?, ?) ON CONFLICT (build, key) DO UPDATE SET "
+            "INSERT INTO phasebus_rows (build, key, row_json, glance_json, position) VALUES (?, ?, ?, ?, ?) "
+            "ON CONFLICT (build, key) DO UPDATE SET "
             "row_json = excluded.row_json, glance_json = excluded.glance_json, position = excluded.position",
             [(step.build, each.key, each.row, each.glance, step.position) for each in step.changes],
         )
