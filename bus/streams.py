@@ -173,24 +173,17 @@ def cache_config(subjects: Subjects, replicas: int) -> dict[str, Any]:
 
 
 def leases_config(subjects: Subjects, replicas: int) -> dict[str, Any]:
-    """A key-value bucket as every NATS client knows it (ADR-8), whose keys end by themselves if nobody renews them."""
-    bucket = subjects.leases_bucket
-    return {
-        "name": f"KV_{bucket}",
-        "subjects": [f"$KV.{bucket}.>"],
-        "max_msgs_per_subject": 1,
-        "storage": "file",
-        "num_replicas": replicas,
-        "discard": "new",
-        "allow_direct": True,
-        "allow_rollup_hdrs": True,
-        "allow_msg_ttl": True,
-    }
+    """The bucket of leases, whose keys end by themselves if nobody renews them."""
+    return {**_bucket_config(subjects.leases_bucket, replicas), "allow_msg_ttl": True}
 
 
 def limits_config(subjects: Subjects, replicas: int) -> dict[str, Any]:
-    """A KV bucket: one small value for each limit, written over at the version that was seen."""
-    bucket = subjects.limits_bucket
+    """The bucket of limits: one small value for each, written over at the version that was seen."""
+    return _bucket_config(subjects.limits_bucket, replicas)
+
+
+def _bucket_config(bucket: str, replicas: int) -> dict[str, Any]:
+    """A key-value bucket as every NATS client knows it (ADR-8)."""
     return {
         "name": f"KV_{bucket}",
         "subjects": [f"$KV.{bucket}.>"],
