@@ -1,4 +1,6 @@
-"""Revival: the work of one dead letter goes on, and nothing else does; with another input, if one is given.
+"""Revival: the work of one dead letter goes on, with another input if one is given; and what ended because of it.
+
+What else died in the run stays dead, unless it comes later in the plan than what goes on: that begins anew with it.
 
 A letter names one death of one piece of work. Whoever asks second finds that the work has moved on since, and is
 refused: so what is redriven twice, by whomever, has effect once.

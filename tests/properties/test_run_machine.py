@@ -63,6 +63,7 @@ from bus.events import (
 )
 from bus.folding import Folding, evolve, fold
 from bus.halts import halts
+from bus.passes import taken_along
 from bus.plan import Approval, Phase, Plan, WaitFor
 from bus.presence import Held
 from bus.problem import Problem
@@ -361,7 +362,10 @@ class RunMachine(RuleBasedStateMachine):
             passes=letter.passes,
             input=given,
         )
+        # A later phase that died of what this one gave begins anew with it; the other items of this one stay as they are.
+        later = set(taken_along(self.state, [letter.phase])) - {letter.phase}
         others = [each for each in self.letters if each is not letter and dead.is_open(each, self.state)]
+        others = [each for each in others if each.phase not in later]
         if self.fire(command):
             assert not self.fire(command)
             assert dead.standing(letter, self.state) in {"redriven", "died_again"}
