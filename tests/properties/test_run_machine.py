@@ -362,7 +362,7 @@ class RunMachine(RuleBasedStateMachine):
             passes=letter.passes,
             input=given,
         )
-        # A later phase that died of what this one gave begins anew with it; the other items of this one stay as they are.
+        # A later phase that died of what this one gave begins anew with it; other items of this one stay as they are.
         later = set(taken_along(self.state, [letter.phase])) - {letter.phase}
         others = [each for each in self.letters if each is not letter and dead.is_open(each, self.state)]
         others = [each for each in others if each.phase not in later]
