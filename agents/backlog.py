@@ -17,15 +17,15 @@ import structlog
 from agents.docket import Docket
 from agents.herald import Herald
 from bus.client import Client
+from bus.clock import utc_now
 from bus.errors import Archived, MalformedMessage, NotFound
-from bus.inputs import work
-from bus.ledger import utc_now
-from bus.reading import Reader
-from bus.recovery import Recovered
-from bus.run import RunState
-from bus.streams import consumer_of, info, passed_by, purge
-from bus.subjects import Work
-from bus.timers import Timer
+from bus.format.subjects import Work
+from bus.log.reading import Reader
+from bus.log.streams import consumer_of, info, passed_by, purge
+from bus.rules.inputs import work
+from bus.rules.run import RunState
+from bus.rules.timers import Timer
+from bus.runs.recovery import Recovered
 
 logger = structlog.get_logger(__name__)
 

@@ -15,10 +15,10 @@ from typing import Literal
 import msgspec
 import structlog
 
+from bus.broker.connection import Connection, Message
 from bus.client import Client
-from bus.connection import Connection, Message
 from bus.errors import BusError, NoResponders, Unavailable
-from bus.presence import Beat, read_beat
+from bus.registry.presence import Beat, read_beat
 
 logger = structlog.get_logger(__name__)
 

@@ -12,9 +12,9 @@ import time
 import structlog
 
 from bus.client import Client
-from bus.events import Commit, PhaseFailed
-from bus.ledger import LETTERS_IN_BATCH
-from bus.run import RunState
+from bus.rules.events import Commit, PhaseFailed
+from bus.rules.run import RunState
+from bus.runs.ledger import LETTERS_IN_BATCH
 
 logger = structlog.get_logger(__name__)
 

@@ -13,15 +13,15 @@ from datetime import datetime, timedelta
 
 import structlog
 
+from bus.broker.pull import Delivery, Intake
 from bus.client import Client
-from bus.commands import Begin
+from bus.clock import utc_now
 from bus.errors import BusError, MalformedMessage, NotFound, Refused
-from bus.ledger import utc_now
-from bus.pull import Delivery, Intake
-from bus.reading import Reader
-from bus.schedule import OccurrenceSkipped, Schedule
-from bus.schedules import Entry, Timers, Timetable, skip, skipped_upto
-from bus.streams import BELL, ensure_bell, info, passed_by, purge
+from bus.log.reading import Reader
+from bus.log.streams import BELL, ensure_bell, info, passed_by, purge
+from bus.rules.commands import Begin
+from bus.runs.schedule import OccurrenceSkipped, Schedule
+from bus.runs.schedules import Entry, Timers, Timetable, skip, skipped_upto
 
 logger = structlog.get_logger(__name__)
 

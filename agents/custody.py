@@ -17,15 +17,15 @@ from agents.census import Census
 from agents.docket import Docket, Key
 from agents.herald import Herald
 from agents.registrar import Registrar
-from bus.card import Loss
 from bus.client import Client
-from bus.commands import Fail
 from bus.errors import BusError, Refused
-from bus.events import Cause
-from bus.halts import Halt
-from bus.presence import Held
 from bus.problem import Problem
-from bus.recovery import Recovered
+from bus.registry.card import Loss
+from bus.registry.presence import Held
+from bus.rules.commands import Fail
+from bus.rules.events import Cause
+from bus.runs.halts import Halt
+from bus.runs.recovery import Recovered
 
 logger = structlog.get_logger(__name__)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import datetime
 
-from bus.run import RunState
-from bus.timers import Timer, armed
+from bus.rules.run import RunState
+from bus.rules.timers import Timer, armed
 
 Key = tuple[str, str, int | None, int]
 """An attempt: run, phase, item, number."""

@@ -12,13 +12,13 @@ from uuid import uuid4
 import structlog
 
 from bus.client import Client
-from bus.envelope import envelope
+from bus.clock import utc_now
 from bus.errors import BusError
-from bus.ledger import utc_now
-from bus.presence import is_offered
-from bus.recovery import AREA, RECOVERED, STARVED, Recovered, Starved, recovery
-from bus.run import RunState
-from bus.timers import Timer
+from bus.format.envelope import envelope
+from bus.registry.presence import is_offered
+from bus.rules.run import RunState
+from bus.rules.timers import Timer
+from bus.runs.recovery import AREA, RECOVERED, STARVED, Recovered, Starved, recovery
 
 logger = structlog.get_logger(__name__)
 

@@ -6,11 +6,11 @@ to, so a leader that has lost its lease without knowing can't do harm.
 
 from __future__ import annotations
 
-from bus.bucket import Bucket
 from bus.client import Client
+from bus.coordination.held import Lease
+from bus.coordination.lease import Place
 from bus.errors import LeaseLost
-from bus.held import Lease
-from bus.lease import Place
+from bus.log.bucket import Bucket
 
 PLACE = Place("leader", "supervisor")
 _FLOOR = "floor"

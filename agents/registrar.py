@@ -13,13 +13,13 @@ from uuid import uuid4
 import msgspec
 import structlog
 
-from bus.arrivals import event_in
-from bus.card import AGENT_LOST, AgentLost, Card, Loss
 from bus.client import Client
-from bus.envelope import envelope
-from bus.ledger import utc_now
-from bus.log import VersionConflict
-from bus.record import Record
+from bus.clock import utc_now
+from bus.format.envelope import envelope
+from bus.log.log import VersionConflict
+from bus.log.record import Record
+from bus.registry.arrivals import event_in
+from bus.registry.card import AGENT_LOST, AgentLost, Card, Loss
 
 logger = structlog.get_logger(__name__)
 

@@ -25,17 +25,18 @@ from agents.herald import Herald
 from agents.leadership import Leadership
 from agents.registrar import Registrar
 from agents.sweep import Sweep
-from bus import children
 from bus.client import Client
-from bus.commands import Cancel, Command, Fail
+from bus.clock import utc_now
 from bus.errors import BusError, NotFound, Refused, Unavailable
-from bus.events import RunStarted, archived
-from bus.folding import evolve
-from bus.ledger import commit_in, utc_now
-from bus.record import Record
-from bus.run import PhaseState, RunState
-from bus.schedule import Schedule
-from bus.timers import Timer
+from bus.log.record import Record
+from bus.rules.commands import Cancel, Command, Fail
+from bus.rules.events import RunStarted, archived
+from bus.rules.folding import evolve
+from bus.rules.run import PhaseState, RunState
+from bus.rules.timers import Timer
+from bus.runs import children
+from bus.runs.ledger import commit_in
+from bus.runs.schedule import Schedule
 
 logger = structlog.get_logger(__name__)
 

@@ -12,14 +12,14 @@ from datetime import datetime
 import msgspec
 import structlog
 
-from bus import decision
-from bus.bucket import Bucket
 from bus.client import Client
-from bus.decision import Decided, Proposed
+from bus.clock import utc_now
+from bus.coordination import decision
+from bus.coordination.decision import Decided, Proposed
+from bus.coordination.lease import LeaseAcquired, Standing, standing
 from bus.errors import MalformedMessage, NotFound
-from bus.lease import LeaseAcquired, Standing, standing
-from bus.ledger import utc_now
-from bus.record import Record
+from bus.log.bucket import Bucket
+from bus.log.record import Record
 
 logger = structlog.get_logger(__name__)
 

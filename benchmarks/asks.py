@@ -19,7 +19,7 @@ from nats.aio.client import Client as Connection
 from nats.aio.msg import Msg
 
 from bus import Client, connect
-from bus.server import Server, embedded
+from bus.broker.server import Server, embedded
 
 _REPEATS = 300
 _AT_ONCE = 100

@@ -23,7 +23,7 @@ from eventsourcing.persistence import ApplicationRecorder, InfrastructureFactory
 from eventsourcing.utils import Environment
 
 from benchmarks.postgres import postgres
-from bus.server import Server
+from bus.broker.server import Server
 
 _STATE = b"x" * 300
 _ALONE = 600

@@ -16,13 +16,13 @@ from statistics import median
 
 import msgspec
 
-from bus.commands import Begin, Command, Complete, Fail, Take
-from bus.decide import decide
-from bus.events import Commit, PhaseReady
-from bus.folding import evolve
-from bus.plan import Phase, Plan
 from bus.problem import Problem
-from bus.run import RunState
+from bus.rules.commands import Begin, Command, Complete, Fail, Take
+from bus.rules.decide import decide
+from bus.rules.events import Commit, PhaseReady
+from bus.rules.folding import evolve
+from bus.rules.plan import Phase, Plan
+from bus.rules.run import RunState
 from projections.eta import eta
 from projections.history import History, learn
 

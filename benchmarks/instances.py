@@ -7,13 +7,13 @@ import sys
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 
-from bus.agent import Agent
-from bus.card import Card
-from bus.connection import Connection
-from bus.introduction import card
-from bus.presence import Beat, Load, Presence
-from bus.service import Service, Tally
-from bus.subjects import Subjects
+from bus.broker.connection import Connection
+from bus.format.subjects import Subjects
+from bus.handlers.agent import Agent
+from bus.registry.card import Card
+from bus.registry.presence import Beat, Load, Presence
+from bus.registry.service import Service, Tally
+from bus.worker.introduction import card
 
 
 async def main(url: str, first: int, count: int) -> None:

@@ -22,10 +22,11 @@ import nats
 from nats.aio.client import Client as Raw
 from nats.aio.msg import Msg
 
-from bus import connect, events
-from bus.envelope import Envelope, encode, envelope
-from bus.log import Log, Part
-from bus.server import Durability, Server, embedded
+from bus import connect
+from bus.broker.server import Durability, Server, embedded
+from bus.format.envelope import Envelope, encode, envelope
+from bus.log.log import Log, Part
+from bus.rules import events
 
 _ROUNDS = 5
 _AWAITED = 500

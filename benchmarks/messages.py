@@ -19,8 +19,8 @@ from agents.supervisor import Supervisor
 from benchmarks import asks, registry
 from benchmarks.asks import Row
 from bus import Client, connect
-from bus.events import PhaseStarted
-from bus.server import Server, embedded
+from bus.broker.server import Server, embedded
+from bus.rules.events import PhaseStarted
 
 _KILLS = 15
 _BOUND_S = 60.0

@@ -19,15 +19,15 @@ from uuid import uuid4
 import msgspec
 
 from bus import Client, Phase, Plan, connect
-from bus.commands import Begin, Command, Complete, Offer, Take
-from bus.decide import decide
-from bus.envelope import Envelope, encode, envelope
-from bus.events import COMMIT, Commit, body
-from bus.folding import evolve
-from bus.log import Part
-from bus.run import RunState
-from bus.server import embedded
-from bus.streams import info
+from bus.broker.server import embedded
+from bus.format.envelope import Envelope, encode, envelope
+from bus.log.log import Part
+from bus.log.streams import info
+from bus.rules.commands import Begin, Command, Complete, Offer, Take
+from bus.rules.decide import decide
+from bus.rules.events import COMMIT, Commit, body
+from bus.rules.folding import evolve
+from bus.rules.run import RunState
 from projections.catalogue import BUILT_IN
 from projections.kept import Kept
 from projections.projection import Projection

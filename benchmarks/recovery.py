@@ -24,11 +24,12 @@ from agents.leadership import Leadership
 from benchmarks.chaos.company import Post, surroundings
 from benchmarks.chaos.figures import percentile
 from bus import Client, Phase, Plan, connect, logs
-from bus.events import Event, PhaseAttemptFailed, PhaseStarted
-from bus.ledger import commit_in, utc_now
-from bus.recovery import AREA, RECOVERED, STARVED
-from bus.server import Server, embedded
-from bus.streams import purge
+from bus.broker.server import Server, embedded
+from bus.clock import utc_now
+from bus.log.streams import purge
+from bus.rules.events import Event, PhaseAttemptFailed, PhaseStarted
+from bus.runs.ledger import commit_in
+from bus.runs.recovery import AREA, RECOVERED, STARVED
 
 _LEASE_S = 3.0
 _BLOCKED_S = 8.0

@@ -19,9 +19,9 @@ from pathlib import Path
 from agents.census import Census
 from benchmarks.asks import Row
 from bus import Client, connect
-from bus.presence import is_offered
-from bus.reach import ask_all
-from bus.server import Server, embedded
+from bus.broker.reach import ask_all
+from bus.broker.server import Server, embedded
+from bus.registry.presence import is_offered
 
 _INSTANCES = 1_000
 _PROCESSES = 4

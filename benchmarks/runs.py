@@ -23,12 +23,12 @@ import msgspec
 from agents.supervisor import Supervisor
 from benchmarks.floor import consumed_per_s, publish_ms
 from bus import Client, Phase, Plan, connect, ref
-from bus.commands import Begin, Command, Complete, Take
-from bus.decide import decide
-from bus.events import Commit, PhaseStarted
-from bus.folding import evolve, fold
-from bus.run import RunState
-from bus.server import Server, embedded
+from bus.broker.server import Server, embedded
+from bus.rules.commands import Begin, Command, Complete, Take
+from bus.rules.decide import decide
+from bus.rules.events import Commit, PhaseStarted
+from bus.rules.folding import evolve, fold
+from bus.rules.run import RunState
 from projections.kept import Kept
 from projections.runner import Runner
 from projections.runs import RUNS, Glance, glance, listed

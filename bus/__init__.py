@@ -3,16 +3,13 @@
 An author needs `Agent`, `Context` and `Reject`; a caller needs `connect`; a planner `Plan`, `Phase` and `ref`.
 """
 
-from bus.agent import Agent
-from bus.asking import Receipt
-from bus.breaker import Breaker
-from bus.cache import Cache
+from bus.cache.cache import Cache
 from bus.client import Client
 from bus.connecting import connect
-from bus.context import Context
-from bus.decision import Decision
+from bus.coordination.decision import Decision
+from bus.coordination.election import Candidacy
+from bus.coordination.held import Lease
 from bus.diagnosis import Reject
-from bus.election import Candidacy
 from bus.errors import (
     Archived,
     ArchiveDamaged,
@@ -38,23 +35,26 @@ from bus.errors import (
     WarmUpFailed,
     WorkFailed,
 )
-from bus.fallback import Fallback, NoProvider, Provider
-from bus.happening import Happening
-from bus.held import Lease
-from bus.llm import LLMCall
-from bus.messages import message, upcaster
-from bus.notebook import Done, NotDone
-from bus.plan import Approval, Phase, Plan
+from bus.format.messages import message, upcaster
+from bus.guards.breaker import Breaker
+from bus.guards.fallback import Fallback, NoProvider, Provider
+from bus.guards.quota import Quota
+from bus.handlers.agent import Agent
+from bus.handlers.context import Context
+from bus.handlers.llm import LLMCall
+from bus.history.happening import Happening
+from bus.history.selection import Selection
+from bus.messages.asking import Receipt
+from bus.messages.streaming import Part, Stream
+from bus.messages.topics import News, Published
 from bus.problem import Problem
-from bus.quota import Quota
-from bus.references import Ref, ref
-from bus.retry import Retry, RetryLater, RetryPolicy
-from bus.run import RunState
-from bus.selection import Selection
+from bus.rules.effects import Done, NotDone
+from bus.rules.plan import Approval, Phase, Plan
+from bus.rules.references import Ref, ref
+from bus.rules.retry import Retry, RetryLater, RetryPolicy
+from bus.rules.run import RunState
 from bus.settings import Settings
-from bus.streaming import Part, Stream
-from bus.topics import News, Published
-from bus.worker import serving
+from bus.worker.worker import serving
 
 __all__ = [
     "Agent",

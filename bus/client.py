@@ -9,32 +9,32 @@ from typing import Any
 
 import structlog
 
-from bus import feed
-from bus.asking import Receipt
-from bus.commands import Begin
-from bus.connection import Connection
-from bus.coordination import Coordination
-from bus.decisions import Deciding, Decisions
-from bus.durability import Durability
+from bus.broker.connection import Connection
+from bus.coordination.coordination import Coordination
+from bus.coordination.decisions import Deciding, Decisions
+from bus.coordination.leases import Leases
 from bus.errors import Archived, NoLiveAgent, NotFound, PlanError
-from bus.events import Commit, archived, is_ending
-from bus.guarding import Guarding, Guards
-from bus.happening import Happening
-from bus.leases import Leases
-from bus.ledger import Ledger
-from bus.log import Log
-from bus.plan import Plan
-from bus.redriving import Redriving
-from bus.registry import Registry
-from bus.run import RunState
-from bus.runs import Runs
-from bus.schedules import Scheduling
-from bus.selection import Selection
+from bus.format.subjects import personal
+from bus.guards.guarding import Guarding, Guards
+from bus.history import feed
+from bus.history.happening import Happening
+from bus.history.selection import Selection
+from bus.letters.redriving import Redriving
+from bus.log.durability import Durability
+from bus.log.log import Log
+from bus.messages.asking import Receipt
+from bus.messages.streaming import Streaming
+from bus.messages.topics import Topics
+from bus.registry.registry import Registry
+from bus.rules.commands import Begin
+from bus.rules.events import Commit, archived, is_ending
+from bus.rules.plan import Plan
+from bus.rules.run import RunState
+from bus.runs.ledger import Ledger
+from bus.runs.runs import Runs
+from bus.runs.schedules import Scheduling
+from bus.runs.steering import as_json, new_run
 from bus.settings import Settings
-from bus.steering import as_json, new_run
-from bus.streaming import Streaming
-from bus.subjects import personal
-from bus.topics import Topics
 
 logger = structlog.get_logger(__name__)
 

@@ -11,23 +11,23 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import structlog
 
 from bus.address import find_started
+from bus.broker.connection import Connection
+from bus.broker.natscontext import read_context
+from bus.broker.server import embedded
 from bus.client import Client
-from bus.connection import Connection
-from bus.durability import Durability, prove
 from bus.errors import Unavailable
-from bus.guarding import Guards
-from bus.ledger import Ledger
-from bus.log import Log
+from bus.format.subjects import Subjects
+from bus.guards.guarding import Guards
+from bus.log.durability import Durability, prove
+from bus.log.log import Log
+from bus.log.streams import info
 from bus.logs import configure_if_not
-from bus.natscontext import read_context
-from bus.runs import Runs
-from bus.server import embedded
+from bus.runs.ledger import Ledger
+from bus.runs.runs import Runs
 from bus.settings import Settings
-from bus.streams import info
-from bus.subjects import Subjects
 
 if TYPE_CHECKING:
-    from bus.archive import Archive
+    from bus.log.archive import Archive
 
 logger = structlog.get_logger(__name__)
 
@@ -124,7 +124,7 @@ async def _proven(login: _Login, settings: Settings, *, check: bool) -> Durabili
 async def _archive(settings: Settings) -> Archive | None:
     if settings.archive is None:
         return None
-    from bus.archive import Archive  # noqa: PLC0415 - only who has one pays for it
+    from bus.log.archive import Archive  # noqa: PLC0415 - only who has one pays for it
 
     return await Archive.open(settings.archive)
 

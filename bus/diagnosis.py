@@ -34,7 +34,7 @@ from bus.errors import (
     Unavailable,
 )
 from bus.problem import ErrorClass, Problem
-from bus.retry import RetryLater
+from bus.rules.retry import RetryLater
 
 logger = structlog.get_logger(__name__)
 

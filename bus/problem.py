@@ -10,10 +10,12 @@ _URN = "urn:phasebus:problem:"
 _DEEPEST = 10
 
 ErrorClass = Literal["dependency", "configuration", "transient", "permanent", "unknown"]
-"""Who can do something about it, which decides whether and when to try again (`bus.retry`)."""
+"""Who can do something about it, which decides whether and when to try again (`bus.rules.retry`)."""
 
 RETRYABLE: frozenset[ErrorClass] = frozenset({"dependency", "transient", "unknown"})
-"""The classes of what may go well another time. Whether it is tried again is the policy's business (`bus.retry`)."""
+"""The classes of what may go well another time. Whether it is tried again is the policy's business
+(`bus.rules.retry`).
+"""
 
 Code = Literal[
     "handler_error",  # the handler raised

@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
-from bus import subjects
 from bus.errors import InvalidName, SettingsError
+from bus.format import subjects
 
 _PREFIX = "PHASEBUS_"
 _VARIABLES = {"url": "NATS_URL", "context": "NATS_CONTEXT"}

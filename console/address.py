@@ -13,8 +13,8 @@ import msgspec
 
 from bus import address as bus_address
 from bus.address import Started
-from bus.natscontext import read_context
-from bus.server import embedded
+from bus.broker.natscontext import read_context
+from bus.broker.server import embedded
 from bus.settings import Settings
 from console.failure import NOT_FOUND, UNREACHABLE, USAGE, Failure
 

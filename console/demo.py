@@ -15,8 +15,8 @@ from console.failure import FAILED, INTERRUPTED, OK, Failure
 if TYPE_CHECKING:
     import asyncio
 
-    from bus.run import RunState
-    from bus.server import Server
+    from bus.broker.server import Server
+    from bus.rules.run import RunState
 
 _BOUND_S = 110.0
 _ASKING_BOUND_S = 3600.0
@@ -64,10 +64,10 @@ async def _stage(stop: asyncio.Event, package: str, folder: Path, *, began_s: fl
     import shlex
     import time
 
+    from bus.broker.server import embedded
+    from bus.clock import utc_now
     from bus.connecting import connect
-    from bus.ledger import utc_now
-    from bus.planfile import read_plan
-    from bus.server import embedded
+    from bus.runs.planfile import read_plan
     from console.live import known_history, shown
     from console.processes import processes
     from console.rehearsal import Rehearsal, told

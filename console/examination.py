@@ -13,13 +13,14 @@ from datetime import datetime, timedelta
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from bus import dead, ledger
+from bus import clock
+from bus.broker.natscontext import read_context
 from bus.client import Client
 from bus.connecting import connect
 from bus.errors import BusError, NotFound
-from bus.events import PhaseProgressed
-from bus.natscontext import read_context
-from bus.run import RunState
+from bus.rules import dead
+from bus.rules.events import PhaseProgressed
+from bus.rules.run import RunState
 from bus.settings import Settings
 from console import rollcall, soundings
 from console.address import Address, find_started
@@ -53,7 +54,7 @@ async def examine(place: Address, run: str | None) -> Facts:
             return await _Examination(client, where, run, ends_at).facts()
     except BusError as error:
         ground = await soundings.unreached(error, url)
-        return Facts(at=ledger.utc_now(), namespace=settings.namespace, run=run, ground=ground)
+        return Facts(at=clock.utc_now(), namespace=settings.namespace, run=run, ground=ground)
 
 
 class _Examination:
@@ -73,7 +74,7 @@ class _Examination:
         )
         ground = _with(ground, seen)
         if ground.reached != "yes" or client.subjects.stream in ground.lost:
-            return Facts(at=ledger.utc_now(), namespace=namespace, run=self._run, ground=ground)
+            return Facts(at=clock.utc_now(), namespace=namespace, run=self._run, ground=ground)
         everything, letters, breakers, limits, lead = await asyncio.gather(
             self._in_time("runs", self._runs(), {}),
             self._in_time("dead letters", self._letters(), []),
@@ -89,7 +90,7 @@ class _Examination:
         )
         history = learn(everything.values()) if everything else History()
         return Facts(
-            at=ledger.utc_now(),
+            at=clock.utc_now(),
             namespace=namespace,
             run=run or self._run,
             is_missing=self._run is not None and run is None,
@@ -152,7 +153,7 @@ class _Examination:
     async def _letters(self) -> list[Letter]:
         """Those of the last day that nobody has seen to."""
         found: list[Letter] = []
-        since = ledger.utc_now() - _LATELY
+        since = clock.utc_now() - _LATELY
         async with aclosing(self._client.dead_letters(status=["open"], since=since)) as letters:
             async for each in letters:
                 letter = each.letter

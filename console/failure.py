@@ -130,7 +130,7 @@ def _of_bus(error: BaseException) -> Failure | None:
 
 def _refused_login(error: BaseException) -> Failure | None:
     """The server is there, and does not want this user."""
-    from bus.line import LoginRefused
+    from bus.broker.line import LoginRefused
 
     if not isinstance(error.__cause__, LoginRefused):
         return None

@@ -13,12 +13,12 @@ from typing import Any
 import click
 from msgspec.structs import asdict
 
-from bus.agent import Agent
 from bus.client import Client
-from bus.fork import forked
-from bus.recorded import Result
-from bus.replaying import Replayed, paced, replay
-from bus.selection import Selection
+from bus.handlers.agent import Agent
+from bus.history.selection import Selection
+from bus.replay.fork import forked
+from bus.replay.recorded import Result
+from bus.replay.replaying import Replayed, paced, replay
 from console.failure import FAILED, NOT_FOUND, OK, USAGE, Failure
 from console.lookup import say_if_archived
 from console.printer import Printer, to_json

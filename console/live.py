@@ -14,9 +14,9 @@ from operator import is_not
 from typing import Protocol, TextIO
 
 from bus.client import Client
+from bus.clock import utc_now
 from bus.errors import BusError
-from bus.ledger import utc_now
-from bus.run import SUCCEEDED, Item, PhaseState, RunState
+from bus.rules.run import SUCCEEDED, Item, PhaseState, RunState
 from console.lookout import lookout
 from console.text import duration, escaped
 from console.timeline import Glyphs, done, glyphs, label, outcome, took

@@ -8,9 +8,9 @@ from contextlib import asynccontextmanager
 from datetime import datetime
 
 from bus.client import Client
+from bus.clock import utc_now
 from bus.errors import BusError
-from bus.ledger import utc_now
-from bus.run import RunState
+from bus.rules.run import RunState
 from console.offers import unserved
 
 _EVERY_S = 2.0

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from bus.client import Client
 from bus.errors import Archived, InvalidName, NotFound, Refused
-from bus.run import RunState
+from bus.rules.run import RunState
 from console.failure import REFUSED, Failure
 from console.printer import Printer
 from projections.catchup import build

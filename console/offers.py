@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Iterable
 
 from bus.client import Client
-from bus.presence import is_offered
+from bus.registry.presence import is_offered
 from console.printer import Printer
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import click
 import msgspec
 
-from bus.run import Output
+from bus.rules.run import Output
 from console.text import escaped_json, table
 
 

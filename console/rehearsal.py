@@ -17,12 +17,12 @@ from pathlib import Path
 
 import msgspec
 
+from bus.broker.connection import Message
 from bus.client import Client
-from bus.connection import Message
+from bus.clock import utc_now
 from bus.errors import Refused
-from bus.ledger import utc_now
-from bus.presence import Beat, read_beat
-from bus.run import SUCCEEDED, Attempt, Item, PhaseState, RunState
+from bus.registry.presence import Beat, read_beat
+from bus.rules.run import SUCCEEDED, Attempt, Item, PhaseState, RunState
 from console.live import Screen, states
 from console.processes import Process, Processes
 from console.session import operator

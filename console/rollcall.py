@@ -9,11 +9,11 @@ from contextlib import aclosing, suppress
 
 from agents.leadership import PLACE
 from bus.address import Started
-from bus.card import Card, read_event
 from bus.client import Client
 from bus.errors import BusError, NoResponders
-from bus.presence import Held, read_beat
-from bus.roster import Instance, instance_of
+from bus.registry.card import Card, read_event
+from bus.registry.presence import Held, read_beat
+from bus.registry.roster import Instance, instance_of
 from bus.signals import is_alive
 from projections.doctor.facts import Asked, Lead, Life, Member, Running
 

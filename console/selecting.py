@@ -14,7 +14,7 @@ from console.failure import USAGE, Failure
 
 if TYPE_CHECKING:
     from bus.client import Client
-    from bus.selection import Selection
+    from bus.history.selection import Selection
 
 F = TypeVar("F", bound=Callable[..., Any])
 _AGE = re.compile(r"(\d+(?:\.\d+)?)([smhdw])")
@@ -61,7 +61,9 @@ def choosing(*, limited: bool = True, reversible: bool = False) -> Callable[[F],
     options = [
         click.option("--run", "runs", multiple=True, metavar="RUN", help="Of this run, and its dead letters."),
         click.option("--phase", metavar="KEY", help="Of this phase; KEY:3 is one item of it."),
-        click.option("--subject", "subjects", multiple=True, metavar="FILTER", help="Stored there: 'bus.agent.>'."),
+        click.option(
+            "--subject", "subjects", multiple=True, metavar="FILTER", help="Stored there: 'bus.handlers.agent.>'."
+        ),
         click.option("--type", "types", multiple=True, metavar="TYPE", help="phase.failed, or 'phase.*'."),
         click.option("--agent", metavar="NAME", help="Written by this agent, or naming it."),
         click.option("--correlation", metavar="ID", help="With this correlation id."),
@@ -86,7 +88,7 @@ def choosing(*, limited: bool = True, reversible: bool = False) -> Callable[[F],
 async def selection(client: Client, chosen: dict[str, Any]) -> Selection:
     """What was chosen. Runs may be named by the beginning of their id. Raises NotFound for one that is not there, and
     Failure for a range that ends before it begins: nothing could ever be in it."""
-    from bus.selection import Selection
+    from bus.history.selection import Selection
 
     for first, last in (("after", "upto"), ("since", "until")):
         if chosen[first] is not None and chosen[last] is not None and chosen[last] <= chosen[first]:

@@ -10,11 +10,12 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from bus import ledger, streams
+from bus import clock
+from bus.broker.connection import Connection
+from bus.broker.line import LoginRefused
 from bus.client import Client
-from bus.connection import Connection
 from bus.errors import BusError, Misconfigured, NoResponders, NotFound, SettingsError, Unavailable
-from bus.line import LoginRefused
+from bus.log import streams
 from projections.doctor.facts import Ground
 
 _QUIET_S = 0.15
@@ -184,9 +185,9 @@ async def _unwritable(client: Client, known: set[str]) -> str:
 async def _ahead_s(client: Client) -> float | None:
     """How far our clock is ahead of the server's; what the way there and back took is not counted."""
     try:
-        before: datetime = ledger.utc_now()
+        before: datetime = clock.utc_now()
         told = await streams.info(client.connection, client.subjects.stream, _ASK_S)
-        after = ledger.utc_now()
+        after = clock.utc_now()
     except BusError:
         return None
     if told.at > after:

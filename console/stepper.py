@@ -12,11 +12,11 @@ from typing import Any
 
 import msgspec
 
-from bus.change import Change, changes
-from bus.happening import Happening
-from bus.lineage import Lineage, Spot
-from bus.run import RunState
-from bus.trail import Trail, is_about
+from bus.history.change import Change, changes
+from bus.history.happening import Happening
+from bus.history.lineage import Lineage, Spot
+from bus.history.trail import Trail, is_about
+from bus.rules.run import RunState
 from console import loglines, strands
 from console.loglines import LogLine
 from console.printer import pretty_json, to_json

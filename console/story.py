@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-from bus import dead
-from bus.dead import DeadLetter, Unreadable
 from bus.errors import MalformedMessage
-from bus.events import (
+from bus.history.happening import Happening
+from bus.rules import dead
+from bus.rules.dead import DeadLetter, Unreadable
+from bus.rules.events import (
     EVENTS,
     Event,
     PhaseApproved,
@@ -43,7 +44,6 @@ from bus.events import (
     UnknownEvent,
     type_of,
 )
-from bus.happening import Happening
 from console.printer import to_json
 from console.text import shortened
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from bus.client import Client
 from bus.errors import InvalidName
-from bus.happening import Happening
-from bus.lineage import Lineage, Spot
-from bus.run import RunState
-from bus.selection import Selection
+from bus.history.happening import Happening
+from bus.history.lineage import Lineage, Spot
+from bus.history.selection import Selection
+from bus.rules.run import RunState
 from console.story import told
 from console.text import escaped
 

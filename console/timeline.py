@@ -12,7 +12,7 @@ from datetime import datetime
 
 import msgspec
 
-from bus.run import SUCCEEDED, Attempt, Item, PhaseState, RunState
+from bus.rules.run import SUCCEEDED, Attempt, Item, PhaseState, RunState
 from console.text import duration, escaped
 
 _WIDTH = 100

@@ -10,7 +10,7 @@ import click
 from console.selecting import instant
 
 if TYPE_CHECKING:
-    from bus.wanted import Wanted
+    from bus.letters.wanted import Wanted
 
 F = TypeVar("F", bound=Callable[..., Any])
 _CLASSES = ["dependency", "configuration", "transient", "permanent", "unknown"]
@@ -49,7 +49,7 @@ def wanting(*, any_status: bool = False) -> Callable[[F], F]:
 
 def wanted(chosen: dict[str, Any]) -> Wanted:
     """What was chosen; what is open, unless more was asked for."""
-    from bus.wanted import Wanted
+    from bus.letters.wanted import Wanted
 
     said = dict(chosen)
     is_all, status = said.pop("is_all", False), said.pop("status", ())

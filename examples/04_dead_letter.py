@@ -4,7 +4,7 @@ import asyncio
 
 import bus
 from bus import Agent, Context, Reject
-from bus.dead import DeadLetter
+from bus.rules.dead import DeadLetter
 
 agent = Agent("mailer")
 addresses: dict[str, str] = {}

@@ -9,7 +9,7 @@ from eventsourcing.domain import Aggregate, event
 
 import bus
 from bus import Agent, Context
-from bus.server import embedded
+from bus.broker.server import embedded
 
 
 class Memory(Aggregate):

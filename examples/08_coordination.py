@@ -5,8 +5,8 @@ from uuid import uuid4
 
 import bus
 from bus import Client, LeaseLost
-from bus.envelope import envelope
-from bus.ledger import utc_now
+from bus.clock import utc_now
+from bus.format.envelope import envelope
 
 
 async def main() -> None:

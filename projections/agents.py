@@ -12,16 +12,15 @@ from typing import Any, Literal
 import msgspec
 from msgspec.structs import replace
 
-from bus.card import (
+from bus.history.happening import Happening
+from bus.registry.card import (
     AgentDeregistered,
     AgentLost,
     Card,
     ended,
     read_event,
 )
-from bus.events import Commit
-from bus.happening import Happening
-from bus.orders import (
+from bus.registry.orders import (
     AREA,
     AgentDrained,
     AgentQuarantined,
@@ -30,6 +29,7 @@ from bus.orders import (
     Whom,
     read_order,
 )
+from bus.rules.events import Commit
 from projections.projection import MEMORY, Projection, Rows
 from projections.underway import Ended, Taken, Underway, after
 

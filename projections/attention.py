@@ -13,7 +13,7 @@ from typing import Literal
 import msgspec
 from msgspec.structs import replace
 
-from bus.run import Attempt, Item, PhaseState, RunState
+from bus.rules.run import Attempt, Item, PhaseState, RunState
 from projections.history import History
 
 Kind = Literal["stuck", "starved", "waiting", "failed", "paused", "retrying"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import msgspec
 from msgspec.structs import replace
 
-from bus.breaker import OPENED, TYPES, BreakerState, read
-from bus.happening import Happening
+from bus.guards.breaker import OPENED, TYPES, BreakerState, read
+from bus.history.happening import Happening
 from projections.projection import Projection, Rows
 
 

@@ -11,9 +11,9 @@ import structlog
 
 from bus.client import Client
 from bus.errors import BusError
-from bus.feed import read
-from bus.record import Record
-from bus.subjects import Subjects
+from bus.format.subjects import Subjects
+from bus.history.feed import read
+from bus.log.record import Record
 from projections.projection import Projection, R, View, fold
 
 logger = structlog.get_logger(__name__)

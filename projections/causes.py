@@ -13,9 +13,9 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from bus.events import Commit, type_of
-from bus.happening import Happening
-from bus.subjects import KINDS
+from bus.format.subjects import KINDS
+from bus.history.happening import Happening
+from bus.rules.events import Commit, type_of
 from projections.projection import MEMORY, Projection, Rows
 
 PAGE = 128

@@ -18,7 +18,7 @@ from statistics import fmean
 
 import msgspec
 
-from bus.run import SUCCEEDED, TERMINAL, Item, PhaseState, RunState
+from bus.rules.run import SUCCEEDED, TERMINAL, Item, PhaseState, RunState
 from projections.durations import Durations, deviates
 from projections.history import PACE_SPREAD, History, PhaseHistory, begun_at, is_cached, item_s
 

@@ -11,8 +11,10 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from bus.causes import Cause, alike
-from bus.events import (
+from bus.history.happening import Happening
+from bus.letters.causes import Cause, alike
+from bus.problem import Problem
+from bus.rules.events import (
     PhaseAttemptFailed,
     PhaseFailed,
     PhaseUndoing,
@@ -20,8 +22,6 @@ from bus.events import (
     RunRedriven,
     RunStarted,
 )
-from bus.happening import Happening
-from bus.problem import Problem
 from projections.projection import MEMORY, Projection, Rows
 from projections.underway import Capabilities, begun, turned
 

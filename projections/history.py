@@ -14,8 +14,8 @@ from typing import NamedTuple
 import msgspec
 from msgspec.structs import replace
 
-from bus.plan import Plan
-from bus.run import Item, PhaseState, RunState
+from bus.rules.plan import Plan
+from bus.rules.run import Item, PhaseState, RunState
 from projections.durations import SHORTEST_S, Durations
 
 _RUNS = 100

@@ -11,7 +11,7 @@ import msgspec
 
 from bus.client import Client
 from bus.errors import NotFound
-from bus.feed import said
+from bus.history.feed import said
 from projections.catchup import seen_by
 from projections.projection import MEMORY, Projection, R, Rows
 from projections.runner import log_of

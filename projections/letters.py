@@ -11,14 +11,14 @@ from datetime import datetime
 import msgspec
 from msgspec.structs import replace
 
-from bus import dead
-from bus.causes import cause_of
-from bus.dead import LETTER, UNREADABLE, DeadLetter, Standing, Unreadable
-from bus.envelope import decode_data
-from bus.happening import Happening
+from bus.format.envelope import decode_data
+from bus.history.happening import Happening
+from bus.letters.causes import cause_of
+from bus.letters.verdicts import LETTER_DISCARDED, LETTER_REDRIVEN, LetterDiscarded, LetterRedriven
 from bus.problem import Problem
-from bus.run import RunState
-from bus.verdicts import LETTER_DISCARDED, LETTER_REDRIVEN, LetterDiscarded, LetterRedriven
+from bus.rules import dead
+from bus.rules.dead import LETTER, UNREADABLE, DeadLetter, Standing, Unreadable
+from bus.rules.run import RunState
 from projections.projection import Projection, Rows
 
 

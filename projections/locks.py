@@ -7,8 +7,8 @@ from datetime import datetime
 import msgspec
 from msgspec.structs import replace
 
-from bus.happening import Happening
-from bus.lease import EVENTS, Kind, LeaseAcquired, LeaseLost, standing
+from bus.coordination.lease import EVENTS, Kind, LeaseAcquired, LeaseLost, standing
+from bus.history.happening import Happening
 from projections.projection import Projection, Rows
 
 

@@ -6,7 +6,7 @@ from datetime import datetime
 
 import msgspec
 
-from bus.run import SUCCEEDED, Item, PhaseState, RunState
+from bus.rules.run import SUCCEEDED, Item, PhaseState, RunState
 from projections.eta import Eta, eta
 from projections.history import History
 

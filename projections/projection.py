@@ -7,7 +7,7 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
-from bus.happening import Happening, Said
+from bus.history.happening import Happening, Said
 
 R = TypeVar("R")
 _ABSENT: Any = object()

@@ -16,11 +16,11 @@ import msgspec
 import structlog
 
 from bus.client import Client
-from bus.feed import said
-from bus.happening import Said
-from bus.record import Record
-from bus.streams import info
-from bus.subjects import pattern
+from bus.format.subjects import pattern
+from bus.history.feed import said
+from bus.history.happening import Said
+from bus.log.record import Record
+from bus.log.streams import info
 from projections.catchup import ahead, seen_by
 from projections.projection import MEMORY, Aside, Projection, Rows
 from projections.shelf import Build, Change, Look, Moved, Shelf, Step, decoder, encoded

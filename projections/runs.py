@@ -8,11 +8,11 @@ from datetime import datetime
 import msgspec
 
 from bus.errors import NotFound
-from bus.events import RunStarted, archived
-from bus.folding import evolve
-from bus.happening import Happening
-from bus.plan import TASK
-from bus.run import RunState, RunStatus
+from bus.history.happening import Happening
+from bus.rules.events import RunStarted, archived
+from bus.rules.folding import evolve
+from bus.rules.plan import TASK
+from bus.rules.run import RunState, RunStatus
 from projections.projection import Projection, Rows
 
 

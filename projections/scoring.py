@@ -13,7 +13,7 @@ from statistics import median
 import msgspec
 from msgspec.structs import replace
 
-from bus.run import Item, PhaseState, RunState
+from bus.rules.run import Item, PhaseState, RunState
 from projections.eta import eta
 from projections.history import learn
 

@@ -25,7 +25,7 @@ from eventsourcing.sqlite import (
 )
 
 from bus.errors import BusError, SettingsError
-from bus.run import Output
+from bus.rules.run import Output
 from projections.projection import MEMORY, Aside, Projection, R
 
 # The large text is last: a list reads glances without it.

@@ -6,8 +6,8 @@ from datetime import datetime
 
 import msgspec
 
-from bus.happening import Happening
-from bus.llm import LLM_CALLED, read
+from bus.handlers.llm import LLM_CALLED, read
+from bus.history.happening import Happening
 from projections.projection import Projection, Rows
 from projections.sketch import Sketch
 

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from bus.happening import Happening
+from bus.history.happening import Happening
 from projections.projection import MEMORY, Projection, Rows
 from projections.sketch import Sketch, together
 from projections.underway import Fact, Taken, Underway, after

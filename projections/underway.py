@@ -10,7 +10,8 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from bus.events import (
+from bus.problem import Problem
+from bus.rules.events import (
     Commit,
     Event,
     PhaseAttemptFailed,
@@ -28,7 +29,6 @@ from bus.events import (
     RunStarted,
     archived,
 )
-from bus.problem import Problem
 
 Outcome = Literal["completed", "failed", "cancelled"]
 

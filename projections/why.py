@@ -11,11 +11,11 @@ from datetime import datetime, timedelta
 import msgspec
 
 from bus.errors import NotFound
-from bus.events import Commit, Event, PhaseReady, RunPaused, RunRedriven, RunResumed, RunStarted
-from bus.folding import fold
-from bus.plan import TASK
 from bus.problem import Problem
-from bus.run import SUCCEEDED, TERMINAL, Attempt, Item, PhaseState, RunState
+from bus.rules.events import Commit, Event, PhaseReady, RunPaused, RunRedriven, RunResumed, RunStarted
+from bus.rules.folding import fold
+from bus.rules.plan import TASK
+from bus.rules.run import SUCCEEDED, TERMINAL, Attempt, Item, PhaseState, RunState
 from projections.attention import opening
 
 # Shorter than this nobody calls it waiting.

@@ -7,9 +7,16 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
-from bus.connection import Connection
-from bus.server import Server, embedded
+from bus.broker.connection import Connection
+from bus.broker.server import Server, embedded
+
+# Every run of the suite draws the same examples, so that it says the same of the same code. New ones are looked for
+# on purpose: `pytest --hypothesis-profile=explore tests/properties`.
+settings.register_profile("same", derandomize=True, deadline=None)
+settings.register_profile("explore", deadline=None)
+settings.load_profile("same")
 
 
 def pytest_xdist_auto_num_workers() -> int:

@@ -8,18 +8,18 @@ from typing import Literal
 
 import msgspec
 
-from bus import events
-from bus.commands import Answer, Begin, Command, Complete, Fail, Redrive, Take
-from bus.decide import decide
-from bus.envelope import decode, encode, envelope
 from bus.errors import Refused
-from bus.events import Cause, Commit, Event, Parent
-from bus.folding import evolve
-from bus.inputs import order
-from bus.plan import Phase, Plan
+from bus.format.envelope import decode, encode, envelope
 from bus.problem import Problem
-from bus.run import Item, RunState
-from bus.timers import armed
+from bus.rules import events
+from bus.rules.commands import Answer, Begin, Command, Complete, Fail, Redrive, Take
+from bus.rules.decide import decide
+from bus.rules.events import Cause, Commit, Event, Parent
+from bus.rules.folding import evolve
+from bus.rules.inputs import order
+from bus.rules.plan import Phase, Plan
+from bus.rules.run import Item, RunState
+from bus.rules.timers import armed
 
 BEGAN_AT = datetime(2026, 1, 1, tzinfo=UTC)
 RUN = "run-1"

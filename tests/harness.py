@@ -13,8 +13,8 @@ from pathlib import Path
 
 from agents.supervisor import Supervisor
 from bus import Agent, Client, Happening, connect
-from bus.server import Server
-from bus.worker import serve
+from bus.broker.server import Server
+from bus.worker.worker import serve
 
 ROOT = Path(__file__).parents[1]
 BOUND_S = 20.0

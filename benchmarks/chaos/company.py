@@ -20,10 +20,10 @@ import msgspec
 from agents.leadership import Leadership
 from benchmarks.chaos.faults import Fault
 from bus import Client
-from bus.connection import Connection
+from bus.broker.connection import Connection
+from bus.broker.server import Server
+from bus.clock import utc_now
 from bus.errors import BusError
-from bus.ledger import utc_now
-from bus.server import Server
 
 ROOT = Path(__file__).parents[2]
 _POLL_S = 0.1

@@ -12,8 +12,8 @@ import msgspec
 
 from benchmarks.chaos.company import Done
 from bus import Client
-from bus.card import AGENT_REGISTERED, Card
-from bus.events import Commit, Event, PhaseAttemptFailed, PhaseStarted, ResultRefused
+from bus.registry.card import AGENT_REGISTERED, Card
+from bus.rules.events import Commit, Event, PhaseAttemptFailed, PhaseStarted, ResultRefused
 
 _card = msgspec.json.Decoder(Card)
 _TAKEN_BACK = frozenset({"crashed", "frozen", "forgotten", "handed_back"})

@@ -1,6 +1,6 @@
 """The invariants: what must be so when chaos has ended, each checked from the log alone.
 
-They share no code with what decides or recovers, and none with `bus.verify`, which is run beside them.
+They share no code with what decides or recovers, and none with `bus.rules.verify`, which is run beside them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from bus import Client
-from bus.events import (
+from bus.clock import utc_now
+from bus.log.streams import info
+from bus.rules.events import (
     Commit,
     PhaseAttemptFailed,
     PhaseCompleted,
@@ -23,9 +25,7 @@ from bus.events import (
     RunRedriven,
     RunStarted,
 )
-from bus.ledger import utc_now
-from bus.streams import info
-from bus.verify import violations
+from bus.rules.verify import violations
 
 Place = tuple[str, int | None]
 

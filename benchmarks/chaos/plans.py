@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from msgspec.structs import replace
 
 from bus import Phase, Plan, Retry, ref
-from bus.references import Ref
+from bus.rules.references import Ref
 
 # Chaos ends attempts far more often than any plan allows for: giving up is not what is tried here.
 PATIENT = Retry(lost=100, transient=100, unknown=100, dependency=100, lost_s=0.1, transient_s=0.1, max_s=1.0)

@@ -17,10 +17,10 @@ from benchmarks.chaos.figures import Recovery, counted, processes, recoveries
 from benchmarks.chaos.invariants import Violation, check
 from benchmarks.chaos.plans import drawn, plans
 from bus import Client, Plan, connect
+from bus.broker.server import Server, embedded
 from bus.errors import BusError, Refused
-from bus.events import Event
-from bus.server import Server, embedded
-from bus.streams import info
+from bus.log.streams import info
+from bus.rules.events import Event
 
 _AGAIN_S = 0.1
 _UP_S = 30.0

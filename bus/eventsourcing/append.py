@@ -17,12 +17,12 @@ from uuid import uuid4
 
 import msgspec
 
-from bus.acknowledgement import ALREADY_COMMITTED, BATCH_MEMBERS, CONFLICTS, TEMPORARY, ApiError, read_ack
-from bus.connection import Connection, Message
+from bus.broker.acknowledgement import ALREADY_COMMITTED, BATCH_MEMBERS, CONFLICTS, TEMPORARY, ApiError, read_ack
+from bus.broker.connection import Connection, Message
+from bus.broker.wire import header_block
 from bus.errors import BusError, Misconfigured, NoResponders, TooLarge, TooMany, Unavailable
 from bus.eventsourcing.calls import Request
 from bus.settings import Settings
-from bus.wire import header_block
 
 _NO_MESSAGE = 10037
 _INCOMPLETE = 10176  # members of a batch were lost with a line

@@ -16,10 +16,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from bus.connection import Connection
-from bus.durability import prove
+from bus.broker.connection import Connection
 from bus.errors import BusError, Unavailable
 from bus.eventsourcing.calls import Asked, Pending, Request, UnderWay
+from bus.log.durability import prove
 from bus.settings import Settings
 
 T = TypeVar("T")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from bus.connection import Connection, Message
+from bus.broker.connection import Connection, Message
 from bus.errors import BusError, Unavailable
 
 T = TypeVar("T")

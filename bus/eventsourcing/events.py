@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from secrets import token_bytes
 from typing import NamedTuple
 
-from bus.connection import Connection
+from bus.broker.connection import Connection
 from bus.eventsourcing import wire
 from bus.eventsourcing.append import Conflict, Member, append, newest
 from bus.eventsourcing.names import Names
 from bus.eventsourcing.read import PAGE, Item, exactly, page, patiently, subjects
 from bus.eventsourcing.wire import Position, Stored
+from bus.log.streams import ensure_stream
 from bus.settings import Settings
-from bus.streams import ensure_stream
 
 _SAVE_BYTES = 9
 _EXACT_PAGE = 100

@@ -15,6 +15,7 @@ from eventsourcing.persistence import (
 from eventsourcing.utils import Environment, EnvType, resolve_topic, strtobool
 
 from bus.address import find_started
+from bus.broker.natscontext import read_context
 from bus.errors import SettingsError
 from bus.eventsourcing.events import Events
 from bus.eventsourcing.lease import Lease
@@ -28,7 +29,6 @@ from bus.eventsourcing.recorders import (
 )
 from bus.eventsourcing.translation import translated
 from bus.logs import configure_if_not
-from bus.natscontext import read_context
 from bus.settings import Settings
 
 logger = structlog.get_logger(__name__)

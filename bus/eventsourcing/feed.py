@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from bus.connection import Connection, Message
+from bus.broker.connection import Connection, Message
 from bus.errors import NoResponders, Unavailable
 from bus.eventsourcing.names import live
-from bus.record import POSITION
+from bus.log.record import POSITION
 
 _AGAIN_S = 5.0
 _PAUSE_S = 0.01

@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
-from bus.connection import Connection, Message
+from bus.broker.connection import Connection, Message
 from bus.errors import Unavailable
 from bus.eventsourcing.bridge import Bridge, bridge
 from bus.eventsourcing.calls import Pending, Request, UnderWay

@@ -13,10 +13,10 @@ from typing import NamedTuple, TypeVar
 
 import msgspec
 
-from bus.acknowledgement import ApiError
-from bus.connection import Connection
+from bus.broker.acknowledgement import ApiError
+from bus.broker.connection import Connection
 from bus.errors import BusError, Misconfigured, NoResponders, Unavailable
-from bus.record import is_end, read_record
+from bus.log.record import is_end, read_record
 from bus.settings import Settings
 
 T = TypeVar("T")

@@ -21,7 +21,7 @@ from eventsourcing.persistence import (
     WaitInterruptedError,
 )
 
-from bus.connection import Connection
+from bus.broker.connection import Connection
 from bus.eventsourcing.append import accepted, first_try
 from bus.eventsourcing.events import Entry, Events, Notice
 from bus.eventsourcing.feed import Feed

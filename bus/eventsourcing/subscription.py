@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from eventsourcing.persistence import Notification, Subscription
 
-from bus.connection import Connection
+from bus.broker.connection import Connection
 from bus.errors import BusError, Unavailable
 from bus.eventsourcing.calls import Pending
 from bus.eventsourcing.events import Notice

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from bus.client import Client
-    from bus.roster import Instance
+    from bus.registry.roster import Instance
     from console.printer import Printer
 
 

@@ -13,8 +13,8 @@ from console.session import on_live_bus
 
 if TYPE_CHECKING:
     from bus.client import Client
-    from bus.orders import Whom
-    from bus.roster import Instance
+    from bus.registry.orders import Whom
+    from bus.registry.roster import Instance
     from console.printer import Printer
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -81,7 +81,7 @@ async def release(client: Client, printer: Printer, name: str, version: str | No
 
 async def _meant(client: Client, name: str, version: str | None) -> tuple[Whom, list[Instance]]:
     """Whom a name means (an instance that is there or in quarantine, else an agent), and who of them is there."""
-    from bus.orders import Whom
+    from bus.registry.orders import Whom
 
     there = await client.agents(version=version)
     for each in there:

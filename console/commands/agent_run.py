@@ -12,8 +12,8 @@ from console.session import address_options
 if TYPE_CHECKING:
     import asyncio
 
-    from bus.agent import Agent
     from bus.client import Client
+    from bus.handlers.agent import Agent
     from bus.logs import Level
     from console.address import Address
 
@@ -45,7 +45,7 @@ def run(
     import sys
 
     from bus import logs
-    from bus.agent import Agent
+    from bus.handlers.agent import Agent
     from bus.settings import Settings
     from bus.signals import until_signalled
     from console.address import find
@@ -67,7 +67,7 @@ async def _serve(served: Agent, place: Address, stop: asyncio.Event, *, with_sup
     import sys
 
     from bus.connecting import connect
-    from bus.worker import Worker, new_instance
+    from bus.worker.worker import Worker, new_instance
     from console.address import reached
 
     instance = new_instance(served.name)
@@ -85,7 +85,7 @@ async def _serve(served: Agent, place: Address, stop: asyncio.Event, *, with_sup
 async def _say_farewell(client: Client, instance: str, stop: asyncio.Event) -> None:
     """What a person who has typed Ctrl-C now waits for. The instance is asked as anybody would ask it."""
     from bus.errors import BusError
-    from bus.presence import read_beat
+    from bus.registry.presence import read_beat
 
     await stop.wait()
     try:
@@ -104,7 +104,7 @@ async def _stand_by(settings: dict[str, Any], stop: asyncio.Event) -> None:
 
     from agents.supervisor import Supervisor
     from bus.connecting import connect
-    from bus.worker import new_instance
+    from bus.worker.worker import new_instance
 
     try:
         async with connect(name="supervisor", **settings) as client:

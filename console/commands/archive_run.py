@@ -13,9 +13,9 @@ from console.session import on_bus, operator
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from bus.archives.outgoing import Tally
+    from bus.archives.retention import Policy
     from bus.client import Client
-    from bus.outgoing import Tally
-    from bus.retention import Policy
     from console.printer import Printer
 
 _FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -43,9 +43,9 @@ async def run(
     A run goes as a whole, so long after its end; one with an open dead letter stays. What is not named stays for ever.
     Repeated after a crash, it finishes what was begun. To read on as before, set PHASEBUS_ARCHIVE to the folder.
     """
-    from bus.archiving import archive, choose
+    from bus.archives.archiving import archive, choose
+    from bus.archives.retention import Policy
     from bus.errors import Refused
-    from bus.retention import Policy
 
     policy = Policy.of(rules)
     if dry_run:

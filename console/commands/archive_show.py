@@ -11,8 +11,8 @@ from console.failure import FAILED, NOT_FOUND, OK, Failure
 from console.session import json_option
 
 if TYPE_CHECKING:
-    from bus.archive import Archive
-    from bus.segment import Segment
+    from bus.log.archive import Archive
+    from bus.log.segment import Segment
     from console.printer import Printer
 
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
@@ -78,7 +78,7 @@ async def _verify(archive: Archive, printer: Printer) -> int:
 
 
 def _opened(folder: Path) -> Archive:
-    from bus.archive import Archive
+    from bus.log.archive import Archive
 
     archive = Archive(folder)
     if archive.edition() is None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @on_bus
 async def attention(client: Client, printer: Printer) -> None:
     """List what needs a look, each with the command to type."""
-    from bus.ledger import utc_now
+    from bus.clock import utc_now
     from console.text import ago, escaped
     from projections.attention import Living, concerns
     from projections.catchup import build

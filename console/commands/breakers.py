@@ -14,8 +14,8 @@ from console.session import on_bus, on_live_bus
 from console.text import ago, duration, shortened
 
 if TYPE_CHECKING:
-    from bus.breaker import BreakerState
     from bus.client import Client
+    from bus.guards.breaker import BreakerState
     from console.printer import Printer
 
 _REASON_CHARACTERS = 60

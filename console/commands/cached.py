@@ -13,9 +13,9 @@ from console.session import on_bus, on_live_bus
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from bus.cache import Entry
+    from bus.cache.cache import Entry
+    from bus.cache.entries import Entries
     from bus.client import Client
-    from bus.entries import Entries
     from console.printer import Printer
 
 _KEY_CHARACTERS = 12
@@ -26,7 +26,7 @@ _KEY_CHARACTERS = 12
 @on_bus
 async def ls(client: Client, printer: Printer, capability: str | None) -> None:
     """List what can be used again, oldest first: all of it, or that of one CAPABILITY."""
-    from bus.ledger import utc_now
+    from bus.clock import utc_now
 
     found = [entry async for entry in _entries(client).all(capability)]
     if printer.as_json:
@@ -70,7 +70,7 @@ async def forget(client: Client, printer: Printer, capability: str, key: str | N
 
 
 def _entries(client: Client) -> Entries:
-    from bus.entries import Entries
+    from bus.cache.entries import Entries
 
     return Entries(client.connection, client.log, client.settings, source=client.source)
 

@@ -14,8 +14,8 @@ from console.session import on_bus
 
 if TYPE_CHECKING:
     from bus.client import Client
-    from bus.happening import Happening
-    from bus.lineage import Lineage, Spot
+    from bus.history.happening import Happening
+    from bus.history.lineage import Lineage, Spot
     from console.printer import Printer
 
 _HASH = re.compile(r"[0-9a-f]{32}")
@@ -32,7 +32,7 @@ async def causes(client: Client, printer: Printer, id: str, depth: int) -> None:
     A record is named by its position in the log, with its event's index in it if need be, or by its id; of a run, the
     beginning of its id is enough, and its first event is meant.
     """
-    from bus.lineage import Lineage
+    from bus.history.lineage import Lineage
     from console import strands
 
     story, spot = await _found(client, id)
@@ -63,9 +63,9 @@ def _hint(printer: Printer, lineage: Lineage, spot: Spot) -> None:
 
 async def _found(client: Client, id: str) -> tuple[list[Happening], Spot]:
     """The story that something belongs to, and where in it that stands. Raises NotFound, Failure."""
-    from bus import feed
     from bus.errors import InvalidName, NotFound
-    from bus.selection import Selection
+    from bus.history import feed
+    from bus.history.selection import Selection
     from console.lookup import find_run
     from console.strands import story
 
@@ -93,7 +93,7 @@ async def _found(client: Client, id: str) -> tuple[list[Happening], Spot]:
 async def _story_of(client: Client, each: Happening) -> list[Happening]:
     """The story of the run it is of; of what belongs to no run, what carries the same correlation id."""
     from bus.errors import InvalidName, NotFound
-    from bus.selection import Selection
+    from bus.history.selection import Selection
     from console.strands import story
 
     correlation = each.message.correlationid if each.message is not None else None

@@ -10,9 +10,9 @@ from console.session import on_bus
 from console.wanting import wanted, wanting
 
 if TYPE_CHECKING:
-    from bus.causes import Cause
     from bus.client import Client
-    from bus.letters import Letter
+    from bus.letters.causes import Cause
+    from bus.letters.letters import Letter
     from console.printer import Printer
 
 _TITLE_CHARACTERS = 60
@@ -26,7 +26,7 @@ async def group(client: Client, printer: Printer, **chosen: Any) -> None:
 
     Deaths are alike if capability, class, code and title are the same; numbers, ids and what is quoted don't count.
     """
-    from bus.ledger import utc_now
+    from bus.clock import utc_now
     from console.text import ago, shortened
 
     groups: dict[Cause, list[Letter]] = {}

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from bus.client import Client
-    from bus.dead import DeadLetter, Unreadable
-    from bus.letters import Letter
+    from bus.letters.letters import Letter
+    from bus.rules.dead import DeadLetter, Unreadable
     from console.printer import Printer
 
 _PROBLEM_CHARACTERS = 60
@@ -25,7 +25,7 @@ _PROBLEM_CHARACTERS = 60
 @on_bus
 async def ls(client: Client, printer: Printer, **chosen: Any) -> None:
     """List what is dead now."""
-    from bus.ledger import utc_now
+    from bus.clock import utc_now
 
     meant = wanted(chosen)
     found = [each async for each in client.dead_letters(meant)]
@@ -65,7 +65,7 @@ def record(found: Letter) -> dict[str, Any]:
 
 def place(letter: DeadLetter | Unreadable) -> str:
     """Where the work came from: run, phase and item, or the subject."""
-    from bus.dead import DeadLetter
+    from bus.rules.dead import DeadLetter
 
     if not isinstance(letter, DeadLetter):
         return letter.subject
@@ -74,7 +74,7 @@ def place(letter: DeadLetter | Unreadable) -> str:
 
 
 def _row(found: Letter, now: datetime) -> list[str]:
-    from bus.dead import DeadLetter
+    from bus.rules.dead import DeadLetter
     from console.text import ago, shortened
 
     letter = found.letter

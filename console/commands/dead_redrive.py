@@ -16,9 +16,9 @@ from console.wanting import is_chosen, wanted, wanting
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
 
-    from bus.campaign import Outcome
     from bus.client import Client
-    from bus.wanted import Wanted
+    from bus.letters.campaign import Outcome
+    from bus.letters.wanted import Wanted
     from console.printer import Printer
 
 _PACE = re.compile(r"(\d+(?:\.\d+)?)/([smh])")
@@ -68,7 +68,7 @@ async def redrive(
     Each letter goes on its own, and nothing is done twice, however often or by whomever it is sent. A redrive of many
     has an id: whatever interrupts it, --resume ID goes on with what is left.
     """
-    from bus.verdicts import Terms
+    from bus.letters.verdicts import Terms
 
     if resume is not None:
         if numbers or is_all or is_chosen(chosen) or dry_run or most or pace_per_s or try_one or transform:
@@ -92,8 +92,8 @@ async def redrive(
 
 
 async def _one(client: Client, printer: Printer, number: int, by: str, reason: str) -> int:
-    from bus.dead import DeadLetter
     from bus.errors import Refused
+    from bus.rules.dead import DeadLetter
     from console.offers import say_unserved
 
     found = await client.dead_letter(number)
@@ -110,8 +110,8 @@ async def _one(client: Client, printer: Printer, number: int, by: str, reason: s
 
 
 async def _resume(client: Client, printer: Printer, operation: str, by: str) -> int:
-    from bus import campaign
     from bus.errors import NotFound
+    from bus.letters import campaign
 
     try:
         begun = await campaign.find(client, operation)
@@ -162,8 +162,8 @@ async def _rehearse(
     """What would be sent. The log is not touched."""
     import msgspec
 
-    from bus.campaign import transformed
     from bus.errors import Refused
+    from bus.letters.campaign import transformed
     from console.commands.dead_ls import place
     from console.printer import to_json
     from console.text import shortened
@@ -231,7 +231,7 @@ def _function(target: str) -> Callable[[Any], Any]:
 
 
 def _numbered(numbers: tuple[int, ...]) -> Wanted:
-    from bus.wanted import Wanted
+    from bus.letters.wanted import Wanted
 
     return Wanted(numbers=tuple(dict.fromkeys(numbers)), status=("open",))
 

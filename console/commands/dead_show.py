@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from bus.client import Client
-    from bus.dead import DeadLetter, Try, Unreadable
-    from bus.letters import Letter
+    from bus.letters.letters import Letter
     from bus.problem import Problem
+    from bus.rules.dead import DeadLetter, Try, Unreadable
     from console.printer import Printer
 
 _HEX_BYTES = 16
@@ -39,11 +39,11 @@ class Later(NamedTuple):
 @on_bus
 async def show(client: Client, printer: Printer, number: int) -> None:
     """Show a dead letter: its payload, every attempt, and why each failed; then what became of it."""
-    from bus.dead import DeadLetter
+    from bus.clock import utc_now
     from bus.errors import NotFound
-    from bus.ledger import utc_now
-    from bus.letters import Letters
-    from bus.verdicts import LetterDiscarded
+    from bus.letters.letters import Letters
+    from bus.letters.verdicts import LetterDiscarded
+    from bus.rules.dead import DeadLetter
     from console.text import escaped
 
     letters = Letters(client.log, client.runs)
@@ -82,8 +82,8 @@ async def show(client: Client, printer: Printer, number: int) -> None:
 
 async def _since(client: Client, found: Letter) -> list[Later]:
     """What happened to the work after it died: the first of it, where it is much."""
-    from bus.dead import DeadLetter
     from bus.errors import Archived
+    from bus.rules.dead import DeadLetter
     from console.story import named, said
 
     letter, later = found.letter, list[Later]()
@@ -103,7 +103,7 @@ async def _since(client: Client, found: Letter) -> list[Later]:
 
 
 def _heading(found: Letter, now: datetime, earlier: Letter | None) -> Iterator[str]:
-    from bus.dead import DeadLetter
+    from bus.rules.dead import DeadLetter
     from console.text import ago, escaped
 
     letter = found.letter

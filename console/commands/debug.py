@@ -43,8 +43,8 @@ async def debug(
 
     Piped, or with --script, the same commands are read as words.
     """
-    from bus.selection import Selection
-    from bus.trail import Trail
+    from bus.history.selection import Selection
+    from bus.history.trail import Trail
     from console import loglines
     from console.lookup import find_run
     from console.stepper import Stepper

@@ -11,7 +11,7 @@ from console.session import on_bus, on_live_bus, operator
 
 if TYPE_CHECKING:
     from bus.client import Client
-    from bus.run import RunState
+    from bus.rules.run import RunState
     from console.printer import Printer
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -87,7 +87,7 @@ async def redrive(client: Client, printer: Printer, run: str, phases: tuple[str,
 
 def needed(state: RunState) -> Iterator[str]:
     """The capabilities that the run still needs."""
-    from bus.run import TERMINAL
+    from bus.rules.run import TERMINAL
 
     for key, phase in state.phases.items():
         capability = state.capability(key)

@@ -75,7 +75,7 @@ def _show(printer: Printer, found: Finding, *, is_first: bool) -> None:
 
 
 def _nowhere(failure: Failure, run: str | None) -> Facts:
-    from bus.ledger import utc_now
+    from bus.clock import utc_now
     from projections.doctor.facts import Facts, Ground
 
     return Facts(at=utc_now(), run=run, ground=Ground(reached="nowhere", said=str(failure)))

@@ -58,7 +58,7 @@ async def settle(
     A handler was about to do it, and its process died, or what it called did not answer. With --outcome, later attempts
     get that and do not act; with --repeat they act. Then redrive the phase, if it has failed.
     """
-    from bus.notebook import Done, NotDone
+    from bus.rules.effects import Done, NotDone
     from console.lookup import find_run, refusals
 
     if (outcome is None) != repeat:

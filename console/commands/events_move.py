@@ -19,8 +19,8 @@ from console.session import address_options, json_option, on_bus
 from console.text import escaped
 
 if TYPE_CHECKING:
+    from bus.archives.importing import Imported
     from bus.client import Client
-    from bus.importing import Imported
     from console.address import Address
     from console.printer import Printer
 
@@ -42,7 +42,8 @@ async def export(client: Client, printer: Printer, path: Path | None, **chosen: 
     """
     from contextlib import aclosing
 
-    from bus import feed, lines
+    from bus.history import feed
+    from bus.log import lines
     from console.lookup import say_if_archived
     from console.selecting import selection
 
@@ -98,9 +99,9 @@ async def _import(place: Address, into: str | None, file: IO[bytes], name: str) 
     from contextlib import AsyncExitStack
 
     from agents.leadership import Leadership
+    from bus.archives.importing import import_lines
     from bus.connecting import connect
     from bus.errors import MalformedMessage, Refused
-    from bus.importing import import_lines
     from bus.settings import Settings
     from console import address
 

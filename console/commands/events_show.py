@@ -12,7 +12,7 @@ from console.session import on_bus
 
 if TYPE_CHECKING:
     from bus.client import Client
-    from bus.happening import Happening
+    from bus.history.happening import Happening
     from console.printer import Printer
 
 _NOTHING = "no such events"
@@ -100,7 +100,7 @@ def _show(printer: Printer, each: Happening) -> None:
 
 def as_record(each: Happening) -> dict[str, Any]:
     """For a program: whatever there is of it."""
-    from bus.events import UnknownEvent
+    from bus.rules.events import UnknownEvent
     from console.text import utf8
 
     message = each.message

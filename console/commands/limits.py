@@ -12,7 +12,7 @@ from console.text import duration
 
 if TYPE_CHECKING:
     from bus.client import Client
-    from bus.quota import Standing
+    from bus.guards.quota import Standing
     from console.printer import Printer
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @on_bus
 async def ls(client: Client, printer: Printer) -> None:
     """List who has which lock, permit and lead now."""
-    from bus.ledger import utc_now
+    from bus.clock import utc_now
     from console.text import ago
 
     found = sorted(await client.holdings(), key=lambda each: each.place.path)
@@ -43,8 +43,8 @@ async def break_(client: Client, printer: Printer, lease: str, by: str) -> None:
 
     What its holder has begun outside the bus goes on until it hears of it.
     """
+    from bus.coordination.lease import Place
     from bus.errors import InvalidName, NotFound
-    from bus.lease import Place
 
     try:
         place = Place.of(lease if "." in lease else f"lock.{lease}")

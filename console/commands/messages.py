@@ -13,8 +13,8 @@ from console.session import on_bus, on_live_bus
 if TYPE_CHECKING:
     import msgspec
 
-    from bus.asking import Receipt
     from bus.client import Client
+    from bus.messages.asking import Receipt
     from console.printer import Printer
 
 _VALUE = "JSON | @FILE | -"

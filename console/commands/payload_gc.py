@@ -11,13 +11,13 @@ from console.session import on_bus, operator
 
 if TYPE_CHECKING:
     from bus.client import Client
-    from bus.garbage import Garbage
+    from bus.log.garbage import Garbage
     from console.printer import Printer
 
 
 def _seconds(_context: click.Context, _option: click.Parameter, value: str) -> float:
+    from bus.archives.retention import age
     from bus.errors import SettingsError
-    from bus.retention import age
 
     try:
         return age(value).total_seconds()
@@ -39,8 +39,8 @@ def _seconds(_context: click.Context, _option: click.Parameter, value: str) -> f
 @on_bus
 async def gc(client: Client, printer: Printer, dry_run: bool, older_than_s: float) -> None:
     """Remove payloads that no record of the log refers to: their append never happened, or the record is gone."""
-    from bus import garbage
-    from bus.objects import Objects
+    from bus.log import garbage
+    from bus.log.objects import Objects
 
     least_s = 2 * client.settings.append_timeout_s
     if older_than_s < least_s:
@@ -65,9 +65,9 @@ async def gc(client: Client, printer: Printer, dry_run: bool, older_than_s: floa
 async def _say_in_the_log(client: Client, removed: Garbage, older_than_s: float) -> None:
     from uuid import uuid4
 
-    from bus.envelope import envelope
-    from bus.garbage import COLLECTED, PayloadsCollected
-    from bus.ledger import utc_now
+    from bus.clock import utc_now
+    from bus.format.envelope import envelope
+    from bus.log.garbage import COLLECTED, PayloadsCollected
 
     said = PayloadsCollected(
         by=operator(),
@@ -81,7 +81,7 @@ async def _say_in_the_log(client: Client, removed: Garbage, older_than_s: float)
 
 
 def _print(printer: Printer, found: Garbage, dry_run: bool) -> None:
-    from bus.ledger import utc_now
+    from bus.clock import utc_now
     from console.commands.payload_ls import record, row
     from console.text import size
 

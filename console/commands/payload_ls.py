@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from bus.client import Client
-    from bus.objects import Found
+    from bus.log.objects import Found
     from console.printer import Printer
 
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 @on_bus
 async def ls(client: Client, printer: Printer) -> None:
     """List the payloads in the object store, those first that nobody has put again for longest."""
-    from bus.ledger import utc_now
-    from bus.objects import Objects
+    from bus.clock import utc_now
+    from bus.log.objects import Objects
     from console.text import size
 
     objects = Objects(client.connection, client.subjects, client.settings)

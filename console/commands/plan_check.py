@@ -12,8 +12,8 @@ from console.session import on_bus
 
 if TYPE_CHECKING:
     from bus.client import Client
-    from bus.plan import Plan
-    from bus.plancheck import Check
+    from bus.replay.plancheck import Check
+    from bus.rules.plan import Plan
     from console.printer import Printer
 
 
@@ -32,7 +32,7 @@ async def check(client: Client, printer: Printer, plan: Plan, runs: tuple[str, .
     unaffected; differs: it would go another way; or breaks: it would fail where it did not, or it is open and what it
     has done has no place in the plan. Nothing is changed. Exit code 1 if one breaks.
     """
-    from bus.plancheck import check as check_run
+    from bus.replay.plancheck import check as check_run
     from console.lookup import find_run
 
     names = [(await find_run(client, run)).run for run in runs] or await _of_plan(client, plan, recent, is_all)
@@ -51,7 +51,7 @@ async def check(client: Client, printer: Printer, plan: Plan, runs: tuple[str, .
 
 async def _of_plan(client: Client, plan: Plan, recent: int, is_all: bool) -> list[str]:
     """The open runs of the plan, and the newest of those that ended."""
-    from bus.ledger import utc_now
+    from bus.clock import utc_now
     from projections.catchup import build
     from projections.runs import RUNS, rows
 

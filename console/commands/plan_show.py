@@ -10,7 +10,7 @@ from console.commands.start import plan_argument
 from console.session import json_option
 
 if TYPE_CHECKING:
-    from bus.plan import Phase, Plan
+    from bus.rules.plan import Phase, Plan
 
 _WHEN_CHARACTERS = 40
 

@@ -16,13 +16,13 @@ from console.session import on_bus
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from bus.agent import Agent
     from bus.client import Client
-    from bus.counterfactual import Downstream
-    from bus.diff import Difference
-    from bus.recorded import Result
-    from bus.rehearsing import Rehearsal, Rehearsed
-    from bus.run import RunState
+    from bus.handlers.agent import Agent
+    from bus.history.diff import Difference
+    from bus.replay.counterfactual import Downstream
+    from bus.replay.recorded import Result
+    from bus.replay.rehearsing import Rehearsal, Rehearsed
+    from bus.rules.run import RunState
     from console.printer import Printer
 
 _CHARACTERS = 120
@@ -107,9 +107,9 @@ async def rehearse(client: Client, printer: Printer, agent: str, wanted: Wanted,
 
     Exit code 1 if anything would be different, 0 if nothing, 3 if there was nothing to rehearse.
     """
-    from bus.agent import Agent
-    from bus.fork import forked
-    from bus.rehearsing import rehearse as rehearsed
+    from bus.handlers.agent import Agent
+    from bus.replay.fork import forked
+    from bus.replay.rehearsing import rehearse as rehearsed
     from console.target import load
 
     # Before their code is imported: what it connects to then is the fork, too.

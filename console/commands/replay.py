@@ -14,8 +14,8 @@ from console.session import on_bus
 
 if TYPE_CHECKING:
     from bus.client import Client
-    from bus.events import Event
-    from bus.run import PhaseState, RunState
+    from bus.rules.events import Event
+    from bus.rules.run import PhaseState, RunState
     from console.printer import Printer
 
 
@@ -69,8 +69,8 @@ async def replay(
 async def _tell(client: Client, printer: Printer, run: str, first: int, last: int | None) -> None:
     from msgspec.structs import replace
 
-    from bus.events import PhaseCompleted, type_of
-    from bus.folding import Folding
+    from bus.rules.events import PhaseCompleted, type_of
+    from bus.rules.folding import Folding
     from console.lookup import find_run
     from console.story import named, said
 

@@ -11,7 +11,7 @@ from console.session import on_bus
 
 if TYPE_CHECKING:
     from bus.client import Client
-    from bus.diff import Difference, Moment, PhaseDiff, RunDiff, Side
+    from bus.history.diff import Difference, Moment, PhaseDiff, RunDiff, Side
     from console.printer import Printer
 
 _VALUE_CHARACTERS = 60
@@ -26,7 +26,7 @@ async def diff(client: Client, printer: Printer, one: str, other: str) -> int:
 
     Who did the work, when, and for how long is no difference; how long it took is shown.
     """
-    from bus.diff import diff as compare
+    from bus.history.diff import diff as compare
     from console.lookup import find_run
 
     names = [(await find_run(client, run)).run for run in (one, other)]

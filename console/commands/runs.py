@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from bus.client import Client
-    from bus.run import Item, PhaseState, RunState
+    from bus.rules.run import Item, PhaseState, RunState
     from console.printer import Printer
     from projections.runs import RunRow
 
@@ -29,7 +29,7 @@ _INPUT_CHARACTERS = 200
 @on_bus
 async def ls(client: Client, printer: Printer, status: str | None, plan: str | None, tasks: bool, limit: int) -> None:
     """List the runs, newest first."""
-    from bus.ledger import utc_now
+    from bus.clock import utc_now
     from console.lookup import glances, say_if_archived
     from projections.runs import listed
 
@@ -58,7 +58,7 @@ async def ls(client: Client, printer: Printer, status: str | None, plan: str | N
 @on_bus
 async def show(client: Client, printer: Printer, run: str, at: int | datetime | None) -> None:
     """Show a run as it is, or as it was at a position of the log or a time."""
-    from bus.ledger import utc_now
+    from bus.clock import utc_now
     from console.lookup import find_run
     from console.timeline import timeline
 

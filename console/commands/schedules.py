@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     import msgspec
 
     from bus.client import Client
-    from bus.plan import Plan
-    from bus.schedules import Entry
+    from bus.rules.plan import Plan
+    from bus.runs.schedules import Entry
     from console.printer import Printer
 
 _UNITS_S = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}

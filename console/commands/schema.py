@@ -10,8 +10,8 @@ from console.lazy import LazyGroup
 from console.session import json_option
 
 if TYPE_CHECKING:
-    from bus.agent import Agent
-    from bus.document import Document, Offer, Schema
+    from bus.handlers.agent import Agent
+    from bus.schema.document import Document, Offer, Schema
 
 _COMMANDS = {
     "check": ("console.commands.schema_check:check", "Say what changed between two documents, and what that breaks."),
@@ -50,8 +50,8 @@ def schema(
         return
     from importlib.metadata import version
 
-    from bus.document import encode, part
-    from bus.subjects import Subjects
+    from bus.format.subjects import Subjects
+    from bus.schema.document import encode, part
     from console.failure import USAGE, Failure
     from console.printer import to_json
 
@@ -64,7 +64,7 @@ def schema(
             raise _unknown(wire, list(whole.types))
         found = part(whole, wire)
     if asyncapi:
-        from bus.asyncapi import asyncapi as described
+        from bus.schema.asyncapi import asyncapi as described
 
         found = described(whole, Subjects(namespace).namespace, version("phasebus"))
     click.echo(to_json(found) if as_json else encode(found).decode(), nl=as_json)
@@ -72,9 +72,9 @@ def schema(
 
 def _document(targets: tuple[str, ...]) -> Document:
     """The document of this library's types, and of the programs that `targets` name."""
-    from bus import vocabulary
-    from bus.agent import Agent
-    from bus.document import document
+    from bus.handlers.agent import Agent
+    from bus.schema import vocabulary
+    from bus.schema.document import document
     from console.target import load
 
     # What a program registers is there once its file has been loaded.
@@ -83,7 +83,7 @@ def _document(targets: tuple[str, ...]) -> Document:
 
 
 def _offers(agents: list[Agent]) -> dict[str, Offer]:
-    from bus.document import Offer
+    from bus.schema.document import Offer
     from console.failure import USAGE, Failure
 
     offers: dict[str, Offer] = {}

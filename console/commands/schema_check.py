@@ -11,8 +11,8 @@ import click
 from console.session import json_option
 
 if TYPE_CHECKING:
-    from bus.compatibility import Change
-    from bus.document import Document
+    from bus.schema.compatibility import Change
+    from bus.schema.document import Document
     from console.printer import Printer
 
 _FILE = click.Path(exists=True, dir_okay=False, allow_dash=True)
@@ -38,7 +38,7 @@ def check(old: str, new: str, side: str, as_json: bool) -> int:
     OLD and NEW are documents of `phasebus schema`; `-` is stdin. A change breaks old data if the new code can't read
     it any more, and old readers if they can't read what the new code writes. The exit code is 1 if something breaks.
     """
-    from bus.compatibility import changes
+    from bus.schema.compatibility import changes
     from console.failure import FAILED, OK, USAGE, Failure
     from console.printer import Printer
 
@@ -61,8 +61,8 @@ def check(old: str, new: str, side: str, as_json: bool) -> int:
 
 
 def _read(file: str) -> Document:
-    from bus.document import decode
     from bus.errors import MalformedMessage
+    from bus.schema.document import decode
     from console.failure import USAGE, Failure
 
     body = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()

@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     import msgspec
 
     from bus.client import Client
-    from bus.plan import Plan
+    from bus.rules.plan import Plan
     from console.printer import Printer
 
 
 def plan_argument(_context: click.Context, _parameter: click.Parameter, value: str | None) -> Plan | None:
     """The plan in a TOML file, or a Python one."""
-    from bus.plan import Plan
-    from bus.planfile import read_plan
+    from bus.rules.plan import Plan
+    from bus.runs.planfile import read_plan
     from console.target import load
 
     if value is None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import msgspec
 
     from bus.client import Client
-    from bus.plan import Plan
+    from bus.rules.plan import Plan
     from console.printer import Printer
 
 

@@ -12,8 +12,8 @@ from console.session import json_option
 if TYPE_CHECKING:
     import asyncio
 
+    from bus.broker.server import Server
     from bus.client import Client
-    from bus.server import Server
     from bus.settings import Settings
 
 _LOST_S = 3.0
@@ -97,8 +97,8 @@ async def _serve(settings: Settings, store: Path, port: int | None, stop: asynci
     from contextlib import AsyncExitStack
 
     from bus.address import FILE, Started, announced
+    from bus.broker.server import embedded
     from bus.connecting import connect
-    from bus.server import embedded
     from console.store import explained
 
     async with AsyncExitStack() as stack:
@@ -134,7 +134,7 @@ async def _supervise(client: Client, stop: asyncio.Event, *beside: asyncio.Task[
     import asyncio
 
     from agents.supervisor import Supervisor
-    from bus.worker import new_instance
+    from bus.worker.worker import new_instance
 
     serving = asyncio.create_task(Supervisor(client, new_instance("supervisor")).run(stop))
     try:

@@ -27,9 +27,9 @@ async def verify(client: Client, printer: Printer, runs: tuple[str, ...], grace_
     """
     from datetime import timedelta
 
-    from bus.folding import fold
-    from bus.ledger import utc_now
-    from bus.verify import violations
+    from bus.clock import utc_now
+    from bus.rules.folding import fold
+    from bus.rules.verify import violations
     from console.lookup import find_run
     from console.text import escaped
     from console.timeline import label

@@ -12,7 +12,7 @@ from console.session import on_bus, on_live_bus
 
 if TYPE_CHECKING:
     from bus.client import Client
-    from bus.decision import Decision
+    from bus.coordination.decision import Decision
     from console.printer import Printer
 
 _WHY = {"votes": "by votes", "tie": "by the rule for a tie", "no_quorum": "too few voted"}

@@ -29,7 +29,7 @@ async def why(client: Client, printer: Printer, run: str, phase: str) -> None:
 
     import msgspec
 
-    from bus.ledger import utc_now
+    from bus.clock import utc_now
     from console.lookup import find_run
     from console.text import escaped
     from projections.why import why as account

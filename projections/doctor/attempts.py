@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from itertools import pairwise
 
-from bus.run import Attempt, Item, PhaseState, RunState
+from bus.rules.run import Attempt, Item, PhaseState, RunState
 from projections.doctor.crew import muteness
 from projections.doctor.facts import Facts
 from projections.doctor.finding import Finding, Weight

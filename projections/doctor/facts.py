@@ -8,9 +8,9 @@ from typing import Literal
 
 import msgspec
 
-from bus.breaker import BreakerState
-from bus.quota import Standing
-from bus.run import RunState
+from bus.guards.breaker import BreakerState
+from bus.guards.quota import Standing
+from bus.rules.run import RunState
 from projections.history import History
 
 Reached = Literal["yes", "nowhere", "refused", "mute", "unreachable", "no_jetstream"]

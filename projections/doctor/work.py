@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
-from bus.run import PhaseState, RunState
+from bus.rules.run import PhaseState, RunState
 from projections.attention import Concern, Living, concerns
 from projections.doctor.crew import takes
 from projections.doctor.facts import Facts

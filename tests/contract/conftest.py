@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bus.server import Server
+from bus.broker.server import Server
 
 _numbers = count(1)
 

@@ -14,8 +14,8 @@ import pytest
 from eventsourcing.persistence import IntegrityError, OperationalError, StoredEvent, Tracking
 from eventsourcing.utils import Environment
 
+from bus.broker.server import Server
 from bus.eventsourcing import Factory
-from bus.server import Server
 from tests.contract.relay import Relay, relay
 
 BOUND_S = 30

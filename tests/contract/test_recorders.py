@@ -30,10 +30,10 @@ from eventsourcing.persistence import (
 )
 from eventsourcing.utils import Environment
 
-from bus.connection import Connection
+from bus.broker.connection import Connection
+from bus.broker.server import Server
 from bus.eventsourcing import Factory, wire
 from bus.eventsourcing.names import Names
-from bus.server import Server
 
 Make = Callable[..., Factory]
 ROOT = Path(__file__).parents[2]

@@ -13,8 +13,8 @@ from pathlib import Path
 import click
 import pytest
 
-from bus.planfile import read_plan
-from bus.server import Server
+from bus.broker.server import Server
+from bus.runs.planfile import read_plan
 from bus.settings import Settings
 from console.main import main
 from tests.harness import supervised
@@ -108,7 +108,8 @@ def test_the_reference_names_every_setting() -> None:
 
 
 def test_the_reference_names_every_event() -> None:
-    from bus import barrier, decision, events, lease
+    from bus.coordination import barrier, decision, lease
+    from bus.rules import events
 
     reference = (ROOT / "docs" / "reference.md").read_text()
     known = {*events.TYPES, *barrier.EVENTS.types, *decision.EVENTS.types, *lease.EVENTS.types}

@@ -21,7 +21,7 @@ import msgspec
 import pytest
 
 from bus import Plan, Reject
-from bus.references import references
+from bus.rules.references import references
 
 FOLDER = Path(__file__).parents[2] / "examples" / "testwriter"
 AGENTS = ("scanner", "analyst", "author", "runner", "reporter")

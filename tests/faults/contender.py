@@ -10,8 +10,8 @@ import sys
 from uuid import uuid4
 
 from bus import BusError, Client, Lease, LeaseLost, connect
-from bus.envelope import envelope
-from bus.ledger import utc_now
+from bus.clock import utc_now
+from bus.format.envelope import envelope
 
 
 def say(*words: object) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import bus
 from bus import Agent, Context
-from bus.worker import serve
+from bus.worker.worker import serve
 from tests.faults.victim import Steps
 
 PATH = {

@@ -7,7 +7,7 @@ import sys
 
 from agents.supervisor import Supervisor
 from bus import connect
-from bus.pull import Delivery
+from bus.broker.pull import Delivery
 
 
 async def _die(_delivery: Delivery, _timeout_s: float) -> None:

@@ -7,8 +7,8 @@ import asyncio
 import sys
 
 from bus import Refused, connect
-from bus.verdicts import Terms
-from bus.wanted import Wanted
+from bus.letters.verdicts import Terms
+from bus.letters.wanted import Wanted
 
 
 async def main(url: str, pace: str, operation: str = "") -> None:

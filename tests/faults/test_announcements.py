@@ -11,11 +11,11 @@ import msgspec
 import pytest
 
 from bus import Client, Phase, Plan, connect
-from bus.connection import Connection
-from bus.envelope import decode_data
-from bus.events import PhaseAttemptFailed, PhaseStarted
-from bus.recovery import AREA, RECOVERED, STARVED, Recovery, Starved
-from bus.server import Server
+from bus.broker.connection import Connection
+from bus.broker.server import Server
+from bus.format.envelope import decode_data
+from bus.rules.events import PhaseAttemptFailed, PhaseStarted
+from bus.runs.recovery import AREA, RECOVERED, STARVED, Recovery, Starved
 from tests.harness import BOUND_S, agent_processes, agents_there, happenings, pid_of, supervised, until
 
 SLEEPER = Path(__file__).with_name("sleeper.py")

@@ -12,13 +12,13 @@ from uuid import uuid4
 import pytest
 
 from bus import Approval, Client, Phase, Plan, connect
-from bus.archive import Archive
-from bus.archiving import archive
-from bus.envelope import envelope
-from bus.log import Log, Part
-from bus.retention import Policy
-from bus.segment import line_of
-from bus.server import Server
+from bus.archives.archiving import archive
+from bus.archives.retention import Policy
+from bus.broker.server import Server
+from bus.format.envelope import envelope
+from bus.log.archive import Archive
+from bus.log.log import Log, Part
+from bus.log.segment import line_of
 from tests.harness import ROOT
 
 GATE = Plan("gated", phases=[Phase("gate", approval=Approval(prompt="go on?"))])
@@ -31,8 +31,8 @@ ARCHIVER = """
 import asyncio, os, signal, sys
 from pathlib import Path
 from bus import connect
-from bus.archiving import archive
-from bus.retention import Policy
+from bus.archives.archiving import archive
+from bus.archives.retention import Policy
 
 async def main(url, operator_url, folder, last_step):
     def die(step, done, of):

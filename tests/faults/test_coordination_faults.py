@@ -17,8 +17,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from bus import Client, LeaseLost, connect
-from bus.lease import LeaseAcquired, Place, standing
-from bus.server import Server
+from bus.broker.server import Server
+from bus.coordination.lease import LeaseAcquired, Place, standing
 from tests.contract.relay import relay
 from tests.harness import BOUND_S, ROOT, until
 

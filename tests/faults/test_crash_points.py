@@ -17,15 +17,16 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from bus import Client, connect, dead
-from bus.commands import Complete, Fail, Take
+from bus import Client, connect
+from bus.broker.server import Server
+from bus.clock import utc_now
 from bus.errors import Refused
-from bus.events import Commit, PhaseCompleted, PhaseFailed, type_of
-from bus.ledger import utc_now
 from bus.problem import Problem
-from bus.run import RunState
-from bus.server import Server
-from bus.verify import violations
+from bus.rules import dead
+from bus.rules.commands import Complete, Fail, Take
+from bus.rules.events import Commit, PhaseCompleted, PhaseFailed, type_of
+from bus.rules.run import RunState
+from bus.rules.verify import violations
 from tests.faults.victim import ITEMS, PLAN, REJECTED
 from tests.harness import BOUND_S, ROOT
 

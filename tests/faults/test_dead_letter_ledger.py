@@ -14,10 +14,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from bus import Client, Phase, Plan, Refused, Retry, connect, ref
-from bus.dead import DeadLetter, read
+from bus.broker.server import Server
 from bus.errors import Unavailable
-from bus.events import PhaseCompleted, PhaseFailed, RunStarted, commit
-from bus.server import Server
+from bus.rules.dead import DeadLetter, read
+from bus.rules.events import PhaseCompleted, PhaseFailed, RunStarted, commit
 from tests.harness import agent_process, agent_processes, agents_there
 
 MORTAL = Path(__file__).with_name("mortal.py")

@@ -14,11 +14,11 @@ import msgspec
 import pytest
 
 from bus import Agent, Client, Phase, Plan, Reject, Retry, connect
-from bus.commands import Expire
-from bus.dead import DeadLetter
+from bus.broker.server import Server
 from bus.errors import Unavailable
-from bus.letters import Letter
-from bus.server import Server
+from bus.letters.letters import Letter
+from bus.rules.commands import Expire
+from bus.rules.dead import DeadLetter
 from tests.harness import BOUND_S, agent_process, agent_processes, agents_there, serving, supervised, until
 
 MORTAL = Path(__file__).with_name("mortal.py")

@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bus import connect
-from bus.events import PhaseCompleted, PhaseWaiting
-from bus.planfile import read_plan
-from bus.server import Server
+from bus.broker.server import Server
+from bus.rules.events import PhaseCompleted, PhaseWaiting
+from bus.runs.planfile import read_plan
 from tests.harness import ROOT, agents_there, supervised
 
 TESTWRITER = ROOT / "examples" / "testwriter"

@@ -20,12 +20,12 @@ from typing import NamedTuple
 import pytest
 
 from bus import Approval, Client, Phase, Plan, connect
-from bus import server as server_module
-from bus.connection import Connection
+from bus.broker import server as server_module
+from bus.broker.connection import Connection
+from bus.broker.server import Server, embedded
 from bus.errors import BudgetSpent, Unavailable
-from bus.retry import RetryPolicy
-from bus.run import RunState
-from bus.server import Server, embedded
+from bus.rules.retry import RetryPolicy
+from bus.rules.run import RunState
 from tests.faults.patient import agent as patient
 from tests.harness import ROOT, agent_process, agents_there, pid_of, serving, supervised, until
 from tests.integration.test_cli import CLEAN, PHASEBUS
@@ -279,8 +279,8 @@ async def test_messages_may_be_too_small(tmp_path: Path, monkeypatch: pytest.Mon
 
 async def test_the_clocks_differ(server: Server, client: Client) -> None:
     ahead = (
-        "import sys; from datetime import timedelta; from bus import ledger; now = ledger.utc_now; "
-        "ledger.utc_now = lambda: now() + timedelta(minutes=2); "
+        "import sys; from datetime import timedelta; from bus import clock; now = clock.utc_now; "
+        "clock.utc_now = lambda: now() + timedelta(minutes=2); "
         "from console.main import main; sys.exit(main(['doctor']))"
     )
     environment = CLEAN | {"NATS_URL": server.url, "PHASEBUS_SYSTEM_URL": server.system_url, "PYTHONPATH": str(ROOT)}

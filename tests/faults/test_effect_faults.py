@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from bus import Client, Done, NotDone, RunState, connect
-from bus.ledger import utc_now
-from bus.server import Server
-from bus.verify import violations
+from bus.broker.server import Server
+from bus.clock import utc_now
+from bus.rules.verify import violations
 from tests.harness import BOUND_S, agent_process, agent_processes, supervised, until
 
 CHARGER = Path(__file__).with_name("charger.py")

@@ -9,11 +9,11 @@ from datetime import timedelta
 from pathlib import Path
 
 from bus import Agent, Client, Phase, Plan, connect
-from bus.lease import Place
-from bus.ledger import utc_now
-from bus.pull import Intake
-from bus.server import Server
-from bus.streams import BELL, EVERYBODY, consumer_of, ensure_bell, info
+from bus.broker.pull import Intake
+from bus.broker.server import Server
+from bus.clock import utc_now
+from bus.coordination.lease import Place
+from bus.log.streams import BELL, EVERYBODY, consumer_of, ensure_bell, info
 from tests.harness import BOUND_S, serving, supervised, until
 
 LEASE_S = 1.5

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from bus import CircuitOpen, Client, LimitReached, Unavailable, connect
-from bus.circuit import Circuit
-from bus.server import Server
+from bus.broker.server import Server
+from bus.guards.circuit import Circuit
 from tests.faults.caller import POLICY, QUOTA
 from tests.harness import ROOT, until
 

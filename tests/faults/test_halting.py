@@ -11,14 +11,14 @@ import msgspec
 import pytest
 
 from bus import Client, Phase, Plan, RetryPolicy, connect
-from bus.commands import Cancel, Command, Skip
-from bus.decide import decide
-from bus.events import Commit, PhaseAttemptFailed, ResultRefused
-from bus.folding import evolve
-from bus.halts import Halt
-from bus.ledger import utc_now
-from bus.presence import Held
-from bus.server import Server
+from bus.broker.server import Server
+from bus.clock import utc_now
+from bus.registry.presence import Held
+from bus.rules.commands import Cancel, Command, Skip
+from bus.rules.decide import decide
+from bus.rules.events import Commit, PhaseAttemptFailed, ResultRefused
+from bus.rules.folding import evolve
+from bus.runs.halts import Halt
 from tests.harness import (
     BOUND_S,
     agent_processes,

@@ -15,18 +15,18 @@ import msgspec
 import pytest
 
 from bus import Agent, Client, Context, connect
-from bus.beginning import Beginning
-from bus.commands import Begin, Take
-from bus.context import Pulse
-from bus.envelope import encode, envelope
+from bus.broker.server import Server
+from bus.clock import utc_now
 from bus.errors import NotFound
-from bus.events import Commit, PhaseCompleted, PhaseStarted, ResultRefused, RunStarted
-from bus.handover import HANDED, Answered, Busy, Handed, read_reply
-from bus.ledger import utc_now
-from bus.runs import Decided
-from bus.server import Server
-from bus.task import WORK, Task
-from bus.verify import violations
+from bus.format.envelope import encode, envelope
+from bus.handlers.context import Pulse
+from bus.messages.handover import HANDED, Answered, Busy, Handed, read_reply
+from bus.rules.commands import Begin, Take
+from bus.rules.events import Commit, PhaseCompleted, PhaseStarted, ResultRefused, RunStarted
+from bus.rules.verify import violations
+from bus.runs.runs import Decided
+from bus.runs.task import WORK, Task
+from bus.worker.beginning import Beginning
 from tests.faults.doomed import doomed
 from tests.harness import BOUND_S, ROOT, agents_there, serving, supervised, until
 

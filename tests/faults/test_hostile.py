@@ -12,13 +12,13 @@ import pytest
 
 from agents.supervisor import Supervisor
 from bus import Agent, Client, Context, Phase, Plan, Reject, connect, ref, serving
-from bus.commands import Fail, Take
-from bus.connection import Message
-from bus.dead import DeadLetter, Unreadable
-from bus.envelope import encode, envelope
+from bus.broker.connection import Message
+from bus.broker.server import Server
 from bus.errors import Unavailable
+from bus.format.envelope import encode, envelope
 from bus.problem import Problem
-from bus.server import Server
+from bus.rules.commands import Fail, Take
+from bus.rules.dead import DeadLetter, Unreadable
 from tests.harness import BOUND_S, supervised, until
 
 

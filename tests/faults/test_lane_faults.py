@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bus import connect
-from bus.server import Server
+from bus.broker.server import Server
 from tests.harness import agent_process, agent_processes, agents_there, supervised, until
 
 KEYS = [f"customer-{number}" for number in range(10)]

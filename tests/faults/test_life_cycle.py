@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from bus import Client, connect
-from bus.arrivals import event_in
-from bus.card import AgentDeregistered, AgentLost
-from bus.events import PhaseAttemptFailed, PhaseCompleted
-from bus.server import Server
+from bus.broker.server import Server
+from bus.registry.arrivals import event_in
+from bus.registry.card import AgentDeregistered, AgentLost
+from bus.rules.events import PhaseAttemptFailed, PhaseCompleted
 from tests.harness import BOUND_S, agent_process, agent_processes, agents_there, happenings, supervised, until
 
 MARKER = Path(__file__).with_name("marker.py")

@@ -10,7 +10,7 @@ from pathlib import Path
 from random import Random
 
 from bus import Phase, Plan, connect
-from bus.server import Server
+from bus.broker.server import Server
 from projections.catchup import build
 from projections.kept import Kept
 from projections.runner import Runner

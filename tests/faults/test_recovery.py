@@ -17,10 +17,10 @@ import pytest
 from agents.census import Census
 from agents.leadership import Leadership
 from bus import Client, Happening, Phase, Plan, RunState, connect, ref
-from bus.connection import Connection
+from bus.broker.connection import Connection
+from bus.broker.server import Server
 from bus.errors import Unavailable
-from bus.events import PhaseAttemptFailed, PhaseCompleted, PhaseStarted, ResultRefused
-from bus.server import Server
+from bus.rules.events import PhaseAttemptFailed, PhaseCompleted, PhaseStarted, ResultRefused
 from tests.harness import (
     BOUND_S,
     ROOT,

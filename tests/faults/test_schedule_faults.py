@@ -12,9 +12,9 @@ from itertools import pairwise
 from pathlib import Path
 
 from bus import Client, Phase, Plan, connect
-from bus.events import RunStarted
-from bus.ledger import utc_now
-from bus.server import Server
+from bus.broker.server import Server
+from bus.clock import utc_now
+from bus.rules.events import RunStarted
 from tests.harness import ROOT, supervised, until
 
 LEADER = Path(__file__).with_name("leader.py")

@@ -21,8 +21,8 @@ import msgspec
 
 import bus
 from bus import Client, Phase, Plan, Retry, connect, ref
-from bus.commands import Complete, Fail, Take
 from bus.problem import Problem
+from bus.rules.commands import Complete, Fail, Take
 
 PATH = {f"{Path(bus.__file__).parent}/{name}.py" for name in ("appending", "runs", "ledger", "payloads")}
 REJECTED = Problem("rejected", "as it was told", "permanent")

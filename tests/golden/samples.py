@@ -11,12 +11,40 @@ from pathlib import Path
 
 import msgspec
 
-from bus import document, vocabulary
-from bus.barrier import ARRIVED, LEFT, BarrierArrived, BarrierLeft
-from bus.breaker import CLOSED, OPENED, PROBING, BreakerClosed, BreakerOpened, BreakerProbing
-from bus.cache import CACHED, FORGOTTEN, CacheForgotten
-from bus.cache import Entry as CacheEntry
-from bus.card import (
+from bus.archives.notices import REMOVED as ARCHIVE_REMOVED
+from bus.archives.notices import SEALED, STARTED, ArchiveRemoved, ArchiveSealed, ArchiveStarted, SealedSegment
+from bus.cache.cache import CACHED, FORGOTTEN, CacheForgotten
+from bus.cache.cache import Entry as CacheEntry
+from bus.coordination.barrier import ARRIVED, LEFT, BarrierArrived, BarrierLeft
+from bus.coordination.decision import DECIDED, PROPOSED, VOTED, Decided, Proposed, Voted
+from bus.coordination.lease import ACQUIRED, LOST, RELEASED, LeaseAcquired, LeaseLost, LeaseReleased
+from bus.format.envelope import encode, envelope
+from bus.format.payload import Limits, Packed, pack
+from bus.guards.breaker import CLOSED, OPENED, PROBING, BreakerClosed, BreakerOpened, BreakerProbing
+from bus.guards.limit import HELD, SPENT, LimitHeld, LimitSpent
+from bus.guards.quota import Account, Quota, Standing
+from bus.guards.tally import Tally
+from bus.handlers.llm import LLM_CALLED, LLMCalled
+from bus.letters.verdicts import (
+    CAPABILITY_RELEASED,
+    LETTER_DISCARDED,
+    LETTER_REDRIVEN,
+    REDRIVE_BEGUN,
+    REDRIVE_ENDED,
+    CapabilityReleased,
+    LetterDiscarded,
+    LetterRedriven,
+    RedriveBegun,
+    RedriveEnded,
+    Terms,
+)
+from bus.letters.wanted import Wanted
+from bus.log.garbage import COLLECTED, PayloadsCollected
+from bus.messages.handover import ASKED, HANDED, Answered, Asked, Busy, Failed, Handed, Recorded
+from bus.messages.parts import PARTS, Parts
+from bus.messages.topics import PUBLISHED
+from bus.problem import Problem
+from bus.registry.card import (
     AGENT_DEREGISTERED,
     AGENT_LOST,
     AGENT_REGISTERED,
@@ -26,11 +54,18 @@ from bus.card import (
     Offering,
     without_schemas,
 )
-from bus.dead import LETTER, UNREADABLE, DeadLetter, Try, Unreadable
-from bus.decision import DECIDED, PROPOSED, VOTED, Decided, Proposed, Voted
-from bus.emitting import PARTS, Parts
-from bus.envelope import encode, envelope
-from bus.events import (
+from bus.registry.orders import (
+    AGENT_DRAINED,
+    AGENT_QUARANTINED,
+    AGENT_RELEASED,
+    AgentDrained,
+    AgentQuarantined,
+    AgentReleased,
+    Whom,
+)
+from bus.registry.presence import Beat, Held, Load, Present
+from bus.rules.dead import LETTER, UNREADABLE, DeadLetter, Try, Unreadable
+from bus.rules.events import (
     COMMIT,
     Event,
     Parent,
@@ -68,51 +103,16 @@ from bus.events import (
     body,
     type_of,
 )
-from bus.garbage import COLLECTED, PayloadsCollected
-from bus.halts import Halt
-from bus.handover import ASKED, HANDED, Answered, Asked, Busy, Failed, Handed, Recorded
-from bus.lane import PLACED, Placed
-from bus.lease import ACQUIRED, LOST, RELEASED, LeaseAcquired, LeaseLost, LeaseReleased
-from bus.ledger import WORK
-from bus.limit import HELD, SPENT, LimitHeld, LimitSpent
-from bus.llm import LLM_CALLED, LLMCalled
-from bus.notices import REMOVED as ARCHIVE_REMOVED
-from bus.notices import SEALED, STARTED, ArchiveRemoved, ArchiveSealed, ArchiveStarted, SealedSegment
-from bus.orders import (
-    AGENT_DRAINED,
-    AGENT_QUARANTINED,
-    AGENT_RELEASED,
-    AgentDrained,
-    AgentQuarantined,
-    AgentReleased,
-    Whom,
-)
-from bus.payload import Limits, Packed, pack
-from bus.plan import Approval, Phase, Plan
-from bus.presence import Beat, Held, Load, Present
-from bus.problem import Problem
-from bus.quota import Account, Quota, Standing
-from bus.recovery import RECOVERED, STARVED, Recovered, Recovery, Starved
-from bus.references import ref
-from bus.retry import RetryPolicy
-from bus.schedule import SCHEDULED, SKIPPED, UNSCHEDULED, OccurrenceSkipped, Schedule, Scheduled, Unscheduled
-from bus.tally import Tally
-from bus.task import Task
-from bus.topics import PUBLISHED
-from bus.verdicts import (
-    CAPABILITY_RELEASED,
-    LETTER_DISCARDED,
-    LETTER_REDRIVEN,
-    REDRIVE_BEGUN,
-    REDRIVE_ENDED,
-    CapabilityReleased,
-    LetterDiscarded,
-    LetterRedriven,
-    RedriveBegun,
-    RedriveEnded,
-    Terms,
-)
-from bus.wanted import Wanted
+from bus.rules.plan import Approval, Phase, Plan
+from bus.rules.references import ref
+from bus.rules.retry import RetryPolicy
+from bus.runs.halts import Halt
+from bus.runs.lane import PLACED, Placed
+from bus.runs.ledger import WORK
+from bus.runs.recovery import RECOVERED, STARVED, Recovered, Recovery, Starved
+from bus.runs.schedule import SCHEDULED, SKIPPED, UNSCHEDULED, OccurrenceSkipped, Schedule, Scheduled, Unscheduled
+from bus.runs.task import Task
+from bus.schema import document, vocabulary
 
 FOLDER = Path(__file__).parent
 SCHEMAS = FOLDER / "documents" / "schema.json"

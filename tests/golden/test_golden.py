@@ -8,17 +8,17 @@ from collections.abc import Sequence
 import msgspec
 import pytest
 
-from bus import dead, events
-from bus.card import read_event
-from bus.dead import LETTER, UNREADABLE
-from bus.envelope import decode, decode_data, encode
-from bus.events import COMMIT, Event, Known
-from bus.garbage import COLLECTED
-from bus.halts import read_halt
-from bus.ledger import WORK
-from bus.orders import read_order
-from bus.payload import Limits, parse
-from bus.presence import Beat, Present
+from bus.format.envelope import decode, decode_data, encode
+from bus.format.payload import Limits, parse
+from bus.log.garbage import COLLECTED
+from bus.registry.card import read_event
+from bus.registry.orders import read_order
+from bus.registry.presence import Beat, Present
+from bus.rules import dead, events
+from bus.rules.dead import LETTER, UNREADABLE
+from bus.rules.events import COMMIT, Event, Known
+from bus.runs.halts import read_halt
+from bus.runs.ledger import WORK
 from tests.golden.samples import (
     AGENTS,
     AT,

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from bus import document, vocabulary
-from bus.asyncapi import asyncapi
-from bus.compatibility import changes
-from bus.document import Document
-from bus.subjects import Subjects, Work, live_copy
+from bus.format.subjects import Subjects, Work, live_copy
+from bus.schema import document, vocabulary
+from bus.schema.asyncapi import asyncapi
+from bus.schema.compatibility import changes
+from bus.schema.document import Document
 from tests.golden.samples import EVENTS, FOLDER, MESSAGES, SCHEMAS, schemas
 
 ROOT = Path(__file__).parents[2]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bus import Agent, Context, Reject, Retry
-from bus.causality import served
+from bus.runs.causality import served
 
 agent = Agent("isolated")
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from bus import Client, connect
-from bus.server import Server
+from bus.broker.server import Server
 from console.failure import NOT_FOUND, OK, USAGE
 from tests.harness import agent_processes, agents_there, until
 

@@ -11,10 +11,10 @@ import pytest
 
 import bus
 from bus import Agent, Approval, Client, Context, Phase, Plan, Reject, Retry, connect, ref
-from bus.dead import DeadLetter, Unreadable
+from bus.broker.server import Server
 from bus.errors import NoLiveAgent, NotFound, Refused, TimedOut, TooLarge
-from bus.events import PhaseProgressed, PhaseStarted, type_of
-from bus.server import Server
+from bus.rules.dead import DeadLetter, Unreadable
+from bus.rules.events import PhaseProgressed, PhaseStarted, type_of
 from tests.harness import BOUND_S, happenings, serving, supervised, until
 
 

@@ -15,20 +15,20 @@ from uuid import uuid4
 import pytest
 
 from bus import Agent, Approval, Client, Phase, Plan, Reject, connect
-from bus.archive import Archive
-from bus.archiving import Outcome, archive, choose
-from bus.connection import Connection
-from bus.envelope import Envelope, envelope
+from bus.archives.archiving import Outcome, archive, choose
+from bus.archives.notices import REMOVED, SEALED, STARTED
+from bus.archives.retention import Policy
+from bus.broker.connection import Connection
+from bus.broker.server import Server
 from bus.errors import Archived, ArchiveDamaged, Misconfigured, NotFound, Refused, SettingsError, Unavailable
-from bus.log import Log, Part
-from bus.notices import REMOVED, SEALED, STARTED
-from bus.record import Record
-from bus.retention import Policy
-from bus.segment import SEGMENT_BYTES, line_of
-from bus.server import Server
+from bus.format.envelope import Envelope, envelope
+from bus.format.subjects import Subjects
+from bus.log.archive import Archive
+from bus.log.log import Log, Part
+from bus.log.record import Record
+from bus.log.segment import SEGMENT_BYTES, line_of
+from bus.log.streams import log_config
 from bus.settings import Settings
-from bus.streams import log_config
-from bus.subjects import Subjects
 from projections.catchup import build
 from projections.runs import RUNS
 from tests.harness import BOUND_S, happenings, serving, supervised, until

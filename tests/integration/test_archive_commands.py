@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from bus import Approval, Phase, Plan, connect
-from bus.server import Server
+from bus.broker.server import Server
 from console.failure import FAILED, NOT_FOUND, OK, REFUSED, USAGE
 
 GATE = Plan("gated", phases=[Phase("gate", approval=Approval(prompt="go on?"))])

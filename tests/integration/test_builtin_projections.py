@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from bus import Agent, Client, Context, LLMCall, Phase, Plan, Reject, RetryPolicy, connect
-from bus.server import Server
+from bus.broker.server import Server
 from projections.catalogue import BUILT_IN
 from projections.catchup import build
 from projections.causes import Told, tree

@@ -15,18 +15,18 @@ import msgspec
 import pytest
 
 from bus import Agent, Cache, Client, Phase, Plan, Reject, connect, ref
-from bus.cache import CACHED, Entry, components, key
-from bus.commands import Rollback
-from bus.connection import Connection
-from bus.entries import Entries
-from bus.envelope import encode, envelope
-from bus.events import Source
-from bus.ledger import utc_now
-from bus.recall import fixed
-from bus.run import Attempt, RunState
-from bus.server import Server
-from bus.streams import set_up_cache
-from bus.verify import violations
+from bus.broker.connection import Connection
+from bus.broker.server import Server
+from bus.cache.cache import CACHED, Entry, components, key
+from bus.cache.entries import Entries
+from bus.clock import utc_now
+from bus.format.envelope import encode, envelope
+from bus.log.streams import set_up_cache
+from bus.rules.commands import Rollback
+from bus.rules.events import Source
+from bus.rules.run import Attempt, RunState
+from bus.rules.verify import violations
+from bus.worker.recall import fixed
 from tests.harness import BOUND_S, serving, until
 from tests.integration import isolated
 

@@ -9,9 +9,9 @@ import pytest
 
 import bus
 from bus import Agent, Client, Context, Phase, Plan
+from bus.broker.server import Server
 from bus.errors import SettingsError
-from bus.events import Commit, PhaseStarted
-from bus.server import Server
+from bus.rules.events import Commit, PhaseStarted
 from tests.harness import BOUND_S, serving
 
 

@@ -19,9 +19,9 @@ from typing import Any, TextIO
 import pytest
 
 from bus import connect
-from bus.connection import Connection
-from bus.envelope import envelope
-from bus.events import COMMIT
+from bus.broker.connection import Connection
+from bus.format.envelope import envelope
+from bus.rules.events import COMMIT
 
 PHASEBUS = Path(sys.executable).with_name("phasebus")
 # No bus of somebody else's; and what thirty commands import is compiled once, whatever this process was told.

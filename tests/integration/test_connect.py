@@ -10,7 +10,7 @@ import pytest
 
 from bus import Misconfigured, NotFound, SettingsError, Unavailable, connect
 from bus.address import Started, announced
-from bus.server import Server, embedded
+from bus.broker.server import Server, embedded
 
 
 @pytest.fixture(autouse=True)

@@ -9,10 +9,10 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from bus.connection import Connection, Message
+from bus.broker.connection import Connection, Message
+from bus.broker.server import Server
+from bus.broker.wire import Frames
 from bus.errors import InvalidName, NoResponders, SettingsError, TooLarge, Unavailable
-from bus.server import Server
-from bus.wire import Frames
 
 POISON = {
     "a subject that is not UTF-8": b"PUB flow.\xff 4\r\nevil\r\n",

@@ -13,14 +13,14 @@ import msgspec
 import pytest
 
 from bus import Client, LeaseLost, NotFound, Refused, SettingsError, TimedOut, connect
-from bus.decision import PROPOSED, Decided, Proposed
-from bus.envelope import Envelope, envelope
-from bus.held import Hold
-from bus.lease import LeaseAcquired, LeaseReleased, Place, standing
-from bus.lease import LeaseLost as Lost
-from bus.ledger import utc_now
-from bus.log import Part
-from bus.server import Server
+from bus.broker.server import Server
+from bus.clock import utc_now
+from bus.coordination.decision import PROPOSED, Decided, Proposed
+from bus.coordination.held import Hold
+from bus.coordination.lease import LeaseAcquired, LeaseReleased, Place, standing
+from bus.coordination.lease import LeaseLost as Lost
+from bus.format.envelope import Envelope, envelope
+from bus.log.log import Part
 from tests.harness import BOUND_S, supervised, until
 
 

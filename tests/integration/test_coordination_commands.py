@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from bus import LeaseLost, connect
-from bus.server import Server
+from bus.broker.server import Server
 from console.failure import FAILED, NOT_FOUND, OK, REFUSED, TIMED_OUT, USAGE
 
 PHASEBUS = Path(sys.executable).with_name("phasebus")

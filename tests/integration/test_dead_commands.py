@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from bus import Agent, Client, Reject, connect, serving
-from bus.server import Server
+from bus.broker.server import Server
 from console.failure import FAILED, NOT_FOUND, OK, REFUSED, USAGE
 from tests.harness import BOUND_S, until
 

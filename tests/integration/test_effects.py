@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 
 from bus import Agent, Client, Context, Done, NotDone, Phase, Plan, Reject, Retry, connect, ref
-from bus.commands import Fail
-from bus.context import Pulse
-from bus.fork import forked
-from bus.planfile import read_plan
+from bus.broker.server import Server
+from bus.handlers.context import Pulse
+from bus.history.selection import Selection
 from bus.problem import Problem
-from bus.replaying import replay
-from bus.selection import Selection
-from bus.server import Server
+from bus.replay.fork import forked
+from bus.replay.replaying import replay
+from bus.rules.commands import Fail
+from bus.runs.planfile import read_plan
 from tests.harness import BOUND_S, happenings, serving, supervised, until
 from tests.integration import isolated
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from bus.server import Server
+from bus.broker.server import Server
 from tests.integration.test_cli import AGENT, PHASEBUS, UNCHECKED, Terminal, until_said
 
 SEEN = """

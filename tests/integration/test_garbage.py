@@ -16,16 +16,16 @@ from uuid import uuid4
 import nats
 import pytest
 
-from bus import garbage
-from bus.connection import Connection
-from bus.envelope import Envelope, encode, envelope
+from bus.broker.connection import Connection
+from bus.broker.server import Server
 from bus.errors import PayloadLost
-from bus.garbage import Garbage
-from bus.log import Log
-from bus.payloads import Payloads
-from bus.server import Server
+from bus.format.envelope import Envelope, encode, envelope
+from bus.format.subjects import Subjects
+from bus.log import garbage
+from bus.log.garbage import Garbage
+from bus.log.log import Log
+from bus.log.payloads import Payloads
 from bus.settings import Settings
-from bus.subjects import Subjects
 
 SUBJECTS = Subjects("bus")
 SETTINGS = Settings(append_timeout_s=15, request_timeout_s=2)

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from bus import connect
-from bus.server import Server
+from bus.broker.server import Server
 from console.failure import NOT_FOUND, OK, USAGE
 
 PHASEBUS = Path(sys.executable).with_name("phasebus")

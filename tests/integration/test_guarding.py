@@ -30,14 +30,14 @@ from bus import (
     TimedOut,
     connect,
 )
-from bus.circuit import Circuit
+from bus.archives.outgoing import select
+from bus.archives.retention import Policy
+from bus.broker.server import Server
+from bus.clock import utc_now
 from bus.diagnosis import problem_of
-from bus.envelope import decode_data
-from bus.ledger import utc_now
-from bus.limit import LimitHeld, LimitSpent
-from bus.outgoing import select
-from bus.retention import Policy
-from bus.server import Server
+from bus.format.envelope import decode_data
+from bus.guards.circuit import Circuit
+from bus.guards.limit import LimitHeld, LimitSpent
 from tests.harness import serving, supervised, until
 
 POLICY = Breaker(calls=4, cooldown_s=0.3, longest_s=1, probe_s=5)
@@ -222,7 +222,7 @@ async def test_a_busy_process_writes_far_less_often_than_it_takes(two: tuple[Cli
     limit = client.limit("openai", calls_per_s=4_000, cost_per_day=1_000_000)
     for _ in range(1_000):
         await limit.take(cost=1)
-    from bus.streams import info
+    from bus.log.streams import info
 
     there = await info(client.connection, f"KV_{client.subjects.limits_bucket}", 5.0)
     assert there.last < 100

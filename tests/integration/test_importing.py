@@ -12,13 +12,15 @@ from typing import Any
 import msgspec
 import pytest
 
-from bus import Client, RunState, connect, feed, lines, serving
-from bus.envelope import encode, envelope
+from bus import Client, RunState, connect, serving
+from bus.archives.importing import Imported, import_lines
+from bus.broker.server import Server, embedded
 from bus.errors import MalformedMessage, Refused
-from bus.importing import Imported, import_lines
-from bus.lines import Line
-from bus.selection import Selection
-from bus.server import Server, embedded
+from bus.eventsourcing import feed
+from bus.format.envelope import encode, envelope
+from bus.history.selection import Selection
+from bus.log import lines
+from bus.log.lines import Line
 from projections.catchup import build
 from projections.runs import RUNS, rows
 from tests.harness import BOUND_S, supervised, until

@@ -18,10 +18,10 @@ import pytest
 import structlog
 
 from bus import Agent, Context, Problem, SettingsError
-from bus.agent import Capability
-from bus.cells import Cells
-from bus.context import SAID, Said
-from bus.handling import Halted, perform
+from bus.handlers.agent import Capability
+from bus.handlers.cells import Cells
+from bus.handlers.context import SAID, Said
+from bus.handlers.handling import Halted, perform
 from tests.harness import BOUND_S, has_ended, until
 from tests.integration import isolated, threaded
 

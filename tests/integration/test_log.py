@@ -10,14 +10,14 @@ from uuid import uuid4
 
 import pytest
 
-from bus.connection import Connection
-from bus.envelope import Envelope, envelope
+from bus.broker.connection import Connection
+from bus.broker.server import Server
 from bus.errors import MalformedMessage, Misconfigured, Refused, TooLarge, TooMany, Unavailable
-from bus.log import Log, Part, VersionConflict
-from bus.record import Record
-from bus.server import Server
+from bus.format.envelope import Envelope, envelope
+from bus.format.subjects import Subjects
+from bus.log.log import Log, Part, VersionConflict
+from bus.log.record import Record
 from bus.settings import Settings
-from bus.subjects import Subjects
 from tests.cutter import Cutter
 
 RUN = "bus.run.r"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from bus import Agent, Context, connect
-from bus.server import Server
+from bus.broker.server import Server
 from console.failure import FAILED, OK, REFUSED, USAGE
 from tests.harness import serving
 

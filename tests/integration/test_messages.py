@@ -10,9 +10,9 @@ import pytest
 from msgspec import Struct
 
 from bus import Agent, Client, Context, Reject, WorkFailed, connect
+from bus.broker.server import Server
 from bus.errors import Refused, ScheduleError, SettingsError, TimedOut
-from bus.server import Server
-from bus.subjects import mailbox
+from bus.format.subjects import mailbox
 from tests.harness import BOUND_S, serving, supervised, until
 
 

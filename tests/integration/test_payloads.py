@@ -17,14 +17,14 @@ from nats.js.client import JetStreamContext
 from nats.js.object_store import ObjectStore
 
 from bus import Agent, NotFound, Phase, Plan, connect, ref
-from bus.connection import Connection
-from bus.envelope import Envelope, encode, envelope
+from bus.broker.connection import Connection
+from bus.broker.server import Server, embedded
 from bus.errors import MalformedMessage, Misconfigured, PayloadLost, TooLarge, Unavailable
-from bus.events import PhaseCompleted
-from bus.payloads import Payloads
-from bus.server import Server, embedded
+from bus.format.envelope import Envelope, encode, envelope
+from bus.format.subjects import Subjects
+from bus.log.payloads import Payloads
+from bus.rules.events import PhaseCompleted
 from bus.settings import Settings
-from bus.subjects import Subjects
 from tests.harness import serving, until
 
 SUBJECT = "bus.run.r"

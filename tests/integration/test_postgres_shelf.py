@@ -8,8 +8,8 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.postgres import postgres
+from bus.broker.server import embedded
 from bus.errors import SettingsError
-from bus.server import embedded
 from projections.shelf import open_shelf
 from tests.integration import test_runner as on_a_file
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bus import connect
-from bus.server import Server
+from bus.broker.server import Server
 from tests.harness import ROOT, serving
 from tests.integration.test_runner import completed, echo
 

@@ -10,10 +10,10 @@ import msgspec
 from structlog.testing import capture_logs
 
 from bus import Agent, Approval, Client, Phase, Plan, connect, ref
-from bus.envelope import decode, encode
-from bus.ledger import utc_now
-from bus.run import RunState
-from bus.server import Server
+from bus.broker.server import Server
+from bus.clock import utc_now
+from bus.format.envelope import decode, encode
+from bus.rules.run import RunState
 from projections.attention import Living, concerns
 from projections.catchup import build, follow
 from projections.history import History, learn

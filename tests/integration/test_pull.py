@@ -9,10 +9,10 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from bus.connection import Connection
+from bus.broker.connection import Connection
+from bus.broker.pull import Delivery, Intake
+from bus.broker.server import Server
 from bus.errors import Unavailable
-from bus.pull import Delivery, Intake
-from bus.server import Server
 from tests.integration.test_connection import POISON, send_raw
 
 STREAM = {"name": "S", "subjects": ["flow.>"], "storage": "file"}

@@ -11,14 +11,14 @@ from uuid import uuid4
 
 import pytest
 
-from bus.connection import Connection
-from bus.envelope import Envelope, envelope
+from bus.broker.connection import Connection
+from bus.broker.server import Server
 from bus.errors import InvalidName, Unavailable
-from bus.log import Log, Part
-from bus.record import Live, Record
-from bus.server import Server
+from bus.format.envelope import Envelope, envelope
+from bus.format.subjects import Subjects, pattern
+from bus.log.log import Log, Part
+from bus.log.record import Live, Record
 from bus.settings import Settings
-from bus.subjects import Subjects, pattern
 from tests.harness import until
 
 RUN = "bus.run.r"

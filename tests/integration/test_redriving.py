@@ -11,19 +11,19 @@ import msgspec
 import pytest
 
 from bus import Agent, Client, Phase, Plan, Refused, Reject, SettingsError, connect, ref, serving
-from bus.campaign import Outcome
-from bus.dead import LETTER, DeadLetter, Unreadable
-from bus.envelope import envelope
+from bus.archives.outgoing import select
+from bus.archives.retention import Policy
+from bus.broker.server import Server
+from bus.clock import utc_now
 from bus.errors import NotFound
-from bus.events import PhaseInputReplaced, RunRedriven
-from bus.ledger import utc_now
-from bus.letters import Letter
-from bus.outgoing import select
+from bus.format.envelope import envelope
+from bus.letters.campaign import Outcome
+from bus.letters.letters import Letter
+from bus.letters.verdicts import Terms
+from bus.letters.wanted import Wanted
 from bus.problem import Problem
-from bus.retention import Policy
-from bus.server import Server
-from bus.verdicts import Terms
-from bus.wanted import Wanted
+from bus.rules.dead import LETTER, DeadLetter, Unreadable
+from bus.rules.events import PhaseInputReplaced, RunRedriven
 from tests.harness import BOUND_S, supervised, until
 
 EACH = Plan("many", phases=[Phase("each", "shop.buy", each=ref("input"))])

@@ -14,12 +14,12 @@ import pytest
 
 from bus import Agent, Client, Context, NoLiveAgent, NotFound, WarmUpFailed, connect
 from bus import serving as serving_here
-from bus.arrivals import event_in
-from bus.card import AgentDeregistered, AgentLost, Card
-from bus.orders import AGENT_QUARANTINED, AgentQuarantined, Whom
-from bus.reach import ask_all
-from bus.roster import Change
-from bus.server import Server
+from bus.broker.reach import ask_all
+from bus.broker.server import Server
+from bus.registry.arrivals import event_in
+from bus.registry.card import AgentDeregistered, AgentLost, Card
+from bus.registry.orders import AGENT_QUARANTINED, AgentQuarantined, Whom
+from bus.registry.roster import Change
 from tests.harness import BOUND_S, agent_processes, agents_there, serving, supervised, until
 
 SLEEPER = Path(__file__).parents[1] / "faults" / "sleeper.py"
@@ -279,7 +279,7 @@ async def test_an_agent_that_can_not_warm_up_says_why_and_takes_nothing(
 
 
 async def test_what_is_stopped_while_it_warms_up_ends_quietly(server: Server, client: Client) -> None:
-    from bus.worker import serve
+    from bus.worker.worker import serve
 
     agent, warming = pricing(), asyncio.Event()
 

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from bus import Agent, Client, Context, Phase, Plan, Reject, connect, ref, serving
-from bus.convoy import last_position
-from bus.fork import forked
-from bus.rehearsing import Rehearsal, rehearse
-from bus.server import Server
+from bus.archives.convoy import last_position
+from bus.broker.server import Server
+from bus.replay.fork import forked
+from bus.replay.rehearsing import Rehearsal, rehearse
 from console.failure import FAILED, NOT_FOUND, OK, USAGE
 from tests.harness import BOUND_S, supervised, until
 

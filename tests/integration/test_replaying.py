@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 
 from bus import Agent, Client, Context, Phase, Plan, Reject, Selection, connect, ref, serving
-from bus.convoy import last_position
-from bus.events import PhaseProgressed
-from bus.fork import NAMESPACE, forked
-from bus.happening import happenings
-from bus.replaying import Replayed, paced, replay
-from bus.server import Server
+from bus.archives.convoy import last_position
+from bus.broker.server import Server
+from bus.history.happening import happenings
+from bus.replay.fork import NAMESPACE, forked
+from bus.replay.replaying import Replayed, paced, replay
+from bus.rules.events import PhaseProgressed
 from tests.harness import BOUND_S, supervised
 
 PLAN = Plan(

@@ -9,9 +9,9 @@ from collections.abc import AsyncIterator
 import pytest
 
 from bus import Agent, Client, Context, Reject, Retry, connect
+from bus.broker.server import Server
 from bus.errors import NoLiveAgent, Refused, ScheduleError
-from bus.server import Server
-from bus.worker import Worker, new_instance
+from bus.worker.worker import Worker, new_instance
 from tests.harness import BOUND_S, serving, supervised, until
 
 

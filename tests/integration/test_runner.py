@@ -11,10 +11,10 @@ import pytest
 from msgspec import Struct
 
 from bus import Agent, Client, Phase, Plan, connect
+from bus.broker.server import Server
 from bus.errors import NotFound, SettingsError
-from bus.events import PhaseCompleted
-from bus.happening import Happening
-from bus.server import Server
+from bus.history.happening import Happening
+from bus.rules.events import PhaseCompleted
 from projections import catchup
 from projections import runner as running
 from projections.catchup import build

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from bus import connect
-from bus.server import Server
+from bus.broker.server import Server
 from console.failure import NOT_FOUND, OK, USAGE
 from tests.harness import supervised, until
 

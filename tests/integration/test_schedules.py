@@ -12,15 +12,15 @@ import pytest
 
 from agents.supervisor import Supervisor
 from bus import Approval, Client, NotFound, Phase, Plan, PlanError, ScheduleError, connect
-from bus.connection import Connection
-from bus.events import RunStarted
-from bus.ledger import utc_now
-from bus.outgoing import select
-from bus.retention import Policy
-from bus.schedule import SKIPPED, OccurrenceSkipped, Schedule
-from bus.schedules import Timers, Timetable
-from bus.server import Server
-from bus.streams import info
+from bus.archives.outgoing import select
+from bus.archives.retention import Policy
+from bus.broker.connection import Connection
+from bus.broker.server import Server
+from bus.clock import utc_now
+from bus.log.streams import info
+from bus.rules.events import RunStarted
+from bus.runs.schedule import SKIPPED, OccurrenceSkipped, Schedule
+from bus.runs.schedules import Timers, Timetable
 from tests.harness import supervised, until
 
 GATE = Plan("gated", phases=[Phase("gate", approval=Approval())])

@@ -11,16 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from bus import server as module
-from bus.connection import Connection, Message
+from bus.broker import server as module
+from bus.broker.connection import Connection, Message
+from bus.broker.server import Server, embedded
 from bus.errors import Unavailable
-from bus.server import Server, embedded
 from bus.signals import is_alive
 
 OWNER = """
 import asyncio, sys
 from pathlib import Path
-from bus.server import embedded
+from bus.broker.server import embedded
 
 async def main():
     async with embedded(Path(sys.argv[1])) as server:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from bus import Agent, WorkFailed, connect
+from bus.broker.server import Server
 from bus.client import Client
-from bus.server import Server
 from tests.harness import serving, until
 
 

@@ -8,11 +8,11 @@ from collections.abc import AsyncIterator
 import pytest
 
 from bus import Agent, Approval, Client, Context, Phase, Plan, Refused, Reject, connect, ref
-from bus.commands import Command
-from bus.ledger import utc_now
-from bus.runs import Runs
-from bus.server import Server
-from bus.verify import violations
+from bus.broker.server import Server
+from bus.clock import utc_now
+from bus.rules.commands import Command
+from bus.rules.verify import violations
+from bus.runs.runs import Runs
 from tests.harness import BOUND_S, serving, supervised, until
 
 

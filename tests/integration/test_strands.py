@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from bus import Agent, Context, Phase, Plan, connect
-from bus.lineage import Lineage
-from bus.server import Server
+from bus.broker.server import Server
+from bus.history.lineage import Lineage
 from console.strands import descendants, line, story
 from tests.harness import BOUND_S, serving
 

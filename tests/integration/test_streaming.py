@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator
 import pytest
 
 from bus import Agent, Client, Context, NoLiveAgent, Reject, WorkFailed, connect
-from bus.ledger import utc_now
-from bus.outgoing import select
-from bus.retention import Policy
-from bus.server import Server
+from bus.archives.outgoing import select
+from bus.archives.retention import Policy
+from bus.broker.server import Server
+from bus.clock import utc_now
 from tests.harness import BOUND_S, serving, supervised
 
 

@@ -11,9 +11,9 @@ import pytest
 from msgspec import Struct
 
 from bus import Agent, Client, Context, connect
+from bus.broker.server import Server
 from bus.errors import InvalidName
-from bus.server import Server
-from bus.subjects import subscription
+from bus.format.subjects import subscription
 from tests.harness import BOUND_S, serving, until
 
 

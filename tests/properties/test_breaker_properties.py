@@ -8,8 +8,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from bus.breaker import Breaker, BreakerState, Transition, abandoned, after, failed, probe, succeeded, trip
 from bus.errors import CircuitOpen
+from bus.guards.breaker import Breaker, BreakerState, Transition, abandoned, after, failed, probe, succeeded, trip
 from bus.problem import Problem
 
 POLICY = Breaker(cooldown_s=5, longest_s=40, probe_s=10)

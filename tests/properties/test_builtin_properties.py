@@ -8,12 +8,12 @@ from typing import Any
 import msgspec
 from hypothesis import settings
 
-from bus import dead
-from bus.commands import Command
-from bus.dead import LETTER, DeadLetter
-from bus.envelope import Envelope, envelope
-from bus.events import COMMIT, Commit
-from bus.happening import Happening
+from bus.format.envelope import Envelope, envelope
+from bus.history.happening import Happening
+from bus.rules import dead
+from bus.rules.commands import Command
+from bus.rules.dead import LETTER, DeadLetter
+from bus.rules.events import COMMIT, Commit
 from projections.agents import AGENTS
 from projections.letters import DEAD, standing
 from projections.projection import MEMORY, Projection, View, fold

@@ -8,11 +8,12 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bus import events, subjects
-from bus.envelope import Envelope, decode, decode_data, encode, envelope
 from bus.errors import InvalidName, MalformedMessage
-from bus.events import COMMIT, Commit
-from bus.subjects import Subjects, Work
+from bus.format import subjects
+from bus.format.envelope import Envelope, decode, decode_data, encode, envelope
+from bus.format.subjects import Subjects, Work
+from bus.rules import events
+from bus.rules.events import COMMIT, Commit
 from tests.driver import BEGAN_AT
 
 ATTRIBUTES = [*Envelope.__struct_fields__, "later"]

@@ -10,8 +10,8 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bus.cache import Entry, components, hashed, key, why
-from bus.events import Source
+from bus.cache.cache import Entry, components, hashed, key, why
+from bus.rules.events import Source
 from tests.driver import BEGAN_AT
 
 FIXED = {"capability": "c", "code": "1"}

@@ -15,9 +15,9 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from msgspec import Meta
 
-from bus import document
-from bus.compatibility import changes
-from bus.document import Document, Entry
+from bus.schema import document
+from bus.schema.compatibility import changes
+from bus.schema.document import Document, Entry
 from tests.unit.test_compatibility import Aware
 
 bounded = settings(deadline=None, max_examples=150)

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bus.decision import Decided, Decision, Propose, Settle, Vote, decide, evolve
+from bus.coordination.decision import Decided, Decision, Propose, Settle, Vote, decide, evolve
 from bus.errors import Refused
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)

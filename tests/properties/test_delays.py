@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bus.problem import Problem
-from bus.retry import RetryPolicy, delay_s
+from bus.rules.retry import RetryPolicy, delay_s
 
 problems = st.builds(
     Problem,

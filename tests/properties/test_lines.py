@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bus.errors import MalformedMessage
-from bus.lines import line, read, write
+from bus.log.lines import line, read, write
 
 # What a publisher's bytes become when they are read: any text, and what was not UTF-8 as lone surrogates (PEP 383).
 ON_THE_WIRE = st.binary(max_size=40).map(lambda raw: raw.decode("utf-8", "surrogateescape"))

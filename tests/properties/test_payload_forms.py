@@ -9,9 +9,9 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bus.envelope import decode, encode, envelope
 from bus.errors import MalformedMessage
-from bus.payload import Limits, pack, parse
+from bus.format.envelope import decode, encode, envelope
+from bus.format.payload import Limits, pack, parse
 from tests.driver import BEGAN_AT
 from tests.properties.test_bytes import values
 

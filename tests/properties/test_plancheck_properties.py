@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import settings
 from hypothesis.stateful import initialize
 
-from bus.plan import Plan
-from bus.plancheck import check
+from bus.replay.plancheck import check
+from bus.rules.plan import Plan
 from tests.properties.test_run_machine import RunMachine, plans
 
 

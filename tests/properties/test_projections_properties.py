@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bus.commands import Cancel, Redrive
-from bus.plan import Approval, Phase, Plan
-from bus.references import ref
-from bus.run import SUCCEEDED, RunState
+from bus.rules.commands import Cancel, Redrive
+from bus.rules.plan import Approval, Phase, Plan
+from bus.rules.references import ref
+from bus.rules.run import SUCCEEDED, RunState
 from projections.eta import eta
 from projections.history import History, learn
 from projections.progress import progress

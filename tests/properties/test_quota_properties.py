@@ -7,7 +7,7 @@ from itertools import accumulate
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from bus.quota import LEND_S, Amounts, Denied, Granted, Quota, Standing, Want, draw, hold
+from bus.guards.quota import LEND_S, Amounts, Denied, Granted, Quota, Standing, Want, draw, hold
 
 START = 20_000 * 86_400.0 - 30
 steps = st.lists(

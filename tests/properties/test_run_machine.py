@@ -15,8 +15,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from bus import dead, inputs
-from bus.commands import (
+from bus.errors import Refused
+from bus.problem import Problem
+from bus.registry.presence import Held
+from bus.rules import dead, inputs
+from bus.rules.commands import (
     Answer,
     Begin,
     Cancel,
@@ -42,10 +45,9 @@ from bus.commands import (
     Take,
     Vouch,
 )
-from bus.dead import DeadLetter
-from bus.decide import decide
-from bus.errors import Refused
-from bus.events import (
+from bus.rules.dead import DeadLetter
+from bus.rules.decide import decide
+from bus.rules.events import (
     Cause,
     Commit,
     Event,
@@ -61,18 +63,16 @@ from bus.events import (
     Source,
     body,
 )
-from bus.folding import Folding, evolve, fold
-from bus.halts import halts
-from bus.passes import taken_along
-from bus.plan import Approval, Phase, Plan, WaitFor
-from bus.presence import Held
-from bus.problem import Problem
-from bus.references import ref
-from bus.retry import RetryPolicy
-from bus.run import SUCCEEDED, TERMINAL, Item, PhaseState, RunState
-from bus.timers import Kind, armed
-from bus.undoing import to_undo
-from bus.verify import violations
+from bus.rules.folding import Folding, evolve, fold
+from bus.rules.passes import taken_along
+from bus.rules.plan import Approval, Phase, Plan, WaitFor
+from bus.rules.references import ref
+from bus.rules.retry import RetryPolicy
+from bus.rules.run import SUCCEEDED, TERMINAL, Item, PhaseState, RunState
+from bus.rules.timers import Kind, armed
+from bus.rules.undoing import to_undo
+from bus.rules.verify import violations
+from bus.runs.halts import halts
 from tests.driver import BEGAN_AT, RUN, through_the_log
 
 Timed = tuple[str, int | None, Kind]

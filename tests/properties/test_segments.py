@@ -11,13 +11,13 @@ from tempfile import TemporaryDirectory
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bus import lines
-from bus.archive import Archive
-from bus.index import Index, Removal, read_index, write_index
-from bus.lines import Line
-from bus.record import Record
-from bus.segment import Segment, SegmentWriter, line_of, read_segment, record_of
-from bus.subjects import pattern
+from bus.format.subjects import pattern
+from bus.log import lines
+from bus.log.archive import Archive
+from bus.log.index import Index, Removal, read_index, write_index
+from bus.log.lines import Line
+from bus.log.record import Record
+from bus.log.segment import Segment, SegmentWriter, line_of, read_segment, record_of
 
 BEGAN_AT = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 SUBJECTS = ["bus.run.a", "bus.run.b", "bus.topic.x", "bus.topic.x.y", "bus.mail.ä"]

@@ -9,10 +9,10 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bus.events import COMMIT
-from bus.happening import Happening, happenings
-from bus.selection import Selection
-from bus.subjects import Subjects, pattern
+from bus.format.subjects import Subjects, pattern
+from bus.history.happening import Happening, happenings
+from bus.history.selection import Selection
+from bus.rules.events import COMMIT
 
 BEGAN_AT = datetime(2026, 1, 1, tzinfo=UTC)
 RUNS, PHASES, AGENTS = ("r1", "r2"), ("a", "b"), ("ann", "bob")
@@ -67,7 +67,7 @@ def messages(draw: st.DrawFn) -> tuple[str, bytes]:
     }
     if kind == "agent":
         said |= {"type": "agent.registered.v1"}
-        return f"bus.agent.{draw(agents)}.one", json.dumps(said).encode()
+        return f"bus.handlers.agent.{draw(agents)}.one", json.dumps(said).encode()
     said |= {"runid": run}
     if correlation := draw(st.sampled_from((None, "c1", "c2"))):
         said |= {"correlationid": correlation}

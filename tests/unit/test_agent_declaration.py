@@ -8,9 +8,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from bus.agent import Agent
-from bus.context import Context
 from bus.errors import InvalidName, SettingsError
+from bus.handlers.agent import Agent
+from bus.handlers.context import Context
 
 
 class Price(msgspec.Struct):

@@ -4,10 +4,10 @@ from datetime import timedelta
 
 import pytest
 
-from bus.commands import Answer, Take
 from bus.errors import PlanError
-from bus.events import PhaseApproved, PhaseWaiting
-from bus.plan import Approval, Phase
+from bus.rules.commands import Answer, Take
+from bus.rules.events import PhaseApproved, PhaseWaiting
+from bus.rules.plan import Approval, Phase
 from tests.driver import BEGAN_AT, Driver
 
 

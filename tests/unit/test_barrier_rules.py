@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bus.barrier import BarrierArrived, BarrierLeft, Event, Gathering, arrive, evolve, fold
+from bus.coordination.barrier import BarrierArrived, BarrierLeft, Event, Gathering, arrive, evolve, fold
 from bus.errors import Refused
 
 

@@ -4,7 +4,10 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from bus.breaker import (
+from bus.diagnosis import problem_of
+from bus.errors import BudgetSpent, CircuitOpen, LimitReached, SettingsError
+from bus.format.envelope import envelope
+from bus.guards.breaker import (
     Breaker,
     BreakerClosed,
     BreakerOpened,
@@ -20,11 +23,8 @@ from bus.breaker import (
     trip,
     wire_type,
 )
-from bus.diagnosis import problem_of
-from bus.envelope import envelope
-from bus.errors import BudgetSpent, CircuitOpen, LimitReached, SettingsError
+from bus.guards.window import Window
 from bus.problem import Problem
-from bus.window import Window
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 POLICY = Breaker(cooldown_s=4, longest_s=20, probe_s=10)

@@ -8,10 +8,18 @@ from typing import Any
 
 import pytest
 
-from bus.card import AGENT_DEREGISTERED, AGENT_LOST, AGENT_REGISTERED, AgentDeregistered, AgentLost, Card, Offering
-from bus.envelope import envelope
-from bus.happening import Happening
-from bus.orders import AGENT_QUARANTINED, AGENT_RELEASED, AgentQuarantined, AgentReleased, Whom
+from bus.format.envelope import envelope
+from bus.history.happening import Happening
+from bus.registry.card import (
+    AGENT_DEREGISTERED,
+    AGENT_LOST,
+    AGENT_REGISTERED,
+    AgentDeregistered,
+    AgentLost,
+    Card,
+    Offering,
+)
+from bus.registry.orders import AGENT_QUARANTINED, AGENT_RELEASED, AgentQuarantined, AgentReleased, Whom
 from projections.agents import AGENTS, ENDED_KEPT
 from projections.causes import CAUSES, PAGE, pages, tree
 from projections.failures import FAILURES

@@ -6,14 +6,14 @@ import msgspec
 import pytest
 
 from bus import Agent, Cache, PlanError, SettingsError
-from bus.cache import is_over
-from bus.commands import Reuse
-from bus.diff import diff
-from bus.events import PhaseCompleted, PhaseReady, PhaseStarted, RunCompleted, Source
-from bus.plan import Approval, Phase, Plan
-from bus.plancheck import check
-from bus.references import ref
-from bus.verify import violations
+from bus.cache.cache import is_over
+from bus.history.diff import diff
+from bus.replay.plancheck import check
+from bus.rules.commands import Reuse
+from bus.rules.events import PhaseCompleted, PhaseReady, PhaseStarted, RunCompleted, Source
+from bus.rules.plan import Approval, Phase, Plan
+from bus.rules.references import ref
+from bus.rules.verify import violations
 from projections.history import learn
 from tests.driver import BEGAN_AT, Driver
 from tests.unit.test_timeline import drawn

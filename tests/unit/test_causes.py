@@ -7,14 +7,14 @@ from datetime import timedelta
 import pytest
 from msgspec.structs import replace
 
-from bus import dead
-from bus.causes import alike, cause_of
-from bus.dead import DeadLetter, Unreadable
 from bus.errors import SettingsError
-from bus.folding import fold
-from bus.plan import Phase
+from bus.letters.causes import alike, cause_of
+from bus.letters.wanted import Wanted
 from bus.problem import Problem
-from bus.wanted import Wanted
+from bus.rules import dead
+from bus.rules.dead import DeadLetter, Unreadable
+from bus.rules.folding import fold
+from bus.rules.plan import Phase
 from tests.driver import BEGAN_AT, LOST, PERMANENT, Driver
 
 

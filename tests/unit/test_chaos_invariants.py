@@ -8,8 +8,8 @@ import pytest
 from benchmarks.chaos.faults import schedule
 from benchmarks.chaos.invariants import of_run
 from benchmarks.chaos.plans import drawn, plans
-from bus.events import Commit, Event, PhaseCompleted, PhaseReady, PhaseStarted, RunCompleted
-from bus.plan import Phase
+from bus.rules.events import Commit, Event, PhaseCompleted, PhaseReady, PhaseStarted, RunCompleted
+from bus.rules.plan import Phase
 from tests.driver import BEGAN_AT, LOST, RUN, Driver
 
 NONE = msgspec.Raw(b"null")

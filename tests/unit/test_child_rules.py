@@ -5,13 +5,13 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from bus import children
-from bus.commands import Begin, Cancel, Report
 from bus.errors import PlanError
-from bus.plan import Phase, Plan
-from bus.references import ref
-from bus.run import RunState
-from bus.timers import armed
+from bus.rules.commands import Begin, Cancel, Report
+from bus.rules.plan import Phase, Plan
+from bus.rules.references import ref
+from bus.rules.run import RunState
+from bus.rules.timers import armed
+from bus.runs import children
 from tests.driver import PERMANENT, Driver
 
 CHILD = Plan("child", phases=[Phase("one", "do", ref("input.n")), Phase("two", "do", ref("one"))], timeout_s=600)

@@ -14,7 +14,7 @@ import pytest
 from bus import Agent
 from bus.address import FILE, Started, announced
 from bus.errors import NotFound, PlanError, Unavailable
-from bus.events import PhaseCompleted, UnknownEvent
+from bus.rules.events import PhaseCompleted, UnknownEvent
 from console import failure, text
 from console.address import find, find_started
 from console.failure import Failure, failure_of

@@ -9,9 +9,9 @@ import msgspec
 import pytest
 from msgspec import UNSET, Meta, Struct, UnsetType, defstruct
 
-from bus import document
-from bus.compatibility import changes
-from bus.document import Document, Entry, Offer
+from bus.schema import document
+from bus.schema.compatibility import changes
+from bus.schema.document import Document, Entry, Offer
 
 Fields = list[Any]
 DATA, READERS = ("old_data",), ("old_readers",)

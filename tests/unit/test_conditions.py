@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bus.conditions import holds, parse
 from bus.errors import PlanError
-from bus.plan import Phase, Plan
-from bus.references import ABSENT, Unresolved
+from bus.rules.conditions import holds, parse
+from bus.rules.plan import Phase, Plan
+from bus.rules.references import ABSENT, Unresolved
 
 DATA = {"scan": {"count": 3, "files": ["a"], "none": [], "kind": "x and y", "ok": True}, "skipped": ABSENT}
 

@@ -5,18 +5,18 @@ import json
 import msgspec
 import pytest
 
-from bus import dead
-from bus.commands import Fail
-from bus.dead import DeadLetter, Unreadable
-from bus.envelope import decode as decode_envelope
-from bus.envelope import encode, envelope
 from bus.errors import MalformedMessage
-from bus.events import Event
-from bus.folding import fold
-from bus.plan import Approval, Phase
+from bus.format.envelope import decode as decode_envelope
+from bus.format.envelope import encode, envelope
 from bus.problem import Problem
-from bus.references import ref
-from bus.retry import Retry
+from bus.rules import dead
+from bus.rules.commands import Fail
+from bus.rules.dead import DeadLetter, Unreadable
+from bus.rules.events import Event
+from bus.rules.folding import fold
+from bus.rules.plan import Approval, Phase
+from bus.rules.references import ref
+from bus.rules.retry import Retry
 from tests.driver import BEGAN_AT, LOST, PERMANENT, TRANSIENT, Driver
 
 UNCLAIMED = Problem("unclaimed", "nobody took the work", "dependency")

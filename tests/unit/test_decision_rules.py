@@ -7,7 +7,19 @@ from typing import Any
 
 import pytest
 
-from bus.decision import Command, Decided, Decision, Propose, Proposed, Settle, Vote, Voted, decide, evolve, outcome
+from bus.coordination.decision import (
+    Command,
+    Decided,
+    Decision,
+    Propose,
+    Proposed,
+    Settle,
+    Vote,
+    Voted,
+    decide,
+    evolve,
+    outcome,
+)
 from bus.errors import DecisionError, Refused
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)

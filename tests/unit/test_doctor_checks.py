@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 from msgspec.structs import replace
 
-from bus.plan import Phase
+from bus.rules.plan import Phase
 from projections.doctor.checks import diagnose
 from projections.doctor.facts import Facts, Ground, Lead, Letter, Member, Running
 from projections.doctor.finding import Finding, Weight, ordered

@@ -5,12 +5,12 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from bus.commands import Cancel, Take
-from bus.events import PhaseCompleted, PhaseExpanded, PhaseFailed, PhaseReady
-from bus.inputs import input_of, order
-from bus.plan import Phase
-from bus.references import ref
-from bus.retry import Retry
+from bus.rules.commands import Cancel, Take
+from bus.rules.events import PhaseCompleted, PhaseExpanded, PhaseFailed, PhaseReady
+from bus.rules.inputs import input_of, order
+from bus.rules.plan import Phase
+from bus.rules.references import ref
+from bus.rules.retry import Retry
 from tests.driver import LOST, PERMANENT, TRANSIENT, Driver
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import msgspec
 
-from bus.commands import Intend, Redrive, Save, Settle, Vouch
-from bus.plan import Phase
-from bus.references import ref
-from bus.retry import Retry
-from bus.verify import violations
+from bus.rules.commands import Intend, Redrive, Save, Settle, Vouch
+from bus.rules.plan import Phase
+from bus.rules.references import ref
+from bus.rules.retry import Retry
+from bus.rules.verify import violations
 from tests.driver import LOST, Driver
 
 DONE = msgspec.Raw(b'{"id":7}')

@@ -6,8 +6,8 @@ from datetime import UTC, datetime, timedelta, timezone
 import msgspec
 import pytest
 
-from bus.envelope import Envelope, decode, decode_data, encode, envelope
 from bus.errors import MalformedMessage
+from bus.format.envelope import Envelope, decode, decode_data, encode, envelope
 
 AT = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 VALID = {

@@ -5,10 +5,10 @@ import json
 import msgspec
 import pytest
 
-from bus import events
-from bus.envelope import Envelope, decode, envelope
 from bus.errors import MalformedMessage
-from bus.events import (
+from bus.format.envelope import Envelope, decode, envelope
+from bus.rules import events
+from bus.rules.events import (
     COMMIT,
     Commit,
     Event,
@@ -19,8 +19,8 @@ from bus.events import (
     RunRedriven,
     UnknownEvent,
 )
-from bus.folding import evolve, fold
-from bus.plan import Phase
+from bus.rules.folding import evolve, fold
+from bus.rules.plan import Phase
 from tests.driver import BEGAN_AT, PERMANENT, Driver, through_the_log
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from bus.commands import Cancel, Complete, Fail, Take
-from bus.events import ResultRefused
-from bus.plan import Phase
-from bus.run import Late, RunState
+from bus.rules.commands import Cancel, Complete, Fail, Take
+from bus.rules.events import ResultRefused
+from bus.rules.plan import Phase
+from bus.rules.run import Late, RunState
 from tests.driver import LOST, PERMANENT, Driver
 
 OUTPUT = msgspec.Raw(b'"zombie"')

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from bus.fingerprint import fingerprint, has_fingerprint
+from bus.cache.fingerprint import fingerprint, has_fingerprint
 
 BEFORE = '''
 import functools

@@ -10,13 +10,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from bus.agent import Agent, Capability
-from bus.context import Context
+from bus.clock import utc_now
 from bus.diagnosis import Reject, problem_of
-from bus.handling import Halted, perform
-from bus.ledger import utc_now
+from bus.handlers.agent import Agent, Capability
+from bus.handlers.context import Context
+from bus.handlers.handling import Halted, perform
 from bus.problem import Problem
-from bus.retry import Retry
+from bus.rules.retry import Retry
 
 
 class Price(msgspec.Struct, frozen=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bus.health import Health, Vitals, examined
+from bus.registry.health import Health, Vitals, examined
 
 LATE, VERY_LATE, WELL = Vitals(0.6), Vitals(2.5), Vitals(0.01)
 

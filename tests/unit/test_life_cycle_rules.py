@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import msgspec
 
-from bus.commands import Begin, Expire, GiveUp, Pause, Redrive, Resume, Signal, Skip
-from bus.decide import decide
 from bus.errors import Refused
-from bus.events import PhaseReady, RunCompleted
-from bus.plan import Approval, Phase, Plan, WaitFor
-from bus.references import ref
-from bus.retry import Retry
-from bus.timers import armed
+from bus.rules.commands import Begin, Expire, GiveUp, Pause, Redrive, Resume, Signal, Skip
+from bus.rules.decide import decide
+from bus.rules.events import PhaseReady, RunCompleted
+from bus.rules.plan import Approval, Phase, Plan, WaitFor
+from bus.rules.references import ref
+from bus.rules.retry import Retry
+from bus.rules.timers import armed
 from tests.driver import BEGAN_AT, RUN, TRANSIENT, Driver
 
 CHAIN = [Phase(key, "do", after=[key - 1] if key > -2 else []) for key in range(-2, 3)]

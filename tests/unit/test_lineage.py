@@ -6,14 +6,14 @@ from datetime import timedelta
 
 import msgspec
 
-from bus.commands import Answer, Begin, Cancel, Redrive, Report, Signal
-from bus.decide import decide
-from bus.envelope import envelope
-from bus.events import Commit, Parent, RunCompleted, type_of
-from bus.happening import Happening
-from bus.lineage import Lineage
-from bus.plan import Approval, Phase, Plan
-from bus.references import ref
+from bus.format.envelope import envelope
+from bus.history.happening import Happening
+from bus.history.lineage import Lineage
+from bus.rules.commands import Answer, Begin, Cancel, Redrive, Report, Signal
+from bus.rules.decide import decide
+from bus.rules.events import Commit, Parent, RunCompleted, type_of
+from bus.rules.plan import Approval, Phase, Plan
+from bus.rules.references import ref
 from tests.driver import BEGAN_AT, TRANSIENT, Driver
 from tests.unit.test_projections_runs import told
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import io
 from datetime import timedelta
 
-from bus.folding import fold
-from bus.plan import Approval, Phase
-from bus.references import ref
-from bus.run import RunState
+from bus.rules.folding import fold
+from bus.rules.plan import Approval, Phase
+from bus.rules.references import ref
+from bus.rules.run import RunState
 from console.live import Lines, Tree, changes, shown, tree
 from console.lookout import untaken
 from console.timeline import ASCII

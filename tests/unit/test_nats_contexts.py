@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from bus.broker.natscontext import NatsContext, read_context
 from bus.errors import SettingsError
-from bus.natscontext import NatsContext, read_context
 
 
 @pytest.fixture

@@ -11,11 +11,11 @@ import msgspec
 import pytest
 
 from bus import Context, Done, MalformedMessage, NotDone, OutcomeUnknown, Refused, SettingsError, TooLarge
-from bus.context import Pulse
+from bus.clock import utc_now
 from bus.diagnosis import problem_of
 from bus.errors import InvalidName, Unavailable
-from bus.ledger import utc_now
-from bus.notebook import Intended, Note, Notebook, Saved, Settled, Withdrawn
+from bus.handlers.context import Pulse
+from bus.handlers.notebook import Intended, Note, Notebook, Saved, Settled, Withdrawn
 
 
 class Charged(msgspec.Struct, frozen=True):

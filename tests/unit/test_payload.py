@@ -11,9 +11,9 @@ from random import Random
 import pytest
 import zstandard
 
-from bus.envelope import Envelope, decode, encode, envelope
 from bus.errors import MalformedMessage, PayloadLost, TooLarge
-from bus.payload import Limits, is_inline, pack, parse
+from bus.format.envelope import Envelope, decode, encode, envelope
+from bus.format.payload import Limits, is_inline, pack, parse
 
 AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 LIMITS = Limits(payload_bytes=10 * 2**20, compress_above_bytes=1000, message_bytes=100_000)
@@ -131,7 +131,7 @@ def test_what_expands_too_many_times_is_refused_as_a_bomb() -> None:
 BOMB = """
 import base64, json, resource, zstandard
 from bus.errors import MalformedMessage
-from bus.payload import Limits, parse
+from bus.format.payload import Limits, parse
 
 limits = Limits(64 * 2**20, 16_384, 2**20)
 compressor = zstandard.ZstdCompressor(level=3).compressobj()

@@ -7,9 +7,9 @@ import msgspec
 import pytest
 
 from bus.errors import PlanError
-from bus.plan import Approval, Phase, Plan
-from bus.references import Ref, ref
-from bus.retry import Retry, RetryPolicy
+from bus.rules.plan import Approval, Phase, Plan
+from bus.rules.references import Ref, ref
+from bus.rules.retry import Retry, RetryPolicy
 
 
 def plan(*phases: Phase, **changes: Any) -> Plan:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from bus.commands import Begin, Cancel, Checkpoint, Pause, Redrive, Resume, Rollback, Signal, Skip
-from bus.decide import decide
-from bus.events import Commit, UnknownEvent
-from bus.plan import Approval, Phase, Plan, WaitFor
-from bus.plancheck import Check, check
-from bus.references import ref
-from bus.retry import RetryPolicy
+from bus.replay.plancheck import Check, check
+from bus.rules.commands import Begin, Cancel, Checkpoint, Pause, Redrive, Resume, Rollback, Signal, Skip
+from bus.rules.decide import decide
+from bus.rules.events import Commit, UnknownEvent
+from bus.rules.plan import Approval, Phase, Plan, WaitFor
+from bus.rules.references import ref
+from bus.rules.retry import RetryPolicy
 from tests.driver import BEGAN_AT, PERMANENT, RUN, TRANSIENT, Driver
 
 

@@ -6,9 +6,9 @@ from datetime import timedelta
 
 import pytest
 
-from bus.commands import Answer, Cancel, Expire, Pause
-from bus.plan import Approval, Phase, Plan
-from bus.references import ref
+from bus.rules.commands import Answer, Cancel, Expire, Pause
+from bus.rules.plan import Approval, Phase, Plan
+from bus.rules.references import ref
 from projections.attention import Concern, Living, concerns
 from projections.history import History, learn
 from tests.driver import Driver as Run

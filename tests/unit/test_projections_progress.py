@@ -6,9 +6,9 @@ from datetime import timedelta
 
 import pytest
 
-from bus.commands import Redrive
-from bus.plan import Approval, Phase, Plan
-from bus.references import ref
+from bus.rules.commands import Redrive
+from bus.rules.plan import Approval, Phase, Plan
+from bus.rules.references import ref
 from projections.durations import Durations
 from projections.eta import eta
 from projections.history import History, Kind, learn

@@ -9,17 +9,17 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 import pytest
 
-from bus.commands import Answer, Begin, Command, Complete, Fail, Progress, Take
-from bus.decide import decide
 from bus.errors import NotFound
-from bus.events import Commit, Event, PhaseCompleted, PhaseReady, RunRedriven
-from bus.folding import evolve
-from bus.folding import fold as fold_run
-from bus.happening import Happening
-from bus.plan import TASK, Approval, Phase, Plan
+from bus.history.happening import Happening
 from bus.problem import ErrorClass, Problem
-from bus.references import ref
-from bus.run import RunState
+from bus.rules.commands import Answer, Begin, Command, Complete, Fail, Progress, Take
+from bus.rules.decide import decide
+from bus.rules.events import Commit, Event, PhaseCompleted, PhaseReady, RunRedriven
+from bus.rules.folding import evolve
+from bus.rules.folding import fold as fold_run
+from bus.rules.plan import TASK, Approval, Phase, Plan
+from bus.rules.references import ref
+from bus.rules.run import RunState
 from projections.projection import View, fold
 from projections.runs import RUNS, Ambiguous, find, is_task, row, rows
 from tests.driver import due

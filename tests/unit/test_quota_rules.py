@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from bus.errors import SettingsError
-from bus.purse import Purse
-from bus.quota import Denied, Granted, Quota, Standing, Want, draw, hold, opened
+from bus.guards.purse import Purse
+from bus.guards.quota import Denied, Granted, Quota, Standing, Want, draw, hold, opened
 
 DAY = 86_400.0
 NOW = 1_000 * DAY

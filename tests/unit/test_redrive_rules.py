@@ -4,11 +4,11 @@ from datetime import timedelta
 
 import pytest
 
-from bus.commands import Cancel, Complete, Expire, Redrive
-from bus.events import PhaseReady, RunRedriven
-from bus.plan import Approval, Phase
-from bus.references import ref
-from bus.retry import Retry
+from bus.rules.commands import Cancel, Complete, Expire, Redrive
+from bus.rules.events import PhaseReady, RunRedriven
+from bus.rules.plan import Approval, Phase
+from bus.rules.references import ref
+from bus.rules.retry import Retry
 from tests.driver import LOST, PERMANENT, TRANSIENT, Driver
 
 

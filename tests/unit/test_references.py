@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from bus.references import Ref, Unresolved, as_ref, follow, ref, references, resolve
+from bus.rules.references import Ref, Unresolved, as_ref, follow, ref, references, resolve
 
 DATA: dict[str, Any] = {
     "input": {"path": "src", "nothing": None, "0": "zero"},

@@ -9,11 +9,10 @@ import msgspec
 import pytest
 
 from bus import Agent
-from bus.card import AgentDeregistered, AgentLost, Card, Offering, without_schemas
-from bus.envelope import envelope
 from bus.errors import InvalidName, MalformedMessage, SettingsError
-from bus.introduction import card
-from bus.orders import (
+from bus.format.envelope import envelope
+from bus.registry.card import AgentDeregistered, AgentLost, Card, Offering, without_schemas
+from bus.registry.orders import (
     AGENT_DRAINED,
     AGENT_QUARANTINED,
     AGENT_RELEASED,
@@ -23,10 +22,11 @@ from bus.orders import (
     Orders,
     Whom,
 )
-from bus.presence import Beat
-from bus.roster import Roster, instance_of
-from bus.service import semantic
-from bus.versions import check_range, fits
+from bus.registry.presence import Beat
+from bus.registry.roster import Roster, instance_of
+from bus.registry.service import semantic
+from bus.registry.versions import check_range, fits
+from bus.worker.introduction import card
 
 AT = datetime(2026, 1, 2, tzinfo=UTC)
 

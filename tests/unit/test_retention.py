@@ -4,17 +4,17 @@ from datetime import timedelta
 
 import pytest
 
-from bus import dead
-from bus.commands import Begin, Cancel, Redrive
-from bus.dead import DeadLetter
-from bus.decide import decide
+from bus.archives.retention import CLASSES, Policy, age, class_of, letter_stays, run_stays
 from bus.errors import Refused, SettingsError
-from bus.events import Commit, RunArchived
-from bus.folding import evolve, fold
-from bus.plan import Approval, Phase
-from bus.retention import CLASSES, Policy, age, class_of, letter_stays, run_stays
-from bus.run import RunState
-from bus.subjects import Subjects
+from bus.format.subjects import Subjects
+from bus.rules import dead
+from bus.rules.commands import Begin, Cancel, Redrive
+from bus.rules.dead import DeadLetter
+from bus.rules.decide import decide
+from bus.rules.events import Commit, RunArchived
+from bus.rules.folding import evolve, fold
+from bus.rules.plan import Approval, Phase
+from bus.rules.run import RunState
 from tests.driver import BEGAN_AT, PERMANENT, RUN, Driver
 
 DAY = timedelta(days=1)

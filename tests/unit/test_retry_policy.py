@@ -6,9 +6,9 @@ import msgspec
 import pytest
 
 from bus.errors import BusError, PlanError
-from bus.plan import Phase
 from bus.problem import ErrorClass, Problem
-from bus.retry import NAMED, Retry, RetryLater, RetryPolicy, delay_s
+from bus.rules.plan import Phase
+from bus.rules.retry import NAMED, Retry, RetryLater, RetryPolicy, delay_s
 
 POLICY = RetryPolicy(
     transient=5, dependency=3, unknown=2, lost=4, transient_s=1.0, dependency_s=2.0, unknown_s=4.0, lost_s=8.0

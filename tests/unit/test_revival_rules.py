@@ -7,15 +7,15 @@ from collections.abc import Sequence
 import msgspec
 import pytest
 
-from bus import dead
-from bus.commands import Cancel, Intend, Redrive, Revive, Rollback, Skip
-from bus.dead import DeadLetter
 from bus.errors import Refused
-from bus.events import Event, PhaseInputReplaced, PhaseReady, RunRedriven
-from bus.folding import Folding, fold
-from bus.hindsight import asked
-from bus.plan import Phase
-from bus.references import ref
+from bus.replay.hindsight import asked
+from bus.rules import dead
+from bus.rules.commands import Cancel, Intend, Redrive, Revive, Rollback, Skip
+from bus.rules.dead import DeadLetter
+from bus.rules.events import Event, PhaseInputReplaced, PhaseReady, RunRedriven
+from bus.rules.folding import Folding, fold
+from bus.rules.plan import Phase
+from bus.rules.references import ref
 from tests.driver import PERMANENT, Driver
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from bus.commands import Begin, Cancel, Checkpoint, Intend, Redrive, Rollback, Skip
-from bus.decide import decide
-from bus.events import Commit, PhaseReady, RunRollingBack
-from bus.folding import fold
-from bus.plan import Approval, Phase, Plan
-from bus.references import ref
-from bus.verify import violations
+from bus.rules.commands import Begin, Cancel, Checkpoint, Intend, Redrive, Rollback, Skip
+from bus.rules.decide import decide
+from bus.rules.events import Commit, PhaseReady, RunRollingBack
+from bus.rules.folding import fold
+from bus.rules.plan import Approval, Phase, Plan
+from bus.rules.references import ref
+from bus.rules.verify import violations
 from tests.driver import BEGAN_AT, RUN, Driver
 
 

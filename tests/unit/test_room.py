@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from bus.room import Room
+from bus.worker.room import Room
 
 
 async def test_there_are_only_so_many_places() -> None:

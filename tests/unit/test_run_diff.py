@@ -5,9 +5,9 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from bus.diff import Difference, diff, first_difference
-from bus.plan import Phase
-from bus.references import ref
+from bus.history.diff import Difference, diff, first_difference
+from bus.rules.plan import Phase
+from bus.rules.references import ref
 from tests.driver import TRANSIENT, Driver
 
 

@@ -7,10 +7,11 @@ from datetime import timedelta
 import msgspec
 import pytest
 
-from bus.commands import Answer, Begin, Cancel, Command, Complete, Expire, Fail, Progress, Redrive, Take
-from bus.decide import decide
 from bus.errors import Refused
-from bus.events import (
+from bus.problem import Problem
+from bus.rules.commands import Answer, Begin, Cancel, Command, Complete, Expire, Fail, Progress, Redrive, Take
+from bus.rules.decide import decide
+from bus.rules.events import (
     PhaseCancelled,
     PhaseCompleted,
     PhaseProgressed,
@@ -21,12 +22,11 @@ from bus.events import (
     RunFailed,
     RunStarted,
 )
-from bus.inputs import input_of, order
-from bus.plan import Approval, Phase, Plan
-from bus.problem import Problem
-from bus.references import ref
-from bus.retry import Retry
-from bus.run import RunState
+from bus.rules.inputs import input_of, order
+from bus.rules.plan import Approval, Phase, Plan
+from bus.rules.references import ref
+from bus.rules.retry import Retry
+from bus.rules.run import RunState
 from tests.driver import BEGAN_AT, HANDED_BACK, LOST, PERMANENT, RUN, TRANSIENT, Driver, due
 
 NULL = msgspec.Raw(b"null")

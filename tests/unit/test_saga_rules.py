@@ -5,14 +5,14 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from bus import dead
-from bus.commands import Cancel, Expire, Intend, Settle
 from bus.errors import PlanError
-from bus.events import PhaseFailed, RunFailed
-from bus.folding import fold
-from bus.plan import Approval, Phase, Plan
-from bus.references import ref
-from bus.verify import violations
+from bus.rules import dead
+from bus.rules.commands import Cancel, Expire, Intend, Settle
+from bus.rules.events import PhaseFailed, RunFailed
+from bus.rules.folding import fold
+from bus.rules.plan import Approval, Phase, Plan
+from bus.rules.references import ref
+from bus.rules.verify import violations
 from tests.driver import LOST, Driver
 
 SEVEN = msgspec.Raw(b"7")

@@ -9,8 +9,8 @@ import msgspec
 import pytest
 
 from bus import Approval, Phase, Plan, ScheduleError
-from bus.schedule import Schedule, in_six_fields
-from bus.subjects import Subjects
+from bus.format.subjects import Subjects
+from bus.runs.schedule import Schedule, in_six_fields
 
 PLAN = Plan("gated", phases=[Phase("gate", approval=Approval())])
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bus import messages
+from bus.format import messages
 from console.main import main
 from tests.golden.samples import SCHEMAS
 

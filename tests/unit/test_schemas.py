@@ -8,14 +8,17 @@ from typing import Any
 import msgspec
 import pytest
 
-from bus import SettingsError, dead, events, message, messages
-from bus.context import Context
-from bus.envelope import envelope
+from bus import SettingsError, message
 from bus.errors import InvalidName, MalformedMessage
-from bus.events import COMMIT, EventReader, PhaseReady, UnknownEvent
-from bus.handling import perform
+from bus.eventsourcing import events
+from bus.format import messages
+from bus.format.envelope import envelope
+from bus.format.schemas import Catalogue, Version, version
+from bus.handlers.context import Context
+from bus.handlers.handling import perform
 from bus.problem import Problem
-from bus.schemas import Catalogue, Version, version
+from bus.rules import dead
+from bus.rules.events import COMMIT, EventReader, PhaseReady, UnknownEvent
 from tests.driver import BEGAN_AT
 
 
@@ -171,7 +174,8 @@ def test_a_message_type_says_in_its_data_what_it_is() -> None:
 
 
 async def test_a_handler_gets_the_newest_version_of_what_was_stored(monkeypatch: pytest.MonkeyPatch) -> None:
-    from bus import Agent, handling
+    from bus import Agent
+    from bus.handlers import handling
 
     agent = Agent("pricing")
 

@@ -8,8 +8,8 @@ import click
 import pytest
 
 from bus.errors import InvalidName, SettingsError
-from bus.selection import Selection
-from bus.subjects import Subjects
+from bus.format.subjects import Subjects
+from bus.history.selection import Selection
 from console.selecting import instant, speed
 
 

@@ -7,10 +7,10 @@ from datetime import timedelta
 
 import pytest
 
-from bus.change import changes
-from bus.plan import Phase
-from bus.references import ref
-from bus.trail import Trail
+from bus.history.change import changes
+from bus.history.trail import Trail
+from bus.rules.plan import Phase
+from bus.rules.references import ref
 from console.loglines import around, read
 from console.printer import to_json
 from console.stepper import Stepper, Unknown, key, split

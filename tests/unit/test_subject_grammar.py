@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from bus import subjects
 from bus.errors import InvalidName, MalformedMessage
-from bus.subjects import Subjects, Work, live_copy
+from bus.format import subjects
+from bus.format.subjects import Subjects, Work, live_copy
 
 HOSTILE = [
     "",

@@ -1,8 +1,8 @@
 """A run as a table."""
 
-from bus.plan import Approval, Phase
-from bus.references import ref
-from bus.run import RunState
+from bus.rules.plan import Approval, Phase
+from bus.rules.references import ref
+from bus.rules.run import RunState
 from console.timeline import ASCII, UNICODE, glyphs, timeline
 from tests.driver import LOST, PERMANENT, TRANSIENT, Driver
 

@@ -4,9 +4,9 @@ from datetime import timedelta
 
 import pytest
 
-from bus.commands import Cancel
-from bus.plan import Approval, Phase
-from bus.timers import Timer, armed
+from bus.rules.commands import Cancel
+from bus.rules.plan import Approval, Phase
+from bus.rules.timers import Timer, armed
 from tests.driver import TRANSIENT, Driver
 
 

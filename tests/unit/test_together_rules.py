@@ -5,13 +5,13 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from bus.commands import Begin, Complete, Take, Together
-from bus.decide import decide
 from bus.errors import Refused
-from bus.events import Commit, PhaseCompleted, PhaseReady, PhaseStarted, RunCompleted, RunStarted
-from bus.folding import evolve
-from bus.task import WORK, Task
-from bus.verify import violations
+from bus.rules.commands import Begin, Complete, Take, Together
+from bus.rules.decide import decide
+from bus.rules.events import Commit, PhaseCompleted, PhaseReady, PhaseStarted, RunCompleted, RunStarted
+from bus.rules.folding import evolve
+from bus.rules.verify import violations
+from bus.runs.task import WORK, Task
 from tests.driver import BEGAN_AT
 
 TAKE = Take(WORK, None, 1, "price", "pricing", "pricing-1", 30.0)

@@ -9,13 +9,13 @@ import msgspec
 import pytest
 
 from bus.errors import NotFound
-from bus.events import Commit, PhaseReady
-from bus.folding import fold
-from bus.happening import Happening
-from bus.plan import Phase
-from bus.references import ref
-from bus.run import RunState
-from bus.trail import Trail
+from bus.history.happening import Happening
+from bus.history.trail import Trail
+from bus.rules.events import Commit, PhaseReady
+from bus.rules.folding import fold
+from bus.rules.plan import Phase
+from bus.rules.references import ref
+from bus.rules.run import RunState
 from tests.driver import BEGAN_AT, RUN, Driver
 from tests.unit.test_projections_runs import told
 

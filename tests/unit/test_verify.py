@@ -8,8 +8,8 @@ from datetime import timedelta
 import msgspec
 import pytest
 
-from bus.commands import Pause, Redrive, Resume, Skip
-from bus.events import (
+from bus.rules.commands import Pause, Redrive, Resume, Skip
+from bus.rules.events import (
     Commit,
     Event,
     PhaseCompleted,
@@ -19,9 +19,9 @@ from bus.events import (
     RunCompleted,
     RunStarted,
 )
-from bus.plan import Approval, Phase, Plan
-from bus.references import ref
-from bus.verify import violations
+from bus.rules.plan import Approval, Phase, Plan
+from bus.rules.references import ref
+from bus.rules.verify import violations
 from tests.driver import BEGAN_AT, PERMANENT, RUN, TRANSIENT, Driver
 
 LATER = BEGAN_AT + timedelta(hours=1)

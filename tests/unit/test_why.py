@@ -5,12 +5,12 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from bus.commands import Answer, Cancel, Complete, Fail, Pause, Redrive, Resume, Reuse, Signal, Take
 from bus.errors import NotFound
-from bus.events import Source
-from bus.plan import Approval, Phase, Plan
-from bus.references import ref
-from bus.retry import RetryPolicy
+from bus.rules.commands import Answer, Cancel, Complete, Fail, Pause, Redrive, Resume, Reuse, Signal, Take
+from bus.rules.events import Source
+from bus.rules.plan import Approval, Phase, Plan
+from bus.rules.references import ref
+from bus.rules.retry import RetryPolicy
 from projections.why import Why, why
 from tests.driver import BEGAN_AT, LOST, TRANSIENT, Driver
 

@@ -1,0 +1,1 @@
+"""Archives: what was taken out of the log, in files, readable as the log is."""

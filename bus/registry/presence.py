@@ -1,0 +1,198 @@
+"""Presence: an instance says that it lives, how it stands, and which attempts it holds.
+
+Beats come from the event loop that runs the handlers, so a blocked loop falls silent by itself. They are not facts
+and not stored; what follows from their absence is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Literal
+
+import msgspec
+
+from bus.broker.connection import Connection, Message, Subscription
+from bus.errors import NoResponders, Unavailable
+from bus.format.envelope import UNDECODABLE
+from bus.format.subjects import Subjects, personal, versioned
+from bus.registry.card import Card, without_schemas
+from bus.registry.health import Level
+
+Standing = Literal["live", "draining", "quarantined"]
+"""How an instance stands: it takes work, it finishes and ends, or it takes nothing more until it is released."""
+
+
+_SILENT_S = 0.25
+"""So long is one of those who take work waited for, if it is asked whether anybody does."""
+
+
+class Held(msgspec.Struct, frozen=True, array_like=True):
+    """An attempt an instance holds."""
+
+    run: str
+    phase: str
+    item: int | None
+    attempt: int
+
+
+class Load(msgspec.Struct, frozen=True, array_like=True):
+    """How many attempts of a capability an instance holds, of how many at once."""
+
+    held: int
+    concurrency: int
+
+
+class Beat(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One sign of life: only what changes; the rest is on the instance's card.
+
+    `note` says why it stands as it does, `lag_s` how late its event loop was, `memory_mb` what its process takes.
+    `paused` are the capabilities that take nothing more since something died (`on_dead="pause"`). How well it is
+    (`bus.registry.health`) says how much it takes.
+    """
+
+    agent: str
+    instance: str
+    standing: Standing = "live"
+    note: str = ""
+    capabilities: Mapping[str, Load] = {}
+    held: Sequence[Held] = ()
+    lag_s: float = 0.0
+    memory_mb: int = 0
+    paused: Sequence[str] = ()
+    health: Level = "healthy"
+
+
+class Present(msgspec.Struct, frozen=True):
+    """What an instance answers to a question to everybody: its card, without schemas, and a beat."""
+
+    card: Card
+    beat: Beat
+
+
+_beat = msgspec.json.Decoder(Beat)
+_present = msgspec.json.Decoder(Present)
+
+
+def read_beat(message: Message) -> Beat | None:
+    """The beat in a message, or None: a malformed one counts as silence."""
+    try:
+        return _beat.decode(message.data)
+    except UNDECODABLE:
+        return None
+
+
+def read_present(message: Message) -> Present | None:
+    """The answer of an instance, or None: a malformed one counts as silence."""
+    try:
+        return _present.decode(message.data)
+    except UNDECODABLE:
+        return None
+
+
+class Presence:
+    """What one instance says of itself, and when. `beat` is called with how late the event loop was, in seconds."""
+
+    def __init__(
+        self, connection: Connection, subjects: Subjects, card: Card, beat: Callable[[float], Beat], every_s: float
+    ) -> None:
+        self._connection = connection
+        self._subjects = subjects
+        self._instance = card.instance
+        self._version = card.version
+        self._capabilities = card.capabilities
+        # The same in every answer.
+        self._card = msgspec.Raw(msgspec.json.encode(without_schemas(card)))
+        self._beat = beat
+        self._every_s = every_s
+        self._said = asyncio.Event()
+        self._offered: list[Subscription] = []
+        self._everyone: Subscription | None = None
+
+    @asynccontextmanager
+    async def answering(self) -> AsyncIterator[None]:
+        """Answer who asks for this instance while the block runs, and once it has appeared, who asks for everybody."""
+        pings = self._connection.subscribe(self._subjects.ping(self._instance), self._answer_one)
+        try:
+            yield
+        finally:
+            self.offer(False)
+            pings.unsubscribe()
+            if self._everyone is not None:
+                self._everyone.unsubscribe()
+
+    def appear(self) -> None:
+        """Be one of everybody: who is seen there takes work already, or says why not."""
+        if self._everyone is None:
+            self._everyone = self._connection.subscribe(self._subjects.everyone, self._answer_all)
+
+    def offer(self, is_offered: bool) -> None:
+        """Whether work is taken: who asks for a capability that nobody offers is told so at once by the server."""
+        if is_offered and not self._offered:
+            asked = [self._subjects.who(name) for name in self._capabilities]
+            asked += [
+                self._subjects.who(name, ordered=True) for name, each in self._capabilities.items() if each.ordered
+            ]
+            for name, each in self._capabilities.items():
+                asked += [self._subjects.who(personal(self._instance, name))] if each.broadcast else []
+                asked += [self._subjects.who(versioned(self._version, name))] if each.versioned else []
+            # One of them answers: a thousand would be woken by each question.
+            self._offered = [self._connection.subscribe(each, self._answer_who, queue="instances") for each in asked]
+        elif not is_offered:
+            for subscription in self._offered:
+                subscription.unsubscribe()
+            self._offered = []
+
+    def say(self) -> None:
+        """Beat now: something has changed."""
+        self._said.set()
+
+    async def beating(self) -> None:
+        """Beat until cancelled. Raises Unavailable when the connection is closed."""
+        loop = asyncio.get_running_loop()
+        lag_s = 0.0
+        while True:
+            self._said.clear()
+            try:
+                self._connection.publish(self._subjects.beat(self._instance), msgspec.json.encode(self._beat(lag_s)))
+            except Unavailable:
+                # Too much waits to be sent: a beat less is the least of it. A closed connection is another matter.
+                if self._connection.is_closed:
+                    raise
+            due = loop.time() + self._every_s
+            timer = loop.call_at(due, self._said.set)
+            try:
+                await self._said.wait()
+            finally:
+                timer.cancel()
+            lag_s = max(loop.time() - due, 0.0)
+
+    def _answer_all(self, message: Message) -> None:
+        self._answer(message, b'{"card":%b,"beat":%b}' % (bytes(self._card), msgspec.json.encode(self._beat(0.0))))
+
+    def _answer_one(self, message: Message) -> None:
+        self._answer(message, msgspec.json.encode(self._beat(0.0)))
+
+    def _answer_who(self, message: Message) -> None:
+        self._answer(message, b"")
+
+    def _answer(self, message: Message, data: bytes) -> None:
+        if message.reply and self._connection.is_connected:
+            self._connection.publish(message.reply, data)
+
+
+async def is_offered(
+    connection: Connection, subjects: Subjects, capability: str, timeout_s: float, *, ordered: bool = False
+) -> bool:
+    """Whether some instance takes work for the capability, or work with a key. The server says so if none does."""
+    try:
+        # Who is asked may be frozen, but was there to be asked: the server would have said otherwise long before.
+        subject = subjects.who(capability, ordered=ordered)
+        await connection.request(subject, timeout_s=min(timeout_s, _SILENT_S))
+    except NoResponders:
+        return False
+    except Unavailable:
+        # Somebody is subscribed but busy: alive as far as anybody can tell.
+        return True
+    return True
