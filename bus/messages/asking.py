@@ -53,7 +53,7 @@ from bus.registry.presence import is_offered
 from bus.registry.versions import check_range, is_range, newest
 from bus.rules.commands import Begin
 from bus.rules.events import is_ending
-from bus.rules.plan import DAY_S, TASK
+from bus.rules.plan import DAY_S, TASK, Key
 from bus.rules.run import RunState
 from bus.runs.causality import served
 from bus.runs.steering import Steering, as_json, new_run
@@ -356,9 +356,9 @@ class Asking(Steering):
                     state = await self.runs.load(run)
         return state
 
-    def output(self, state: RunState, phase: str, gives: Any = None) -> Any:
+    def output(self, state: RunState, phase: Key, gives: Any = None) -> Any:
         """A phase's output. Raises WorkFailed if it has none, MalformedMessage if it is not a `gives`."""
-        return answer_of(state, phase, gives)
+        return answer_of(state, str(phase), gives)
 
     async def _unserved(self, capabilities: Sequence[str], *, ordered: bool = False) -> list[str]:
         timeout_s = self.settings.request_timeout_s
