@@ -19,10 +19,8 @@ from bus import Agent, Context
 from bus.worker.worker import serve
 from tests.faults.victim import Steps
 
-PATH = {
-    f"{Path(bus.__file__).parent}/{name}.py"
-    for name in ("reception", "beginning", "attempts", "handling", "runs", "ledger", "appending")
-}
+STEMS = {"reception", "beginning", "attempts", "handling", "runs", "ledger", "appending"}
+PATH = {str(path) for path in Path(bus.__file__).parent.rglob("*.py") if path.stem in STEMS}
 
 
 class FromHandover(Steps):

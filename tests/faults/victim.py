@@ -24,7 +24,8 @@ from bus import Client, Phase, Plan, Retry, connect, ref
 from bus.problem import Problem
 from bus.rules.commands import Complete, Fail, Take
 
-PATH = {f"{Path(bus.__file__).parent}/{name}.py" for name in ("appending", "runs", "ledger", "payloads")}
+STEMS = {"appending", "runs", "ledger", "payloads"}
+PATH = {str(path) for path in Path(bus.__file__).parent.rglob("*.py") if path.stem in STEMS}
 REJECTED = Problem("rejected", "as it was told", "permanent")
 PLAN = Plan(
     "crash",
