@@ -155,13 +155,12 @@ class Runs:
         """
         try:
             await self._commit(run, lane, batch)
-            return
         except TooLarge:
             if len(batch) == 1:
                 raise
-        lane.waiting.extendleft(reversed(batch[1:]))
-        del batch[1:]
-        await self._commit(run, lane, batch)
+            lane.waiting.extendleft(reversed(batch[1:]))
+            del batch[1:]
+            await self._commit(run, lane, batch)
 
     async def _commit(self, run: str, lane: _Lane, batch: list[_Waiting]) -> None:
         """Decide the batch on the newest state, and store what comes of it as one commit."""

@@ -53,7 +53,9 @@ async def verify(client: Client, printer: Printer, runs: tuple[str, ...], grace_
                 place = label(phase.key, item.index)
                 printer.line(f"{name}: nobody knows whether {escaped(effect)} of {place} happened")
     if not printer.as_json:
-        printer.line(f"{len(names)} run{'' if len(names) == 1 else 's'} verified, {broken or 'no'} violation{'' if broken == 1 else 's'}")
+        printer.line(
+            f"{len(names)} run{'' if len(names) == 1 else 's'} verified, {broken or 'no'} violation{'' if broken == 1 else 's'}"
+        )
         if unknown:
             printer.hint(f"{unknown} unknown: `phasebus run show RUN` says how to settle each")
     return FAILED if broken else OK

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -10,6 +11,7 @@ from bus.errors import PlanError
 from bus.rules.plan import Approval, Phase, Plan
 from bus.rules.references import Ref, ref
 from bus.rules.retry import Retry, RetryPolicy
+from bus.runs.planfile import read_plan
 
 
 def plan(*phases: Phase, **changes: Any) -> Plan:
@@ -276,3 +278,23 @@ def test_the_defaults_are_what_stored_plans_rely_on() -> None:
     }
     assert (Plan("p", phases=[Phase("a", "x")]).timeout_s, Approval().expires_s) == (2_592_000.0, 604_800.0)
     assert Plan("p", phases=[Phase("a", "x")]).on_failure == "keep"
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        (
+            "timeout = 5",
+            "plan.toml:2: Object contains unknown field `timeout` - at `$.phases[0]`; did you mean timeout_s?",
+        ),
+        ("zzz = 5", "; there are key, capability, input"),
+    ],
+)
+def test_a_mistyped_field_of_a_file_is_told_with_the_one_that_was_meant(
+    tmp_path: Path, written: str, said: str
+) -> None:
+    path = tmp_path / "plan.toml"
+    path.write_text(f'name = "p"\n[[phases]]\nkey = "a"\ncapability = "do"\n{written}\n')
+    with pytest.raises(PlanError) as caught:
+        read_plan(path)
+    assert said in str(caught.value)
