@@ -141,7 +141,7 @@ def test_a_plan_is_checked_also_if_one_that_only_differs_in_what_follows_a_failu
 
 def test_a_phase_is_a_phase_also_if_the_same_as_a_table_was_checked_before() -> None:
     plan(work())
-    with pytest.raises(PlanError, match="a phase is a Phase, not {'key': 'a'"):
+    with pytest.raises(PlanError, match=r"a phase is a Phase, not \{'key': 'a'"):
         plan({"key": "a", "capability": "do"})  # type: ignore[arg-type]
 
 
