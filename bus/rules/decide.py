@@ -12,7 +12,7 @@ from typing import Literal
 
 from msgspec.structs import replace
 
-from bus.errors import Refused
+from bus.errors import NoRun, Refused
 from bus.problem import Problem
 from bus.rules import retry
 from bus.rules.commands import (
@@ -86,7 +86,7 @@ def decide(state: RunState | None, command: Command, *, run: str, now: datetime)
             raise Refused(f"run {run} has already started")
         return _begin(command, run, now)
     if state is None:
-        raise Refused(f"there is no run {run}")
+        raise NoRun(f"there is no run {run!r} in this log")
     if state.archived:
         raise Refused(f"run {run} is archived: it can be read, and does not go on")
     draft = Draft(state, now)
