@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import msgspec
 
+from bus.rules.beginning import OUTSIDE
 from bus.rules.commands import (
     Answer,
     Begin,
@@ -35,7 +36,6 @@ from bus.rules.commands import (
     Take,
     Vouch,
 )
-from bus.rules.decide import OUTSIDE
 from bus.rules.events import (
     Commit,
     Event,
