@@ -69,7 +69,7 @@ def signal(draft: Draft, command: Signal) -> None:
 
 def report(draft: Draft, command: Report) -> None:
     phase = draft.state.phases.get(command.phase)
-    if phase is None or phase.status != "waiting" or phase.child != command.child:
+    if phase is None or phase.status != "waiting" or not phase.child or phase.child != command.child:
         raise Refused(f"phase {command.phase!r} does not wait for run {command.child}")
     if isinstance(command.outcome, Problem):
         draft.emit(PhaseFailed(phase=phase.key, problem=command.outcome))
