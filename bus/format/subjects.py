@@ -289,6 +289,10 @@ class Subjects:
         """The line of work with a key in one lane of a capability (`bus.runs.lane`)."""
         return f"{self.namespace}.line.{capability_token(capability)}.{lane}"
 
+    def parked(self, capability: str, token: str) -> str:
+        """The line of one key, that of the token, behind work of it that died."""
+        return f"{self.namespace}.line.{capability_token(capability)}.parked.{token}"
+
     def who(self, capability: str, *, ordered: bool = False) -> str:
         """Every live instance with the capability answers here; if there is none, the server says so at once.
 

@@ -222,6 +222,19 @@ def _verdict(message: Envelope) -> LetterRedriven | LetterDiscarded | None:
     return None
 
 
+async def is_discarded(log: Log, id: str, *, after: int) -> bool:
+    """Whether somebody has discarded the letter with that id, after a position of the log. Raises Unavailable."""
+    async with aclosing(log.read(log.subjects.ops("dead"), after=after)) as records:
+        async for record in records:
+            try:
+                verdict = _verdict(record.envelope())
+            except MalformedMessage:
+                continue
+            if isinstance(verdict, LetterDiscarded) and verdict.letter == id:
+                return True
+    return False
+
+
 def letter_judged(message: Envelope) -> str | None:
     """The id of the dead letter that a record on `bus.ops.dead` decides about, if it does. Raises MalformedMessage."""
     verdict = _verdict(message)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 from uuid import uuid4
 
@@ -14,7 +15,7 @@ from bus.format.envelope import envelope
 from bus.letters import verdicts
 from bus.letters.letters import Letter
 from bus.letters.verdicts import LetterRedriven
-from bus.log.log import Log
+from bus.log.log import Log, Part
 from bus.rules.commands import Revive
 from bus.rules.dead import DeadLetter, Unreadable
 from bus.runs.ledger import Ledger
@@ -69,10 +70,14 @@ async def send_again(
     await bus.runs.submit(letter.run, command, causation=found.id)
 
 
-async def say(bus: Bus, kind: str, what: object, *, area: str = "dead") -> None:
-    """Put on record what was decided. Raises Unavailable."""
+async def say(bus: Bus, kind: str, what: object, *, area: str = "dead", together: Sequence[Part] = ()) -> None:
+    """Put on record what was decided, `together` with what has to be there if that is. Raises Unavailable."""
     record = envelope(kind, what, id=uuid4().hex, source=bus.source, time=utc_now())
-    await bus.log.append(bus.log.subjects.ops(area), record)
+    subject = bus.log.subjects.ops(area)
+    if together:
+        await bus.log.append_together([Part(subject, record), *together])
+    else:
+        await bus.log.append(subject, record)
 
 
 async def _resend(bus: Bus, found: Letter, letter: Unreadable, by: str, reason: str, operation: str) -> None:

@@ -18,6 +18,7 @@ from bus.errors import (
     NoResponders,
     NotFound,
     Refused,
+    SettingsError,
     TimedOut,
     WorkFailed,
 )
@@ -48,12 +49,26 @@ class Asking(Sending):
 
     @overload
     async def ask(
-        self, capability: str, value: object, gives: type[T], *, timeout_s: float = ..., fast: bool = ...
+        self,
+        capability: str,
+        value: object,
+        gives: type[T],
+        *,
+        timeout_s: float = ...,
+        fast: bool = ...,
+        key: str = ...,
     ) -> T: ...
 
     @overload
     async def ask(
-        self, capability: str, value: object, gives: None = ..., *, timeout_s: float = ..., fast: bool = ...
+        self,
+        capability: str,
+        value: object,
+        gives: None = ...,
+        *,
+        timeout_s: float = ...,
+        fast: bool = ...,
+        key: str = ...,
     ) -> Any: ...
 
     async def ask(
@@ -64,14 +79,18 @@ class Asking(Sending):
         *,
         timeout_s: float = 30.0,
         fast: bool = False,
+        key: str = "",
     ) -> T | Any:
         """Have work done, and wait for the answer, decoded as `gives` (plain JSON values without it).
 
         Question and answer are in the log when this returns; with `fast` nothing is stored, and the work is done at
         most once. Raises NoLiveAgent at once if nobody offers the capability, WorkFailed if the work was given up,
         TimedOut after `timeout_s`, which is also the work's own deadline; within a handler, no more than is left of
-        its own. Cancelling the task that waits for the answer cancels the work, if it is stored.
+        its own. With a `key` it is done in the order of all that is sent with the same one, as `send` says.
+        Cancelling the task that waits for the answer cancels the work.
         """
+        if fast and key:
+            raise SettingsError("a fast question is stored nowhere and can't stand in line: leave out fast or the key")
         given = as_json(value)
         timeout_s = self._time_left(capability, timeout_s)
         task = Task(capability, timeout_s)
@@ -81,7 +100,7 @@ class Asking(Sending):
                 if fast:
                     output = await self._answer(run, task, given)
                 else:
-                    output = await self._work(run, task, given)
+                    output = await (self._in_line(run, task, given, key) if key else self._work(run, task, given))
         except TimeoutError:
             raise TimedOut(f"{capability!r} has not answered within {timeout_s:g} s (run {run})") from None
         except asyncio.CancelledError:
@@ -109,6 +128,13 @@ class Asking(Sending):
                 await self.runs.submit(run, Begin(task.plan, given))
         state = await self._ended(run)
         return output_of(state, WORK)
+
+    async def _in_line(self, run: str, task: Task, given: msgspec.Raw, key: str) -> msgspec.Raw:
+        """The result of work that waits for its turn. Raises NoLiveAgent if nobody gives any."""
+        if await self._unserved([task.capability], ordered=True):
+            raise NoLiveAgent(task.capability)
+        await self.runs.submit(run, Begin(task.plan, given, key=key))
+        return output_of(await self._ended(run), WORK)
 
     async def _hand_over(self, run: str, task: Task, given: msgspec.Raw) -> Reply | None:
         """What an instance says that was handed the work directly; None: nobody has it, as far as anybody knows.

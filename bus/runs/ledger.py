@@ -16,7 +16,7 @@ from bus.broker.connection import Connection
 from bus.clock import utc_now
 from bus.errors import Archived, BusError, MalformedMessage, NotFound, TooLarge, Unavailable
 from bus.format.envelope import Envelope, encode, envelope
-from bus.log.log import Log, Part
+from bus.log.log import Log, Part, VersionConflict
 from bus.log.record import Record
 from bus.log.streams import info
 from bus.rules import dead, events
@@ -25,7 +25,7 @@ from bus.rules.folding import evolve, fold
 from bus.rules.inputs import work
 from bus.rules.run import RunState
 from bus.runs.halts import Halt
-from bus.runs.lane import PLACED, Placed, lane_of
+from bus.runs.lane import FREED, Freed, beginning, is_freeing, lane_of, placed
 from bus.runs.task import WORK as WORK_PHASE
 from bus.runs.unknown import report
 
@@ -110,9 +110,13 @@ class Ledger:
             events.COMMIT, events.body(commit.events), after, id=commit.id, at=commit.at, causation=causation
         )
         expected = before.position if before is not None else 0
+        if before is None and after.key and not _is_for_later(commit):
+            # First: whoever is handed it finds the run, or begins it from what the place holds.
+            await self._log.append(self._line(after), placed(message))
         letters = dead.letters(before, commit)
-        if before is None and after.key:
-            return await self._log.append_together([Part(subject, message, 0), self._place(after, commit)])
+        if is_freeing(before, after):
+            freed = self.freed(after, causation=commit.id)
+            return await self._log.append_together([Part(subject, message, expected), freed])
         if not letters:
             return await self._log.append(subject, message, expected=expected)
         try:
@@ -140,13 +144,35 @@ class Ledger:
             await self._log.append_together(parts[begin : begin + LETTERS_IN_BATCH])
         return position
 
-    def _place(self, after: RunState, commit: Commit) -> Part:
-        """Its place in line, stored together with its beginning: none is ever there without the other."""
-        capability = after.capability(WORK_PHASE)
+    async def begin(self, place: Envelope) -> None:
+        """Store the beginning that a place holds, if nobody has: who sent it died, or has not come to that yet.
+
+        Raises MalformedMessage, Unavailable.
+        """
+        message = beginning(place)
+        assert message.runid is not None, "a place names its run"
+        try:
+            await self._log.append(self._log.subjects.run(message.runid), message, expected=0)
+        except VersionConflict:
+            logger.debug("begun meanwhile", run=message.runid)
+
+    async def line_up(self, run: str) -> None:
+        """Let a run take its place now, that was begun for later. Once more does no harm. Raises Unavailable."""
+        async with aclosing(self._log.read(self._log.subjects.run(run))) as records:
+            first = (await anext(records)).envelope()
+        state = await self.refresh(run, None)
+        assert state is not None, "a run that has records has a state"
+        await self._log.append(self._line(state), placed(first))
+
+    def freed(self, state: RunState, *, letter: str = "", causation: str | None = None) -> Part:
+        """What says in its lane that the run's key may go on, for the batch that ends what parked it."""
+        said = self._envelope(FREED, Freed(state.key, letter), state, causation=causation)
+        return Part(self._line(state), said)
+
+    def _line(self, state: RunState) -> str:
+        capability = state.capability(WORK_PHASE)
         assert capability is not None, "what has a key is a task"
-        id = f"place-{after.run}"
-        record = self._envelope(PLACED, Placed(after.key), after, id=id, at=commit.at, causation=commit.id)
-        return Part(self._log.subjects.line(capability, lane_of(after.key)), record)
+        return self._log.subjects.line(capability, lane_of(state.key))
 
     async def complete_letters(self, before: RunState | None, commit: Commit) -> int:
         """Store the letters of a commit that are not there; returns how many. `before` is the run without it.
@@ -219,6 +245,11 @@ class Ledger:
             phase=phase,
             attempt=attempt,
         )
+
+
+def _is_for_later(commit: Commit) -> bool:
+    """Whether what it makes ready may not begin yet."""
+    return any(isinstance(event, events.PhaseReady) and event.due_at is not None for event in commit.events)
 
 
 def fold_records(run: str, records: Sequence[Record], state: RunState | None) -> RunState | None:

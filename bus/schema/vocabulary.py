@@ -53,7 +53,7 @@ from bus.registry.presence import Beat, Present
 from bus.rules.dead import LETTERS
 from bus.rules.events import COMMIT, EVENTS, Body, Known
 from bus.runs.halts import Halt
-from bus.runs.lane import PLACED, Placed
+from bus.runs.lane import FREED, PARKED, PLACED, UNPARKED, Freed, Parked, Unparked
 from bus.runs.ledger import WORK
 from bus.runs.recovery import RECOVERED, STARVED, Recovery, Starved
 from bus.runs.schedule import SCHEDULED, SKIPPED, UNSCHEDULED, OccurrenceSkipped, Scheduled, Unscheduled
@@ -116,7 +116,10 @@ def vocabulary() -> dict[str, Entry]:
         REFERRING: Entry("body", ReferringEnvelope),
         COMMIT: Entry("data", Commit),
         WORK: Entry("data", None),
-        PLACED: Entry("data", Placed),
+        PLACED: Entry("data", Commit),
+        PARKED: Entry("data", Parked),
+        UNPARKED: Entry("data", Unparked),
+        FREED: Entry("data", Freed),
         AGENT_REGISTERED: Entry("data", Card),
         AGENT_DEREGISTERED: Entry("data", AgentDeregistered),
         AGENT_LOST: Entry("data", AgentLost),

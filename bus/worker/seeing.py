@@ -1,27 +1,36 @@
-"""Seeing through: a place in a lane is served until its run has ended, attempt after attempt, whoever makes them."""
+"""Seeing through: a place in a lane is served until its run has ended, attempt after attempt, whoever makes them.
+
+Where a death parks its key, what died and what comes after it leave the lane for the key's own line
+(`bus.worker.parking`), which is served in its lane's turn when the lane says that the key is free.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
+from typing import Literal
 
+import msgspec
 import structlog
 
 from bus.broker.pull import Delivery
 from bus.client import Client
 from bus.clock import utc_now
 from bus.errors import Archived, BusError, MalformedMessage, NotFound
-from bus.format.envelope import decode
+from bus.format.envelope import Envelope, decode, decode_data
+from bus.format.payload import is_inline
 from bus.guards.circuit import Circuit
 from bus.handlers.agent import Capability
-from bus.letters.letters import Letters
-from bus.letters.wanted import Wanted
+from bus.letters.letters import is_discarded
+from bus.log.log import VersionConflict
+from bus.rules import dead
 from bus.rules.inputs import work
 from bus.rules.run import RunState
-from bus.runs.lane import PLACED
+from bus.runs.lane import FREED, Freed, beginning, lane_of
 from bus.runs.task import WORK
 from bus.worker.attempts import Attempts
+from bus.worker.parking import Parking
 from bus.worker.room import Room
 
 logger = structlog.get_logger(__name__)
@@ -30,7 +39,11 @@ _NOT_NOW_S = 1.0
 _HAND_ON_S = 0.05
 _IN_LINE_S = 0.2
 _LOOK_S = 0.1
-_LONGEST_LOOK_S = 1.0
+# So much of a key that was parked is served in one turn of its lane, where other keys wait for theirs.
+_IN_A_ROW = 16
+
+Outcome = Literal["over", "parked", "not_now"]
+_freed = msgspec.json.Decoder(Freed)
 
 
 class Seeing:
@@ -42,68 +55,38 @@ class Seeing:
 
     async def through(self, capability: Capability, room: Room, delivery: Delivery, circuit: Circuit | None) -> None:
         """Serve one place. The next in its lane is handed out when this one is acknowledged."""
+        turn = _Turn(self._client, self._attempts, capability, room, circuit)
         try:
-            run, causation = _placed(delivery)
+            async with self._kept(delivery):
+                message = await self._message(delivery)
+                if message.type == FREED:
+                    is_over = await turn.free(decode_data(message, _freed, "a key that is free"))
+                else:
+                    is_over = await turn.place(message, delivery.message.subject)
         except MalformedMessage as error:
             # Anybody could have published it; it is no run's, and stays in the log.
             logger.warning("record set aside", position=delivery.stream_sequence, error=str(error))
             delivery.ack()
-            return
-        try:
-            async with self._kept(delivery):
-                is_over = await self._serve(capability, room, run, causation, circuit)
         except asyncio.CancelledError:
             delivery.nak(_HAND_ON_S)
             raise
-        except BusError as error:
-            logger.warning("not seen through", run=run, error=str(error))
-            delivery.nak(_NOT_NOW_S)
-            return
-        if is_over:
-            delivery.ack()
-        else:
+        except VersionConflict:
+            # Somebody else was handed it, or still had it.
             delivery.nak(_HAND_ON_S)
+        except BusError as error:
+            logger.warning("not seen through", position=delivery.stream_sequence, error=str(error))
+            delivery.nak(_NOT_NOW_S)
+        else:
+            if is_over:
+                delivery.ack()
+            else:
+                delivery.nak(_HAND_ON_S)
 
-    async def _serve(
-        self, capability: Capability, room: Room, run: str, causation: str, circuit: Circuit | None
-    ) -> bool:
-        """Whether it is over; if not, somebody else is to go on."""
-        pause_s = _LOOK_S
-        while True:
-            try:
-                state = await self._client.runs.load(run)
-            except (Archived, NotFound):
-                return True
-            if not state.is_open and not await self._is_parked(capability, state):
-                return True
-            if self._attempts.draining:
-                return False
-            if _is_due(state):
-                # Others may have a hand free.
-                if not await room.enter(_IN_LINE_S, handed=False):
-                    return False
-                try:
-                    await self._attempts.take(capability, work(state, WORK, None), causation, circuit)
-                finally:
-                    room.leave()
-                pause_s = _LOOK_S
-                state = await self._client.runs.load(run)
-                if not state.is_open:
-                    continue
-            # Its time has not come, somebody else has it, or it waits to be redriven.
-            await asyncio.sleep(pause_s)
-            pause_s = min(pause_s * 2, _LONGEST_LOOK_S) if not state.is_open else _LOOK_S
-
-    async def _is_parked(self, capability: Capability, state: RunState) -> bool:
-        """Whether work that was given up holds what stands behind it, until somebody redrives or discards it."""
-        if capability.on_dead != "park" or state.status != "failed":
-            return False
-        wanted = Wanted(capability=capability.name, run=state.run, status=("open",))
-        async with aclosing(Letters(self._client.log, self._client.runs).all(wanted, after=state.origin)) as letters:
-            async for letter in letters:
-                logger.debug("parked", run=state.run, letter=letter.number)
-                return True
-        return False
+    async def _message(self, delivery: Delivery) -> Envelope:
+        body = delivery.message.data
+        # What is large is not in the message, but referred to.
+        record = None if is_inline(body) else await self._client.log.at(delivery.stream_sequence)
+        return decode(body) if record is None else record.envelope()
 
     @asynccontextmanager
     async def _kept(self, delivery: Delivery) -> AsyncIterator[None]:
@@ -122,12 +105,113 @@ class Seeing:
             keeping.cancel()
 
 
-def _placed(delivery: Delivery) -> tuple[str, str]:
-    """The run that stands there, and the id of its beginning. Raises MalformedMessage."""
-    placed = decode(delivery.message.data)
-    if placed.type != PLACED or placed.runid is None:
-        raise MalformedMessage(f"{placed.type!r} is not a place in a lane")
-    return placed.runid, placed.causationid or placed.id
+class _Turn:
+    """What one delivery of a lane is served with."""
+
+    def __init__(
+        self, client: Client, attempts: Attempts, capability: Capability, room: Room, circuit: Circuit | None
+    ) -> None:
+        self._client = client
+        self._attempts = attempts
+        self._capability = capability
+        self._room = room
+        self._circuit = circuit
+        self._parking = Parking(client, capability.name)
+
+    async def place(self, place: Envelope, subject: str) -> bool:
+        """See the run of a place through, or park it; whether that is done."""
+        first = beginning(place)
+        run = first.runid
+        assert run is not None, "a place names its run"
+        try:
+            state = await self._begun(run, place)
+        except Archived:
+            return True
+        if subject != self._client.subjects.line(state.capability(WORK) or "", lane_of(state.key)):
+            # Its id was taken before, by other work.
+            return True
+        row = await self._parking.row(state.key)
+        if not row.waits:
+            outcome = await self._serve(state, first.id)
+        elif state.is_open or await self._is_dead(state, ""):
+            outcome = "parked"
+        else:
+            outcome = "over"
+        if outcome == "parked":
+            logger.info("parked", run=run, key=state.key)
+            await self._parking.park(state.key, row, run, first.id)
+            if self._capability.on_dead != "park":
+                # It did when the line began; nothing holds it any more.
+                await self._parking.again(state.key)
+        return outcome != "not_now"
+
+    async def free(self, freed: Freed) -> bool:
+        """Go on with what waits in the line of a key, as far as that goes; whether it need not be tried again."""
+        row = await self._parking.row(freed.key)
+        if not row.waits:
+            return True
+        upto, count = row.after, 0
+        outcome: Outcome = "over"
+        async with aclosing(self._parking.waiting(freed.key, row)) as waiting:
+            async for each in waiting:
+                if count == _IN_A_ROW:
+                    await self._parking.unpark(freed.key, row, upto, waiting=True)
+                    await self._parking.again(freed.key)
+                    return True
+                try:
+                    state = await self._client.runs.load(each.run)
+                    outcome = await self._serve(state, each.begun, freed.letter)
+                except (Archived, NotFound):
+                    outcome = "over"
+                if outcome != "over":
+                    break
+                upto, count = each.position, count + 1
+        if outcome == "over" or count:
+            await self._parking.unpark(freed.key, row, upto, waiting=outcome != "over")
+        return outcome != "not_now"
+
+    async def _begun(self, run: str, place: Envelope) -> RunState:
+        """The run of a place; begun here, if who sent it has not come to that. Raises Archived."""
+        try:
+            return await self._client.runs.load(run)
+        except NotFound:
+            await self._client.ledger.begin(place)
+            return await self._client.runs.load(run)
+
+    async def _serve(self, state: RunState, causation: str, discarded: str = "") -> Outcome:
+        """See a run through. `discarded` is a letter that holds nobody any more."""
+        while True:
+            if not state.is_open:
+                return "parked" if await self._is_dead(state, discarded) else "over"
+            if not state.is_in_line:
+                # It died, and was redriven: it is done by whoever takes it, and its end frees the key.
+                return "parked" if self._capability.on_dead == "park" else "over"
+            if self._attempts.draining:
+                return "not_now"
+            if _is_due(state):
+                # Others may have a hand free.
+                if not await self._room.enter(_IN_LINE_S, handed=False):
+                    return "not_now"
+                try:
+                    await self._attempts.take(self._capability, work(state, WORK, None), causation, self._circuit)
+                finally:
+                    self._room.leave()
+                state = await self._client.runs.load(state.run)
+                if not state.is_open:
+                    continue
+            # Its time has not come, or somebody else has it.
+            await asyncio.sleep(_LOOK_S)
+            state = await self._client.runs.load(state.run)
+
+    async def _is_dead(self, state: RunState, discarded: str) -> bool:
+        """Whether work that was given up holds what comes after it, until somebody redrives or discards it."""
+        if self._capability.on_dead != "park" or state.status != "failed":
+            return False
+        death = state.phases[WORK].death_of(None)
+        if death is None:
+            return False
+        letter = dead.name_of_death(state.run, WORK, None, death)
+        return letter != discarded and not await is_discarded(self._client.log, letter, after=state.position)
 
 
 def _is_due(state: RunState) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,48 @@ async def test_each_keys_work_is_done_in_order_while_workers_die_and_join(
         numbers = [int(number) for each, number in done if each == key]
         assert numbers == sorted(numbers)
         assert set(numbers) == set(range(EACH))
+
+
+async def test_parked_keys_keep_their_order_while_workers_die_and_letters_are_redriven(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("WORKDIR", str(tmp_path)), ("LEASE_S", "1.2"), ("BEAT_S", "0.4")):
+        monkeypatch.setenv(f"PHASEBUS_{name}", value)
+    book = tmp_path / "book"
+    book.touch()
+    file = Path(__file__).parent / "booker.py"
+    numbers = list(range(12))
+
+    def replace(workers: list[subprocess.Popen[bytes]]) -> None:
+        workers[0].kill()
+        workers.pop(0).wait()
+        workers.append(agent_process(server, file))
+
+    async with supervised(server), connect(server.url) as client:
+        with agent_processes(server, file, 2) as workers:
+            await agents_there(client, 2)
+            runs = [(await client.send("keep", (key, number), key=key)).run for number in numbers for key in KEYS]
+            await until(lambda: _lines(book) >= 40, 60)
+            replace(workers)
+            # All that is not parked is done: 4 keys have done 5 each, the others all.
+            await until(lambda: len(_done(book)) >= 4 * 5 + 6 * len(numbers), 60)
+            (tmp_path / "mended").touch()
+            letters = [each.number async for each in client.dead_letters()]
+            for number, letter in enumerate(letters):
+                await client.redrive_letter(letter, by="ann")
+                if number % 2:
+                    replace(workers)
+            states = await asyncio.gather(*(client.result(run, timeout_s=90) for run in runs))
+    assert {state.status for state in states} == {"completed"}
+    assert len(letters) == 4
+    for key in KEYS:
+        done = [int(number) for each, number in map(str.split, book.read_text().splitlines()) if each == key]
+        assert done == sorted(done)
+        assert set(done) == set(numbers)
+
+
+def _done(book: Path) -> set[str]:
+    return set(book.read_text().splitlines())
 
 
 def _lines(book: Path) -> int:
