@@ -152,6 +152,13 @@ class Ledger:
         message = beginning(place)
         assert message.runid is not None, "a place names its run"
         try:
+            # Anybody could have published it.
+            begun = fold([events.commit(message, 1)], None)
+        except _NOT_FOLLOWING as error:
+            raise MalformedMessage(f"the place of run {message.runid!r} holds no beginning: {error}") from error
+        if begun is None or not begun.key:
+            raise MalformedMessage(f"the place of run {message.runid!r} begins nothing that stands in line")
+        try:
             await self._log.append(self._log.subjects.run(message.runid), message, expected=0)
         except VersionConflict:
             logger.debug("begun meanwhile", run=message.runid)

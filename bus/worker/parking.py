@@ -8,11 +8,12 @@ place one does it, and the other begins anew.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import NamedTuple
 from uuid import uuid4
 
 import structlog
+from msgspec.structs import replace
 
 from bus.client import Client
 from bus.clock import utc_now
@@ -40,15 +41,20 @@ class Parking:
 
     async def row(self, key: str) -> Row:
         """How its line stands now. Raises Unavailable."""
-        newest = await self._client.log.last(self._subject(key))
+        subject = self._subject(key)
+        newest = await self._client.log.last(subject)
         if newest is None:
             return Row()
         try:
             return row_of(newest.position, newest.envelope())
         except MalformedMessage as error:
-            # Anybody could have published it. Then all that ever waited there is looked at: most of it is over.
+            # Anybody could have published it: the newest of ours counts.
             logger.warning("record set aside", position=newest.position, error=str(error))
-            return Row(newest.position, waits=True)
+        async with aclosing(self._client.log.read_back(subject, before=newest.position)) as records:
+            async for record in records:
+                with suppress(MalformedMessage):
+                    return replace(row_of(record.position, record.envelope()), position=newest.position)
+        return Row(newest.position)
 
     async def waiting(self, key: str, row: Row) -> AsyncGenerator[Waiting, None]:
         """What waits in the line, in order."""

@@ -171,12 +171,15 @@ class _Turn:
         return outcome != "not_now"
 
     async def _begun(self, run: str, place: Envelope) -> RunState:
-        """The run of a place; begun here, if who sent it has not come to that. Raises Archived."""
+        """The run of a place; begun here, if who sent it has not come to that. Raises Archived, MalformedMessage."""
         try:
             return await self._client.runs.load(run)
         except NotFound:
             await self._client.ledger.begin(place)
+        try:
             return await self._client.runs.load(run)
+        except NotFound as error:
+            raise MalformedMessage(f"what stands on the subject of run {run!r} is no run") from error
 
     async def _serve(self, state: RunState, causation: str, discarded: str = "") -> Outcome:
         """See a run through. `discarded` is a letter that holds nobody any more."""
