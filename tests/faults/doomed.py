@@ -19,8 +19,18 @@ from bus import Agent, Context
 from bus.worker.worker import serve
 from tests.faults.victim import Steps
 
-STEMS = {"reception", "beginning", "attempts", "handling", "runs", "ledger", "appending"}
-PATH = {str(path) for path in Path(bus.__file__).parent.rglob("*.py") if path.stem in STEMS}
+PATH = {
+    f"{Path(bus.__file__).parent}/{name}.py"
+    for name in (
+        "worker/reception",
+        "worker/beginning",
+        "worker/attempts",
+        "handlers/handling",
+        "runs/runs",
+        "runs/ledger",
+        "log/appending",
+    )
+}
 
 
 class FromHandover(Steps):
