@@ -304,6 +304,10 @@ class Subjects:
         """Where an instance with the capability is handed work directly; one that comes after others, at `spare`."""
         return f"{self.namespace}.{'spare' if spare else 'hand'}.{capability_token(capability)}"
 
+    def withdrawn(self, run: str) -> str:
+        """Where it is said that nobody waits any more for the answer to a question that is not stored."""
+        return f"{self.namespace}.withdrawn.{name(run, 'run')}"
+
     def ping(self, instance: str) -> str:
         return f"{self.namespace}.ping.{name(instance, 'instance')}"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 from datetime import timedelta
 from typing import Any, TypeVar, overload
 
@@ -24,7 +25,7 @@ from bus.errors import (
 )
 from bus.messages.answers import decoded, output_of
 from bus.messages.handing import Handing
-from bus.messages.handover import ASKED, HANDED, Answered, Asked, Busy, Failed, Handed, Recorded, Reply
+from bus.messages.handover import ASKED, HANDED, Answered, Asked, Busy, Enclosed, Failed, Handed, Recorded, Reply
 from bus.messages.sending import Sending
 from bus.rules.commands import Begin
 from bus.runs.causality import served
@@ -37,8 +38,11 @@ T = TypeVar("T")
 
 # Who has taken work that was handed over says so, or has the result, in a twentieth of that.
 _FIRST_WORD_S = 0.5
-_BUSY_PAUSE_S = 0.01
+# So long a question waits at an instance that has no hand free, and before another one is asked.
+_PATIENCE_S, _LONGEST_PATIENCE_S = 0.02, 1.0
+_PAUSE_S, _LONGEST_PAUSE_S = 0.01, 0.25
 _GIVE_UP_S = (0.0, 0.05, 0.2, 0.5)
+_chance = random.Random()  # noqa: S311 - it spreads, it protects nothing
 
 
 class Asking(Sending):
@@ -102,10 +106,11 @@ class Asking(Sending):
                 else:
                     output = await (self._in_line(run, task, given, key) if key else self._work(run, task, given))
         except TimeoutError:
+            if fast:
+                self.runs.soon(self._handing.withdraw(run))
             raise TimedOut(f"{capability!r} has not answered within {timeout_s:g} s (run {run})") from None
         except asyncio.CancelledError:
-            if not fast:
-                self.runs.soon(self._give_up(run))
+            self.runs.soon(self._handing.withdraw(run) if fast else self._give_up(run))
             raise
         return decoded(output, gives, repr(capability))
 
@@ -153,10 +158,11 @@ class Asking(Sending):
         return None
 
     async def _answer(self, run: str, task: Task, given: msgspec.Raw) -> msgspec.Raw:
-        """The answer to a question that is not stored. Raises NoLiveAgent, WorkFailed, Unavailable."""
+        """The answer to a question that is not stored. Raises NoLiveAgent, WorkFailed, TooLarge, Unavailable."""
         deadline_at = utc_now() + timedelta(seconds=task.timeout_s)
-        question = Asked(given, deadline_at)
+        patience_s, pause_s = _PATIENCE_S, _PAUSE_S
         while True:
+            question = Asked(given, deadline_at, patience_s)
             try:
                 reply = await self._handing.put(ASKED, run, task.capability, question, task.timeout_s)
             except NoResponders:
@@ -167,9 +173,11 @@ class Asking(Sending):
                 case Failed():
                     raise WorkFailed(run, reply.problem)
                 case Busy():
-                    # The next one may be another instance.
-                    await asyncio.sleep(_BUSY_PAUSE_S)
-                case Recorded():
+                    # All are asked soon whether they have a hand free, and then, who is asked waits for one.
+                    await asyncio.sleep(pause_s * (0.5 + _chance.random() / 2))
+                    patience_s = min(patience_s * 2, _LONGEST_PATIENCE_S)
+                    pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+                case Recorded() | Enclosed():
                     raise MalformedMessage(f"{task.capability!r} has stored what was not to be stored")
 
     async def _give_up(self, run: str) -> None:
