@@ -188,6 +188,14 @@ class Subjects:
         """The topic whose facts are on `subject`."""
         return subject.removeprefix(f"{self.namespace}.topic.")
 
+    def is_topic(self, subject: str) -> bool:
+        """Whether facts of a topic are on `subject`."""
+        return subject.startswith(f"{self.namespace}.topic.")
+
+    def again(self, capability: str) -> str:
+        """What one subscription, that of the capability, is told once more."""
+        return f"{self.namespace}.mail.{capability_token(capability)}"
+
     def ops(self, area: str) -> str:
         """What operators did."""
         return f"{self.namespace}.ops.{name(area, 'area')}"

@@ -18,6 +18,7 @@ from bus.letters.verdicts import LetterRedriven
 from bus.log.log import Log, Part
 from bus.rules.commands import Revive
 from bus.rules.dead import DeadLetter, Unreadable
+from bus.runs.hearing import AGAIN, Again
 from bus.runs.ledger import Ledger
 from bus.runs.runs import Runs
 from bus.runs.steering import as_json
@@ -86,6 +87,16 @@ async def _resend(bus: Bus, found: Letter, letter: Unreadable, by: str, reason: 
             f"dead letter {found.number} is the beginning of {letter.size_bytes} bytes: it can't be sent again"
         )
     # By its id: its number is its position in this log, and an import into another gives it a new one.
-    await say(bus, verdicts.LETTER_REDRIVEN, LetterRedriven(by, found.id, letter.subject, reason, operation))
+    redriven = LetterRedriven(by, found.id, letter.subject, reason, operation)
     # A letter that was imported names a subject of the bus it comes from.
-    bus.connection.publish(bus.log.subjects.ours(letter.subject), letter.body)
+    subjects = bus.log.subjects
+    subject = subjects.ours(letter.subject)
+    if subjects.is_topic(subject):
+        # The others who subscribe have heard it.
+        again = Again(found.id, subject, letter.origin, letter.body)
+        record = envelope(AGAIN, again, id=uuid4().hex, source=bus.source, time=utc_now(), causationid=found.id)
+        told = Part(subjects.again(letter.capability), record)
+        await say(bus, verdicts.LETTER_REDRIVEN, redriven, together=[told])
+        return
+    await say(bus, verdicts.LETTER_REDRIVEN, redriven)
+    bus.connection.publish(subject, letter.body)

@@ -53,6 +53,7 @@ from bus.registry.presence import Beat, Present
 from bus.rules.dead import LETTERS
 from bus.rules.events import COMMIT, EVENTS, Body, Known
 from bus.runs.halts import Halt
+from bus.runs.hearing import AGAIN, Again
 from bus.runs.lane import FREED, PARKED, PLACED, UNPARKED, Freed, Parked, Unparked
 from bus.runs.ledger import WORK
 from bus.runs.recovery import RECOVERED, STARVED, Recovery, Starved
@@ -149,6 +150,7 @@ def vocabulary() -> dict[str, Entry]:
         RECOVERED: Entry("data", Recovery),
         STARVED: Entry("data", Starved),
         PUBLISHED: Entry("data", Any),
+        AGAIN: Entry("data", Again),
         PARTS: Entry("data", Parts),
         HANDED: Entry("data", Handed),
         ASKED: Entry("data", Asked),

@@ -85,8 +85,7 @@ class Seeing:
     async def _message(self, delivery: Delivery) -> Envelope:
         body = delivery.message.data
         # What is large is not in the message, but referred to.
-        record = None if is_inline(body) else await self._client.log.at(delivery.stream_sequence)
-        return decode(body) if record is None else record.envelope()
+        return decode(body if is_inline(body) else await self._client.log.unpack(body))
 
     @asynccontextmanager
     async def _kept(self, delivery: Delivery) -> AsyncIterator[None]:
