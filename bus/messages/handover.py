@@ -23,7 +23,7 @@ from bus.runs.task import Task
 
 HANDED = "task.handed.v1"
 ASKED = "task.asked.v1"
-LARGE = "task.answer.v1"
+LARGE_ANSWER = "task.answer.v1"
 
 
 class Handed(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -37,7 +37,18 @@ from bus.letters.verdicts import (
     RedriveEnded,
 )
 from bus.log.garbage import COLLECTED, PayloadsCollected
-from bus.messages.handover import ASKED, HANDED, Answered, Asked, Busy, Failed, Handed, Recorded
+from bus.messages.handover import (
+    ASKED,
+    HANDED,
+    LARGE_ANSWER,
+    Answered,
+    Asked,
+    Busy,
+    Enclosed,
+    Failed,
+    Handed,
+    Recorded,
+)
 from bus.messages.parts import PARTS, Parts
 from bus.messages.topics import PUBLISHED
 from bus.registry.card import AGENT_DEREGISTERED, AGENT_LOST, AGENT_REGISTERED, AgentDeregistered, AgentLost, Card
@@ -70,6 +81,7 @@ REPLIES: dict[str, Any] = {
     "task.busy.v1": Busy,
     "task.recorded.v1": Recorded,
     "task.answered.v1": Answered,
+    "task.enclosed.v1": Enclosed,
     "task.failed.v1": Failed,
 }
 ENVELOPE, COMPRESSED, REFERRING = "envelope.v1", "envelope.compressed.v1", "envelope.referring.v1"
@@ -77,6 +89,10 @@ ENVELOPE, COMPRESSED, REFERRING = "envelope.v1", "envelope.compressed.v1", "enve
 
 class Commit(Body[Known], frozen=True):
     """What one append stored together: one or more events of a run, in order."""
+
+
+class Placed(Body[Known], frozen=True):
+    """A place in a lane: the first commit of the run that has it."""
 
 
 def _with_form(name: str, says: str, *form: tuple[Any, ...]) -> Any:
@@ -117,7 +133,7 @@ def vocabulary() -> dict[str, Entry]:
         REFERRING: Entry("body", ReferringEnvelope),
         COMMIT: Entry("data", Commit),
         WORK: Entry("data", None),
-        PLACED: Entry("data", Commit),
+        PLACED: Entry("data", Placed),
         PARKED: Entry("data", Parked),
         UNPARKED: Entry("data", Unparked),
         FREED: Entry("data", Freed),
@@ -154,6 +170,7 @@ def vocabulary() -> dict[str, Entry]:
         PARTS: Entry("data", Parts),
         HANDED: Entry("data", Handed),
         ASKED: Entry("data", Asked),
+        LARGE_ANSWER: Entry("data", Any),
         **{name: Entry("body", type) for name, type in REPLIES.items()},
         BEAT: Entry("body", Beat),
         PRESENT: Entry("body", Present),

@@ -14,7 +14,7 @@ from bus.guards.circuit import Passage
 from bus.handlers.agent import Agent, Capability
 from bus.handlers.context import SAID, Context, Pulse
 from bus.handlers.handling import Answer, Halted, answer, perform
-from bus.messages.handover import LARGE, Answered, Asked, Busy, Enclosed, Failed, Reply
+from bus.messages.handover import LARGE_ANSWER, Answered, Asked, Busy, Enclosed, Failed, Reply
 from bus.problem import Problem
 from bus.runs.task import WORK
 from bus.worker.attempts import Attempts
@@ -86,7 +86,7 @@ class Questions:
     async def _enclosed(self, capability: str, run: str, output: msgspec.Raw) -> Reply:
         """An answer that no message can hold: it is stored among the payloads, for who asked to fetch it there."""
         client = self._client
-        message = envelope(LARGE, output, id=uuid4().hex, source=client.source, time=utc_now(), runid=run)
+        message = envelope(LARGE_ANSWER, output, id=uuid4().hex, source=client.source, time=utc_now(), runid=run)
         try:
             return Enclosed(msgspec.Raw(await client.log.pack(client.subjects.hand(capability), message)))
         except TooLarge as error:
