@@ -29,11 +29,11 @@ from bus.registry.orders import AREA
 from bus.rules import dead
 from bus.rules.dead import DeadLetter, Unreadable
 from bus.rules.run import RunState
-from bus.runs.lane import FREED, PLACED, Freed, row_of, token_of
+from bus.runs.lane import PLACED, RESUMED, Resumed, row_of, token_of
 from bus.runs.ledger import fold_records
 
 _AT_ONCE = 64
-_freed = msgspec.json.Decoder(Freed)
+_resumed = msgspec.json.Decoder(Resumed)
 
 _Why = Callable[[Record], Awaitable[str | None]]
 
@@ -217,8 +217,8 @@ class _Lines:
     async def why(self, record: Record) -> str | None:
         try:
             message = record.envelope()
-            if message.type == FREED:
-                return await self._parked(record, decode_data(message, _freed, "a key that is free").key)
+            if message.type == RESUMED:
+                return await self._parked(record, decode_data(message, _resumed, "a key that may go on").key)
         except MalformedMessage:
             return None
         if message.type != PLACED and (stays := await self._newest.why(record)) is not None:

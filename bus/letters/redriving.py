@@ -64,7 +64,7 @@ class Redriving:
             raise Refused(f"dead letter {number} {_STANDS[found.standing]}")
         discarded = LetterDiscarded(by, found.id, reason)
         state = await self._keyed(found)
-        together = [self.ledger.freed(state, letter=found.id)] if state is not None else []
+        together = [self.ledger.resumed(state, letter=found.id)] if state is not None else []
         await say(self, verdicts.LETTER_DISCARDED, discarded, together=together)
 
     async def _keyed(self, found: Letter) -> RunState | None:

@@ -6,9 +6,9 @@ without its place, or a place without its work. A lane is served one run after t
 until it has ended; keys that share a lane wait for each other.
 
 A key is parked behind work of it that died, where its capability wants that: the dead one and what comes after it
-leave the lane for a line of the key's own, so other keys go on. What ends such a death (its redrive has ended well, or
-its letter is discarded) is stored in one batch with a word in the lane that the key is free, and whoever is handed that
-goes on where the key's own line says it stands.
+leave the lane for a line of the key's own, so other keys go on. Who redrives or discards what died stores a word in the
+lane in one batch with that, and whoever is handed it goes on where the key's own line says it stands. So what is
+redriven stands in line again, before all that waits behind it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from bus.rules.run import RunState
 PLACED = "task.placed.v1"
 PARKED = "task.parked.v1"
 UNPARKED = "task.unparked.v1"
-FREED = "task.freed.v1"
+RESUMED = "task.resumed.v1"
 LANES = 16
 """Of each ordered capability. Who sends need not ask anybody for it, so it is the same everywhere, and stays."""
 _PLACE = "place-"
@@ -47,8 +47,8 @@ class Unparked(msgspec.Struct, frozen=True):
     waiting: bool
 
 
-class Freed(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What waits behind a death may be looked at again. With `letter`, that one was discarded."""
+class Resumed(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The run that the envelope names was redriven, or with `letter` that one was discarded: its key may go on."""
 
     key: str
     letter: str = ""
@@ -92,11 +92,9 @@ def token_of(key: str) -> str:
     return hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
 
 
-def is_freeing(before: RunState | None, after: RunState) -> bool:
-    """Whether a death that may have parked the run's key has ended with this commit, and well."""
-    return bool(
-        before is not None and after.key and after.passes > 1 and not after.is_open and after.status != "failed"
-    )
+def is_resuming(before: RunState | None, after: RunState) -> bool:
+    """Whether the run stands in line again with this commit: it has lost its place, or holds what comes after it."""
+    return before is not None and bool(after.key) and after.passes > before.passes
 
 
 def is_home(lane: int, instance: str, others: Collection[str]) -> bool:

@@ -25,7 +25,7 @@ from bus.rules.folding import evolve, fold
 from bus.rules.inputs import work
 from bus.rules.run import RunState
 from bus.runs.halts import Halt
-from bus.runs.lane import FREED, Freed, beginning, is_freeing, lane_of, placed
+from bus.runs.lane import RESUMED, Resumed, beginning, is_resuming, lane_of, placed
 from bus.runs.task import WORK as WORK_PHASE
 from bus.runs.unknown import report
 
@@ -114,34 +114,22 @@ class Ledger:
             # First: whoever is handed it finds the run, or begins it from what the place holds.
             await self._log.append(self._line(after), placed(message))
         letters = dead.letters(before, commit)
-        if is_freeing(before, after):
-            freed = self.freed(after, causation=commit.id)
-            return await self._log.append_together([Part(subject, message, expected), freed])
-        if not letters:
+        words = [self.resumed(after, causation=commit.id)] if is_resuming(before, after) else []
+        if not letters and not words:
             return await self._log.append(subject, message, expected=expected)
+        first = [Part(subject, message, expected), *words]
         try:
-            return await self._append_with(subject, message, expected, letters, after, commit)
+            return await self._append_with(first, [self._part(letter, after, commit) for letter in letters])
         except TooLarge:
             # The events themselves fit or raise again; letters repeat what the run's events hold.
-            short = [dead.shortened(letter) for letter in letters]
-            return await self._append_with(subject, message, expected, short, after, commit)
+            short = [self._part(dead.shortened(letter), after, commit) for letter in letters]
+            return await self._append_with(first, short)
 
-    async def _append_with(
-        self,
-        subject: str,
-        message: Envelope,
-        expected: int,
-        letters: Sequence[dead.DeadLetter],
-        after: RunState,
-        commit: Commit,
-    ) -> int:
+    async def _append_with(self, first: list[Part], letters: list[Part]) -> int:
         """Append the commit and its dead letters together; of very many, the rest in batches that follow."""
-        parts = [Part(subject, message, expected)]
-        for letter in letters:
-            parts.append(self._part(letter, after, commit))
-        position = await self._log.append_together(parts[: LETTERS_IN_BATCH + 1])
-        for begin in range(LETTERS_IN_BATCH + 1, len(parts), LETTERS_IN_BATCH):
-            await self._log.append_together(parts[begin : begin + LETTERS_IN_BATCH])
+        position = await self._log.append_together(first + letters[:LETTERS_IN_BATCH])
+        for begin in range(LETTERS_IN_BATCH, len(letters), LETTERS_IN_BATCH):
+            await self._log.append_together(letters[begin : begin + LETTERS_IN_BATCH])
         return position
 
     async def begin(self, place: Envelope) -> None:
@@ -171,9 +159,10 @@ class Ledger:
         assert state is not None, "a run that has records has a state"
         await self._log.append(self._line(state), placed(first))
 
-    def freed(self, state: RunState, *, letter: str = "", causation: str | None = None) -> Part:
-        """What says in its lane that the run's key may go on, for the batch that ends what parked it."""
-        said = self._envelope(FREED, Freed(state.key, letter), state, causation=causation)
+    def resumed(self, state: RunState, *, letter: str = "", causation: str | None = None) -> Part:
+        """What says in its lane that the run's key may go on, for the batch that redrives the run, or discards its
+        letter."""
+        said = self._envelope(RESUMED, Resumed(state.key, letter), state, causation=causation)
         return Part(self._line(state), said)
 
     def _line(self, state: RunState) -> str:

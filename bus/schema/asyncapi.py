@@ -160,7 +160,7 @@ _CHANNELS = (
         "lines",
         "line.{capability}.{lane}",
         "Work with a key, in order: what begins it, before its run has that; and which keys may go on.",
-        ("task.placed.v1", "task.freed.v1"),
+        ("task.placed.v1", "task.resumed.v1"),
         True,
     ),
     Channel(

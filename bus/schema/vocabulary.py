@@ -65,7 +65,7 @@ from bus.rules.dead import LETTERS
 from bus.rules.events import COMMIT, EVENTS, Body, Known
 from bus.runs.halts import Halt
 from bus.runs.hearing import AGAIN, Again
-from bus.runs.lane import FREED, PARKED, PLACED, UNPARKED, Freed, Parked, Unparked
+from bus.runs.lane import PARKED, PLACED, RESUMED, UNPARKED, Parked, Resumed, Unparked
 from bus.runs.ledger import WORK
 from bus.runs.recovery import RECOVERED, STARVED, Recovery, Starved
 from bus.runs.schedule import SCHEDULED, SKIPPED, UNSCHEDULED, OccurrenceSkipped, Scheduled, Unscheduled
@@ -136,7 +136,7 @@ def vocabulary() -> dict[str, Entry]:
         PLACED: Entry("data", Placed),
         PARKED: Entry("data", Parked),
         UNPARKED: Entry("data", Unparked),
-        FREED: Entry("data", Freed),
+        RESUMED: Entry("data", Resumed),
         AGENT_REGISTERED: Entry("data", Card),
         AGENT_DEREGISTERED: Entry("data", AgentDeregistered),
         AGENT_LOST: Entry("data", AgentLost),

@@ -19,7 +19,7 @@ from bus.client import Client
 from bus.clock import utc_now
 from bus.errors import MalformedMessage
 from bus.format.envelope import envelope
-from bus.runs.lane import FREED, PARKED, UNPARKED, Freed, Parked, Row, Unparked, lane_of, row_of, token_of
+from bus.runs.lane import PARKED, RESUMED, UNPARKED, Parked, Resumed, Row, Unparked, lane_of, row_of, token_of
 
 logger = structlog.get_logger(__name__)
 
@@ -80,11 +80,11 @@ class Parking:
         """
         await self._write(key, row, UNPARKED, Unparked(key, after, waiting))
 
-    async def again(self, key: str) -> None:
-        """Have the line looked at once more, behind what stands in its lane now."""
-        client = self._client
-        said = envelope(FREED, Freed(key), id=uuid4().hex, source=client.source, time=utc_now())
-        await client.log.append(client.subjects.line(self._capability, lane_of(key)), said)
+    async def again(self, key: str, run: str, resumed: Resumed | None = None) -> None:
+        """Have the line looked at once more because of a run, behind what stands in its lane now."""
+        client, said = self._client, resumed or Resumed(key)
+        message = envelope(RESUMED, said, id=uuid4().hex, source=client.source, time=utc_now(), runid=run)
+        await client.log.append(client.subjects.line(self._capability, lane_of(key)), message)
 
     async def _write(
         self, key: str, row: Row, kind: str, what: object, run: str | None = None, causation: str | None = None

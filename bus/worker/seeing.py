@@ -27,7 +27,7 @@ from bus.log.log import VersionConflict
 from bus.rules import dead
 from bus.rules.inputs import work
 from bus.rules.run import RunState
-from bus.runs.lane import FREED, Freed, beginning, lane_of
+from bus.runs.lane import RESUMED, Resumed, beginning, lane_of
 from bus.runs.task import WORK
 from bus.worker.attempts import Attempts
 from bus.worker.parking import Parking
@@ -43,7 +43,7 @@ _LOOK_S = 0.1
 _IN_A_ROW = 16
 
 Outcome = Literal["over", "parked", "not_now"]
-_freed = msgspec.json.Decoder(Freed)
+_resumed = msgspec.json.Decoder(Resumed)
 
 
 class Seeing:
@@ -59,8 +59,8 @@ class Seeing:
         try:
             async with self._kept(delivery):
                 message = await self._message(delivery)
-                if message.type == FREED:
-                    is_over = await turn.free(decode_data(message, _freed, "a key that is free"))
+                if message.type == RESUMED:
+                    is_over = await turn.resume(message)
                 else:
                     is_over = await turn.place(message, delivery.message.subject)
         except MalformedMessage as error:
@@ -141,33 +141,60 @@ class _Turn:
             await self._parking.park(state.key, row, run, first.id)
             if self._capability.on_dead != "park":
                 # It did when the line began; nothing holds it any more.
-                await self._parking.again(state.key)
+                await self._parking.again(state.key, run)
         return outcome != "not_now"
 
-    async def free(self, freed: Freed) -> bool:
-        """Go on with what waits in the line of a key, as far as that goes; whether it need not be tried again."""
-        row = await self._parking.row(freed.key)
+    async def resume(self, message: Envelope) -> bool:
+        """Go on with a key because of a run of it; whether that need not be tried again."""
+        resumed = decode_data(message, _resumed, "a key that may go on")
+        if message.runid is None:
+            raise MalformedMessage("a key may go on because of no run")
+        outcome, stopped = await self._unpark(message.runid, resumed)
+        state = await self._state(message.runid)
+        if outcome == "not_now" or state is None or state.key != resumed.key or stopped == state.run:
+            return outcome != "not_now"
+        row = await self._parking.row(resumed.key)
+        outcome = "parked"
         if not row.waits:
-            return True
-        upto, count = row.after, 0
+            outcome = await self._serve(state, message.causationid or message.id, resumed.letter)
+        elif not state.is_open and not await self._is_dead(state, resumed.letter):
+            outcome = "over"
+        if outcome == "parked":
+            # It was not in the line, or stands there once more, which does no harm.
+            await self._parking.park(resumed.key, row, state.run, message.causationid or message.id)
+        return outcome != "not_now"
+
+    async def _unpark(self, run: str, resumed: Resumed) -> tuple[Outcome, str]:
+        """Serve what waits in the line of a key, as far as that goes: what came of the last, and the run that stopped
+        it. If many wait, others have their turn before it goes on, still because of `run`."""
+        key = resumed.key
+        row = await self._parking.row(key)
+        if not row.waits:
+            return "over", ""
+        upto, count, stopped = row.after, 0, ""
         outcome: Outcome = "over"
-        async with aclosing(self._parking.waiting(freed.key, row)) as waiting:
+        async with aclosing(self._parking.waiting(key, row)) as waiting:
             async for each in waiting:
                 if count == _IN_A_ROW:
-                    await self._parking.unpark(freed.key, row, upto, waiting=True)
-                    await self._parking.again(freed.key)
-                    return True
-                try:
-                    state = await self._client.runs.load(each.run)
-                    outcome = await self._serve(state, each.begun, freed.letter)
-                except (Archived, NotFound):
-                    outcome = "over"
+                    await self._parking.unpark(key, row, upto, waiting=True)
+                    await self._parking.again(key, run, resumed)
+                    return "parked", run
+                state = await self._state(each.run)
+                outcome = "over" if state is None else await self._serve(state, each.begun, resumed.letter)
                 if outcome != "over":
+                    stopped = each.run
                     break
                 upto, count = each.position, count + 1
         if outcome == "over" or count:
-            await self._parking.unpark(freed.key, row, upto, waiting=outcome != "over")
-        return outcome != "not_now"
+            await self._parking.unpark(key, row, upto, waiting=outcome != "over")
+        return outcome, stopped
+
+    async def _state(self, run: str) -> RunState | None:
+        """None: there is nothing to be done any more."""
+        try:
+            return await self._client.runs.load(run)
+        except (Archived, NotFound):
+            return None
 
     async def _begun(self, run: str, place: Envelope) -> RunState:
         """The run of a place; begun here, if who sent it has not come to that. Raises Archived, MalformedMessage."""
@@ -185,9 +212,6 @@ class _Turn:
         while True:
             if not state.is_open:
                 return "parked" if await self._is_dead(state, discarded) else "over"
-            if not state.is_in_line:
-                # It died, and was redriven: it is done by whoever takes it, and its end frees the key.
-                return "parked" if self._capability.on_dead == "park" else "over"
             if self._attempts.draining:
                 return "not_now"
             if _is_due(state):
@@ -220,8 +244,7 @@ def _is_due(state: RunState) -> bool:
     """Whether its attempt can be taken by who has its place."""
     item = state.phases[WORK].item(None)
     return (
-        state.is_in_line
-        and state.paused_at is None
+        state.paused_at is None
         and item is not None
         and item.status == "ready"
         and (item.ready_at is None or item.ready_at <= utc_now())

@@ -119,7 +119,7 @@ from bus.rules.references import ref
 from bus.rules.retry import RetryPolicy
 from bus.runs.halts import Halt
 from bus.runs.hearing import AGAIN, Again
-from bus.runs.lane import FREED, PARKED, PLACED, UNPARKED, Freed, Parked, Unparked
+from bus.runs.lane import PARKED, PLACED, RESUMED, UNPARKED, Parked, Resumed, Unparked
 from bus.runs.ledger import WORK
 from bus.runs.recovery import RECOVERED, STARVED, Recovered, Recovery, Starved
 from bus.runs.schedule import SCHEDULED, SKIPPED, UNSCHEDULED, OccurrenceSkipped, Schedule, Scheduled, Unscheduled
@@ -584,7 +584,7 @@ MESSAGES: dict[str, bytes] = {
     PLACED: handed_over(PLACED, {"events": [STARTED_IN_LINE]}),
     PARKED: handed_over(PARKED, Parked("customer-7", 40)),
     UNPARKED: about_agent(UNPARKED, Unparked("customer-7", 41, waiting=True)),
-    FREED: handed_over(FREED, Freed("customer-7", "2f46")),
+    RESUMED: handed_over(RESUMED, Resumed("customer-7", "2f46")),
     AGAIN: about_agent(AGAIN, Again("2f46", "bus.topic.orders.created", 41, b"\xff")),
     LETTER: about_work(LETTER, DIED),
     UNREADABLE: about_agent(UNREADABLE, UNDECODED),

@@ -127,6 +127,55 @@ async def _died(client: Client, run: str, passes: int) -> bool:
     return (state.status, state.passes) == ("failed", passes)
 
 
+async def test_many_dead_of_one_key_are_done_in_their_order_however_they_are_redriven(
+    server: Server, client: Client
+) -> None:
+    """What waits behind a death may die there, of its own deadline."""
+    book = Book()
+    book.bad.add((ONE, 1))
+    async with supervised(server), serving(server, book.agent):
+        first = await send(client, ONE, 1)
+        late = [(await client.send("book", (ONE, number), key=ONE, timeout_s=4)).run for number in range(2, 6)]
+        last = await send(client, ONE, 6)
+        await until(lambda: _open(client, 5))
+        book.bad.clear()
+        for letter in reversed(await letters(client)):
+            await client.redrive_letter(letter, by="ann")
+        await finished(client, [*first, *late, *last])
+    assert book.of(ONE) == [1, 2, 3, 4, 5, 6]
+
+
+async def test_what_is_redriven_of_an_ordered_capability_stands_in_line_again(server: Server, client: Client) -> None:
+    """Also where a death holds nobody: no two of a key are under way at once."""
+    agent = Agent("booker")
+    bad, under_way, done = {1}, 0, []
+
+    @agent.capability("book", ordered=True, concurrency=4)
+    async def book(order: tuple[str, int]) -> None:
+        nonlocal under_way
+        if order[1] in bad:
+            raise Reject("no")
+        under_way += 1
+        assert under_way == 1
+        await asyncio.sleep(0.02)
+        under_way -= 1
+        done.append(order[1])
+
+    async with serving(server, agent):
+        runs = await send(client, ONE, 1, 2)
+        await finished(client, runs[1:])
+        bad.clear()
+        more = await send(client, ONE, *range(3, 10))
+        await client.redrive_letter((await letters(client))[0], by="ann")
+        more += await send(client, ONE, *range(10, 15))
+        await finished(client, runs + more)
+    assert [number for number in done if number != 1] == [*range(2, 15)]
+
+
+async def _open(client: Client, count: int) -> bool:
+    return len(await letters(client)) == count
+
+
 async def test_a_parked_key_is_known_to_who_serves_it_next(server: Server, client: Client) -> None:
     first, second = Book("first"), Book("second")
     first.bad.add((ONE, 1))

@@ -13,7 +13,7 @@ import pytest
 from bus import Agent, Client, Context, Reject, Retry, connect
 from bus.broker.server import Server
 from bus.errors import NoLiveAgent, NotFound, Refused, SettingsError
-from bus.runs.lane import FREED, beginning, lane_of, token_of
+from bus.runs.lane import RESUMED, beginning, lane_of, token_of
 from bus.worker.worker import Worker, new_instance
 from tests.harness import BOUND_S, serving, supervised, until
 
@@ -282,7 +282,7 @@ async def test_what_is_no_place_holds_no_lane(server: Server, client: Client) ->
         msgspec.structs.replace(message, id="place-1", runid="task-1", data=msgspec.Raw(data))
         for data in (b"null", b'{"events":[{"type":"run.completed.v1"}]}', b'{"events":[]}', b'{"key":7}')
     ]
-    hostile += [msgspec.structs.replace(message, type=type, data=msgspec.Raw(b"7")) for type in (FREED, "other.v1")]
+    hostile += [msgspec.structs.replace(message, type=type, data=msgspec.Raw(b"7")) for type in (RESUMED, "other.v1")]
     for number, each in enumerate(hostile):
         await client.log.append(line, msgspec.structs.replace(each, id=f"place-{number}"))
     client.connection.publish(line, b"\xff")
