@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
+import random
 import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from bus import connect
+from bus import Agent, connect
 from bus.broker.server import Server
-from tests.harness import agent_process, agent_processes, agents_there, supervised, until
+from tests.faults.sender import KEYS as KEY
+from tests.harness import ROOT, agent_process, agent_processes, agents_there, serving, supervised, until
 
 KEYS = [f"customer-{number}" for number in range(10)]
 EACH = 20
+SEED = 5
+POINTS = 12
+# Turns of the event loop between the step and the end: none, until the bytes were sent, until the answer is there.
+BEATS = [0, 0, 1, 2, 3, 5]
 
 
 async def test_each_keys_work_is_done_in_order_while_workers_die_and_join(
@@ -80,6 +90,49 @@ async def test_parked_keys_keep_their_order_while_workers_die_and_letters_are_re
         done = [int(number) for each, number in map(str.split, book.read_text().splitlines()) if each == key]
         assert done == sorted(done)
         assert set(done) == set(numbers)
+
+
+async def test_a_sender_killed_at_any_step_leaves_no_work_without_its_place(server: Server, tmp_path: Path) -> None:
+    chance = random.Random(SEED)
+    (whole,) = [
+        told["count"] for told in await _senders(server, tmp_path / "whole", ["0:0"]) if told["what"] == "steps"
+    ]
+    points = sorted(chance.sample(range(1, whole + 1), POINTS))
+    told = await _senders(server, tmp_path / "points", [f"{last}:{chance.choice(BEATS)}" for last in points])
+    assert sum(each.get("code") == 137 for each in told) >= POINTS * 9 // 10
+    agent, done = Agent("keeper"), []
+
+    @agent.capability("keep", ordered=True, on_dead="park", concurrency=8)
+    async def keep(order: tuple[str, int, str]) -> None:
+        done.append(order[:2])
+
+    async with connect(server.url) as client, serving(server, agent):
+        # Whoever sends again what he has no receipt for finds it, or sends it: it is done once.
+        for key in [f"step{last}-{key}" for last in points for key in KEY]:
+            await client.send("keep", (key, 9, ""), key=key)
+        runs = [*await client.ledger.names()]
+        states = await asyncio.gather(*(client.result(run, timeout_s=60) for run in runs))
+    assert {state.status for state in states} == {"completed"}
+    assert {each["run"] for each in told if each["what"] == "Sent"} <= set(runs)
+    assert len(done) == len(set(done))
+    for key in {key for key, _ in done}:
+        numbers = [number for each, number in done if each == key]
+        assert numbers == sorted(numbers)
+
+
+async def _senders(server: Server, results: Path, points: list[str]) -> list[dict[str, Any]]:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        str(Path(__file__).with_name("sender.py")),
+        server.url,
+        str(results),
+        *points,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    async with asyncio.timeout(120):
+        assert await process.wait() == 0
+    return [json.loads(line) for line in results.read_text().splitlines()]
 
 
 def _done(book: Path) -> set[str]:
