@@ -94,10 +94,9 @@ async def test_parked_keys_keep_their_order_while_workers_die_and_letters_are_re
 
 async def test_a_sender_killed_at_any_step_leaves_no_work_without_its_place(server: Server, tmp_path: Path) -> None:
     chance = random.Random(SEED)
-    (whole,) = [
-        told["count"] for told in await _senders(server, tmp_path / "whole", ["0:0"]) if told["what"] == "steps"
-    ]
-    points = sorted(chance.sample(range(1, whole + 1), POINTS))
+    whole = await _senders(server, tmp_path / "whole", ["0:0"])
+    count = next(each["count"] for each in whole if each["what"] == "steps")
+    points = sorted(chance.sample(range(1, count + 1), POINTS))
     told = await _senders(server, tmp_path / "points", [f"{last}:{chance.choice(BEATS)}" for last in points])
     assert sum(each.get("code") == 137 for each in told) >= POINTS * 9 // 10
     agent, done = Agent("keeper"), []
@@ -132,6 +131,10 @@ async def _senders(server: Server, results: Path, points: list[str]) -> list[dic
     )
     async with asyncio.timeout(120):
         assert await process.wait() == 0
+    return _read(results)
+
+
+def _read(results: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in results.read_text().splitlines()]
 
 
