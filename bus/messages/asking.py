@@ -173,7 +173,7 @@ class Asking(Sending):
                 case Failed():
                     raise WorkFailed(run, reply.problem)
                 case Busy():
-                    # All are asked soon whether they have a hand free, and then, who is asked waits for one.
+                    # Soon all have been asked for a free hand; then, who is asked lets it wait for one.
                     await asyncio.sleep(pause_s * (0.5 + _chance.random() / 2))
                     patience_s = min(patience_s * 2, _LONGEST_PATIENCE_S)
                     pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
