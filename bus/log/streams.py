@@ -383,6 +383,7 @@ async def ensure_subscription(
     connection: Connection,
     subjects: Subjects,
     name: str,
+    capability: str,
     topics: str,
     after: int | Literal["now", "start"],
     settings: Settings,
@@ -399,7 +400,8 @@ async def ensure_subscription(
     config = {
         "durable_name": name,
         "name": name,
-        "filter_subject": subjects.topics(topics),
+        # What it could not read is told again to nobody else.
+        "filter_subjects": [subjects.topics(topics), subjects.again(capability)],
         "ack_policy": "explicit",
         # Who dies between the run's beginning and the acknowledgement leaves it to the next: it finds the run there.
         "ack_wait": int(settings.lease_s * _SECOND_NS),
