@@ -15,7 +15,7 @@ class Answers:
     def __init__(self, subject: str, is_end: Callable[[Message], bool], timeout_s: float) -> None:
         self.messages: list[Message] = []
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._subject = subject
+        self.subject = subject
         self._is_end = is_end
         self._timeout_s = timeout_s
         self._seen = 0
@@ -27,14 +27,14 @@ class Answers:
             self.ended.set_result(None)
 
     def lose(self) -> None:
-        self._fail(f"the line was lost while {self._subject!r} was answered: ask again")
+        self._fail(f"the line was lost while {self.subject!r} was answered: ask again")
 
     def close(self) -> None:
         self._timer.cancel()
 
     def _look(self) -> None:
         if len(self.messages) == self._seen:
-            self._fail(f"{self._subject!r} stopped answering after {self._seen} messages")
+            self._fail(f"{self.subject!r} stopped answering after {self._seen} messages")
         self._seen = len(self.messages)
         self._timer = self.ended.get_loop().call_later(self._timeout_s, self._look)
 
