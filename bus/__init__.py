@@ -49,6 +49,7 @@ from bus.messages.asking import Receipt
 from bus.messages.streaming import Part, Stream
 from bus.messages.topics import News, Published
 from bus.problem import Problem
+from bus.rules import events
 from bus.rules.effects import Done, NotDone
 from bus.rules.plan import Approval, Phase, Plan
 from bus.rules.references import Ref, ref
@@ -116,6 +117,7 @@ __all__ = [
     "WarmUpFailed",
     "WorkFailed",
     "connect",
+    "events",
     "message",
     "ref",
     "serving",
