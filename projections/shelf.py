@@ -195,6 +195,27 @@ class Shelf:
         with self._transaction(commit=False) as cursor:
             return [(row["key"], row["glance_json"]) for row in self._run(cursor, select, (build,)).fetchall()]
 
+    def changed(
+        self, build: str, after: int, past: str | None, *, glances: bool, limit: int
+    ) -> tuple[int, list[tuple[str, int, str | None]]]:
+        """What has changed after a position, or with `past` at it under later keys: key, position, JSON if it is there.
+
+        In order of position and key, at most `limit` of them; and before them the position they are as of. A row
+        may be newer than that, where somebody stores at that moment; it is not older.
+        """
+        text = "COALESCE(glance_json, row_json)" if glances else "row_json"
+        since = "position > ?" if past is None else "position >= ? AND (position > ? OR key > ?)"
+        given = (after,) if past is None else (after, after, past)
+        select = (
+            f"SELECT key, position, {text} AS text FROM phasebus_rows WHERE build = ? AND {since} "  # noqa: S608 - our own words
+            "AND substr(key, 1, 1) <> ? ORDER BY position, key LIMIT ?"
+        )
+        with self._transaction(commit=False) as cursor:
+            # First: what is stored in between may come twice, and is not missed.
+            position = self._recorder._max_tracking_id(build, cursor) or 0
+            found = self._run(cursor, select, (build, *given, MEMORY, limit))
+            return position, [(row["key"], row["position"], row["text"]) for row in found.fetchall()]
+
     def mark(self, build: str, upto: int) -> int:
         """The newest mark at or before a position, 0 if there is none."""
         select = "SELECT MAX(position) AS mark FROM phasebus_marks WHERE build = ? AND position <= ?"

@@ -337,12 +337,14 @@ class Connection:
 
     def _on_forbidden(self, subject: str) -> bool:
         """Whether somebody has asked there, who will get no answer: the server names the subject, not the message."""
-        asking: list[Answer] = [answer for answer, asked in self._waiting.values() if asked == subject]
-        asking += [page.ended for page in self._pages if page.subject == subject]
-        for answer in asking:
+        answers = [answer for answer, asked in self._waiting.values() if asked == subject]
+        pages = [page for page in self._pages if page.subject == subject]
+        for answer in answers:
             if not answer.done():
                 answer.set_exception(Forbidden(subject))
-        return bool(asking)
+        for page in pages:
+            page.fail(Forbidden(subject))
+        return bool(answers or pages)
 
     def _publish(self, subject: str, data: bytes, headers: Mapping[str, str] | None, reply: str) -> None:
         self._client.send(*self._frame(subject, data, headers, reply))

@@ -88,7 +88,7 @@ class Server:
         self._websocket_port = (-1 if websocket is True else websocket) or None
         self._durability = durability
         self._subjects = Subjects(namespace)
-        self._logins = Logins(*(token_urlsafe(24) for _ in range(4)))
+        self._logins = Logins(token_urlsafe(24), token_urlsafe(24), token_urlsafe(24), token_urlsafe(24))
         self._is_port_remembered = False
         self._shell: subprocess.Popen[bytes] | None = None
         self._lock: IO[str] | None = None

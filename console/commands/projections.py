@@ -27,16 +27,19 @@ _TARGETS = click.argument("targets", metavar="[NAME | FILE.py:NAME]...", nargs=-
 async def run(client: Client, printer: Printer, targets: tuple[str, ...], shelf_url: str | None) -> None:
     """Keep projections up to date until Ctrl-C: all that ship, or those named.
 
-    It may be killed anywhere and begun again, and run twice.
+    It may be killed anywhere and begun again, and run twice. Whoever subscribes to their rows is served.
     """
     from bus.signals import until_signalled
     from projections.runner import Runner
+    from projections.serving import serving
 
     with shelf_of(client, shelf_url) as shelf:
-        runner = Runner(client, shelf, chosen(targets))
-        position = await runner.catch_up()
-        printer.hint(f"caught up with position {position}; keeping up until Ctrl-C")
-        await until_signalled(runner.run)
+        wanted = chosen(targets)
+        async with serving(client, shelf, wanted) as served:
+            runner = Runner(client, shelf, wanted, on_changed=served.changed)
+            position = await runner.catch_up()
+            printer.hint(f"caught up with position {position}; keeping up until Ctrl-C")
+            await until_signalled(runner.run)
 
 
 @click.command()
