@@ -7,7 +7,7 @@ is, and a login that may only read is enough. `folded` needs nobody: it folds th
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, MutableMapping
 from contextlib import aclosing
 from typing import Any, Generic
 
@@ -45,6 +45,18 @@ class Changed(msgspec.Struct, Generic[R], frozen=True, kw_only=True):
     afresh: bool = False
     more: bool = False
     omitted: Mapping[str, int] = {}
+
+    def apply(self, rows: MutableMapping[str, R]) -> None:
+        """Make of the rows you have those that are."""
+        if self.afresh:
+            rows.clear()
+        for key in self.omitted:
+            rows.pop(key, None)
+        for key, row in self.rows.items():
+            if row is None:
+                rows.pop(key, None)
+            else:
+                rows[key] = row
 
 
 async def kept(

@@ -53,22 +53,10 @@ async def taken(stream: AsyncGenerator[Changed[R], None], rows: dict[str, R], wa
     """Apply changes until the rows are those wanted; the last one."""
     async with asyncio.timeout(BOUND_S):
         async for change in stream:
-            apply(change, rows)
+            change.apply(rows)
             if not change.more and rows == wanted:
                 return change
     raise AssertionError("the stream ended")
-
-
-def apply(change: Changed[R], rows: dict[str, R]) -> None:
-    if change.afresh:
-        rows.clear()
-    for key in change.omitted:
-        rows.pop(key, None)
-    for key, row in change.rows.items():
-        if row is None:
-            rows.pop(key, None)
-        else:
-            rows[key] = row
 
 
 async def test_all_rows_come_first_and_then_what_changes_to_whoever_may_only_read(server: Server, shelf: Shelf) -> None:
@@ -111,7 +99,7 @@ async def test_whoever_comes_back_with_a_mark_gets_what_has_changed_since_and_no
                 async for change in stream:
                     assert not change.afresh
                     assert set(change.rows) <= {"two"}
-                    apply(change, later)
+                    change.apply(later)
                     if later == wanted:
                         break
 
