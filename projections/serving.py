@@ -135,17 +135,18 @@ class Serving:
         """The answer, from a thread; None if it is about a build that is not here."""
         try:
             asked = _asked.decode(body or b"{}")
+        except msgspec.MsgspecError as error:
+            return _problem(Mark(), f"this is no {RowsAsked.__name__}: {error}")
+        try:
             build = self._served(projection)
             if asked.mark.build and (build is None or build.id != asked.mark.build):
                 return None
             if build is None:
-                return _problem(f"projection {projection!r} is being built")
+                return _problem(asked.mark, f"projection {projection!r} is being built")
             return msgspec.json.encode(self._changes(build, asked))
-        except msgspec.MsgspecError as error:
-            return _problem(f"this is no {RowsAsked.__name__}: {error}")
         except BusError as error:
             logger.warning("not answered", projection=projection, reason=str(error))
-            return _problem(str(error))
+            return _problem(asked.mark, str(error))
 
     def _served(self, projection: str) -> Build | None:
         for build in self._shelf.builds():
@@ -180,8 +181,8 @@ class Serving:
         return RowsPage(rows, mark, afresh=not since.build or not since.position, more=more, omitted=omitted)
 
 
-def _problem(problem: str) -> bytes:
-    return msgspec.json.encode(RowsPage(problem=problem))
+def _problem(mark: Mark, problem: str) -> bytes:
+    return msgspec.json.encode(RowsPage({}, mark, problem=problem))
 
 
 def _is_token(projection: str) -> bool:

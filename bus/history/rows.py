@@ -21,7 +21,7 @@ class Mark(msgspec.Struct, frozen=True, omit_defaults=True):
     key: str | None = None
 
 
-class RowsAsked(msgspec.Struct, frozen=True, omit_defaults=True):
+class RowsAsked(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """What has changed since a mark. `glances`: of each row only what a list shows."""
 
     mark: Mark = Mark()
@@ -36,8 +36,8 @@ class RowsPage(msgspec.Struct, frozen=True, omit_defaults=True):
     message, with their size in bytes. With a `problem` there is nothing else.
     """
 
-    rows: dict[str, msgspec.Raw] = {}
-    mark: Mark = Mark()
+    rows: dict[str, msgspec.Raw]
+    mark: Mark
     afresh: bool = False
     more: bool = False
     omitted: dict[str, int] = {}
@@ -49,3 +49,6 @@ class RowsChanged(msgspec.Struct, frozen=True):
 
     build: str
     position: int
+
+
+TYPES = {ASKED: RowsAsked, PAGE: RowsPage, CHANGED: RowsChanged}

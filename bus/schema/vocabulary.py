@@ -24,6 +24,7 @@ from bus.guards.limit import HELD, SPENT, LimitHeld, LimitSpent
 from bus.guards.quota import Standing
 from bus.guards.tally import Tally
 from bus.handlers.llm import LLM_CALLED, LLMCalled
+from bus.history.rows import TYPES as ROW_TYPES
 from bus.letters.verdicts import (
     CAPABILITY_RELEASED,
     LETTER_DISCARDED,
@@ -149,7 +150,7 @@ def vocabulary() -> dict[str, Entry]:
         PARTS: Entry("data", Parts),
         HANDED: Entry("data", Handed),
         ASKED: Entry("data", Asked),
-        **{name: Entry("body", type) for name, type in REPLIES.items()},
+        **{name: Entry("body", type) for name, type in (REPLIES | ROW_TYPES).items()},
         BEAT: Entry("body", Beat),
         PRESENT: Entry("body", Present),
         HALT: Entry("body", Halt),

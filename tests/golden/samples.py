@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -25,6 +26,10 @@ from bus.guards.limit import HELD, SPENT, LimitHeld, LimitSpent
 from bus.guards.quota import Account, Quota, Standing
 from bus.guards.tally import Tally
 from bus.handlers.llm import LLM_CALLED, LLMCalled
+from bus.history.rows import ASKED as ROWS_ASKED
+from bus.history.rows import CHANGED as ROWS_CHANGED
+from bus.history.rows import PAGE as ROWS_PAGE
+from bus.history.rows import Mark, RowsAsked, RowsChanged, RowsPage
 from bus.letters.verdicts import (
     CAPABILITY_RELEASED,
     LETTER_DISCARDED,
@@ -561,6 +566,18 @@ REPLIES: dict[str, object] = {
     "task.failed.v1": Failed(PROBLEM),
 }
 
+ROWS: dict[str, Any] = {
+    ROWS_ASKED: RowsAsked(Mark("runs/2/0f9e8d7c", 41, "order-7"), glances=True),
+    ROWS_PAGE: RowsPage(
+        {"order-7": msgspec.Raw(b'{"status":"completed"}'), "order-8": msgspec.Raw(b"null")},
+        Mark("runs/2/0f9e8d7c", 43),
+        afresh=True,
+        more=True,
+        omitted={"order-9": 1_400_000},
+    ),
+    ROWS_CHANGED: RowsChanged("runs/2/0f9e8d7c", 43),
+}
+
 MESSAGES: dict[str, bytes] = {
     "commit": commit([event for events in EVENTS.values() for event in events]),
     **{name: commit(events) for name, events in EVENTS.items()},
@@ -580,7 +597,7 @@ MESSAGES: dict[str, bytes] = {
     PUBLISHED: about_agent(PUBLISHED, {"number": 7}),
     PARTS: about_work(PARTS, Parts(2, 4, [msgspec.Raw(b'"one"'), msgspec.Raw(b'{"two":2}')]), attempt=2),
     **{kind: handed_over(kind, data) for kind, data in HANDOVERS.items()},
-    **{name: msgspec.json.encode(reply) for name, reply in REPLIES.items()},
+    **{name: msgspec.json.encode(reply) for name, reply in (REPLIES | ROWS).items()},
     "beat": msgspec.json.encode(BEAT),
     "present.v1": msgspec.json.encode(PRESENT),
     "halt": msgspec.json.encode(HALT),

@@ -326,7 +326,7 @@ def test_a_bus_that_can_not_start_says_why_in_a_line(terminal: Terminal) -> None
     port = url.rpartition(":")[2]
     hides = f"warning: this bus hides the one of {terminal.folder} from this folder and those below it\n"
     taken = below.type("up", "--port", port)
-    assert taken.stderr == f"{hides}error: port {port} is in use: choose another --port\n"
+    assert taken.stderr == f"{hides}error: port {port} is in use: choose another one\n"
     assert taken.returncode == 6
     nowhere = below.type("up", "--store", "/dev/null/log")
     assert nowhere.stderr == f"{hides}error: Not a directory: /dev/null/log\n"
