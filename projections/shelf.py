@@ -11,7 +11,7 @@ import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, get_type_hints
 from urllib.parse import urlsplit
 from uuid import uuid4
 
@@ -298,6 +298,28 @@ def decoder(projection: Projection[R]) -> Callable[[str, str], R]:
         return row
 
     return decode
+
+
+def schema(projection: Projection[Any], *, glances: bool = False) -> dict[str, Any]:
+    """The JSON Schema of a row as it is stored and sent; or of what a list shows of it, which has to be annotated.
+
+    Raises SettingsError.
+    """
+    kind = projection.row
+    if glances:
+        kind = get_type_hints(projection.glance).get("return") if projection.glance is not None else None
+        if kind is None:
+            raise SettingsError(f"projection {projection.name!r} does not say what a glance at its rows is")
+    found: dict[str, Any] = msgspec.json.schema(kind, schema_hook=_text_schema)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **found}
+
+
+def _text_schema(kind: Any) -> dict[str, Any]:
+    if kind is Output:
+        return {"type": "string", "contentMediaType": "application/json"}
+    if kind is object:
+        return {}
+    raise NotImplementedError(kind)
 
 
 def _as_text(value: Any) -> Any:

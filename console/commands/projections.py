@@ -130,6 +130,18 @@ async def query(
         printer.record({"key": name, "row": row})
 
 
+@click.command()
+@click.argument("target", metavar="NAME | FILE.py:NAME")
+@click.option("--glances", is_flag=True, help="Of what a list shows of each row.")
+def schema(target: str, glances: bool) -> None:
+    """Print the JSON Schema of a projection's rows: for programs in other languages that subscribe to them."""
+    from bus.schema.document import encode
+    from projections.shelf import schema as described
+
+    [projection] = chosen([target])
+    click.echo(encode(described(projection, glances=glances)).decode(), nl=False)
+
+
 async def standings(client: Client, shelf: Shelf) -> list[dict[str, Any]]:
     """How far each build of this log is, and what it had to set aside."""
     from projections.runner import log_of
