@@ -45,7 +45,7 @@ from bus.handlers.context import Context
 from bus.handlers.llm import LLMCall
 from bus.history.happening import Happening
 from bus.history.selection import Selection
-from bus.messages.asking import Receipt
+from bus.messages.sending import Receipt
 from bus.messages.streaming import Part, Stream
 from bus.messages.topics import News, Published
 from bus.problem import Problem

@@ -160,7 +160,7 @@ async def test_work_and_results_that_were_stored_as_an_older_version_reach_handl
     mine = Catalogue.of(Amount)
     mine.upcaster("amount.v1")(lambda old: {"cents": old["euros"] * 100})
     monkeypatch.setattr("bus.handlers.handling.MESSAGES", mine)
-    monkeypatch.setattr("bus.messages.asking.MESSAGES", mine)
+    monkeypatch.setattr("bus.messages.answers.MESSAGES", mine)
     till = Agent("till")
 
     @till.capability("add")
