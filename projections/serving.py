@@ -31,6 +31,8 @@ _PAGE_BYTES = 256 * 1024
 # A row and what is around it in a message of a megabyte.
 _ROW_BYTES = 1_000_000
 _WAITING = 10_000
+_ASKED_BYTES = 4_096
+_ELSEWHERE = 100
 # Whoever has it looks it up; nobody says that he does not.
 _ELSEWHERE_S = 0.5
 
@@ -65,7 +67,7 @@ class Serving:
         self._shelf = shelf
         self._log = log
         self._asked: dict[tuple[str, bool, bytes], list[str]] = {}
-        self._waiting = 0
+        self._waiting = self._elsewhere = 0
         self._woken = asyncio.Event()
 
     def changed(self, build: Build, position: int) -> None:
@@ -98,11 +100,15 @@ class Serving:
                     page = await asyncio.to_thread(self._page, projection, body, is_last=is_last)
                     if page is not None:
                         self._reply(replies, page)
-                    elif not is_last:
+                    elif not is_last and self._elsewhere < _ELSEWHERE:
+                        self._elsewhere += 1
                         elsewhere.create_task(self._ask_elsewhere(projection, body, replies))
 
     def _take(self, message: Message, projection: str, *, is_last: bool) -> None:
         if not message.reply:
+            return
+        if len(message.data) > _ASKED_BYTES:
+            self._reply([message.reply], _problem(Mark(), f"a question has {_ASKED_BYTES} bytes at most"))
             return
         if self._waiting >= _WAITING:
             # Whoever asked asks again.
@@ -114,14 +120,17 @@ class Serving:
 
     async def _ask_elsewhere(self, projection: str, body: bytes, replies: list[str]) -> None:
         """Another runner may keep the build on another shelf; if nobody does, it is gone, and all begins afresh."""
-        subject = self._client.subjects.rows(projection, _asked.decode(body).mark.build)
+        asked = _asked.decode(body)
         try:
+            subject = self._client.subjects.rows(projection, asked.mark.build)
             page = (await self._connection.request(subject, body, timeout_s=_ELSEWHERE_S)).data
         except BusError:
-            afresh = msgspec.structs.replace(_asked.decode(body), mark=Mark())
-            found = await asyncio.to_thread(self._page, projection, msgspec.json.encode(afresh), is_last=False)
+            afresh = msgspec.json.encode(msgspec.structs.replace(asked, mark=Mark()))
+            found = await asyncio.to_thread(self._page, projection, afresh, is_last=False)
             assert found is not None, "whoever has nothing is answered by anybody"
             page = found
+        finally:
+            self._elsewhere -= 1
         self._reply(replies, page)
 
     def _reply(self, replies: Iterable[str], page: bytes) -> None:

@@ -207,7 +207,14 @@ async def test_what_is_no_question_is_answered_with_the_reason(server: Server, s
         for body in (b"\xff", b"[]", b'{"mark": 3}'):
             answer = await client.connection.request("bus.rows.counts", body, timeout_s=5)
             assert "no RowsAsked" in json.loads(answer.data)["problem"]
-        # And an empty one asks for everything.
+        large = await client.connection.request("bus.rows.counts", b" " * 5_000, timeout_s=5)
+        assert "4096 bytes at most" in json.loads(large.data)["problem"]
+        # A build that nobody can have is as good as one that nobody has any more.
+        for name in ("no such thing", "counts/1/0f9e8d7c", "\n", "*"):
+            asked = msgspec.json.encode(RowsAsked(Mark(name, 7)))
+            answer = await client.connection.request("bus.rows.counts", asked, timeout_s=5)
+            assert json.loads(answer.data)["afresh"]
+        # And an empty question asks for everything.
         assert json.loads((await client.connection.request("bus.rows.counts", timeout_s=5)).data)["afresh"]
 
 
