@@ -322,6 +322,15 @@ class Subjects:
     def beat(self, instance: str) -> str:
         return f"{self.namespace}.beat.{name(instance, 'instance')}"
 
+    def rows(self, projection: str, build: str = "") -> str:
+        """Where who keeps a projection is asked for its rows; or who keeps exactly that build. Raises InvalidName."""
+        asked = f"{self.namespace}.rows.{name(projection, 'projection')}"
+        return f"{asked}.{name(build.rpartition('/')[2], 'build')}" if build else asked
+
+    def changed(self, projection: str) -> str:
+        """Where it is told that rows have changed. Raises InvalidName."""
+        return f"{self.namespace}.changed.{name(projection, 'projection')}"
+
     def halt(self, instance: str) -> str:
         """Where an instance is told that it need not go on."""
         return f"{self.namespace}.halt.{name(instance, 'instance')}"

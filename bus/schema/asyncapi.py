@@ -20,6 +20,7 @@ _BEAT = "beat.v1"
 _HALT = "halt.v1"
 _TALLY = "tally.v1"
 _PRESENT = "present.v1"
+_ROWS_ASKED, _ROWS_PAGE, _ROWS_CHANGED = "rows.asked.v1", "rows.page.v1", "rows.changed.v1"
 _QUESTION = "question"
 _YES = "yes"
 
@@ -40,6 +41,7 @@ _PARAMETERS = {
     "decision": "A decision's id.",
     "breaker": "A breaker's name; its dots are written as colons.",
     "limit": "A limit's name; its dots are written as colons.",
+    "projection": "A projection's name: `runs`.",
     "provider": "Who runs the model, as a name: `anthropic`.",
 }
 _HEADERS = {
@@ -179,6 +181,12 @@ _CHANNELS = (
     ),
     Channel("topics", "topic.{topic}", "Facts, for whoever subscribes.", ("topic.published.v1",), True),
     Channel("beats", "beat.{instance}", "An instance lives. Not stored.", (_BEAT,)),
+    Channel(
+        "changes",
+        "changed.{projection}",
+        "Rows of a projection have changed: a reason to ask for them. Not stored.",
+        (_ROWS_CHANGED,),
+    ),
     Channel("halts", "halt.{instance}", "An instance need not go on with some attempts. Not stored.", (_HALT,)),
 )
 # Who is handed work directly answers with one of these.
@@ -201,6 +209,12 @@ _QUESTIONS = (
     Channel("everyone", "ping", "Every instance answers.", (_QUESTION,)),
     Channel("instance", "ping.{instance}", "This instance answers, if it lives.", (_QUESTION,)),
     Channel("offers", "who.{capability}", "Every instance that takes such work answers.", (_QUESTION,)),
+    Channel(
+        "rows",
+        "rows.{projection}",
+        "One of those who keep the projection answers with what has changed since a mark.",
+        (_ROWS_ASKED,),
+    ),
     Channel("orderly", "orders.{capability}", "Every instance that takes such work with a key answers.", (_QUESTION,)),
     Channel(
         "withdrawn",
@@ -209,7 +223,14 @@ _QUESTIONS = (
         (_QUESTION,),
     ),
 )
-_ANSWERS = {"everyone": _PRESENT, "instance": _BEAT, "offers": _YES, "orderly": _YES, "withdrawn": _YES}
+_ANSWERS = {
+    "everyone": _PRESENT,
+    "instance": _BEAT,
+    "offers": _YES,
+    "orderly": _YES,
+    "rows": _ROWS_PAGE,
+    "withdrawn": _YES,
+}
 
 
 def asyncapi(document: Document, namespace: str, version: str) -> dict[str, Any]:
@@ -319,7 +340,7 @@ def _messages(document: Document) -> Iterator[tuple[str, dict[str, Any]]]:
                     **({"headers": {"type": "object", "properties": headers}} if wire in logged else {}),
                 },
             )
-    for wire in (_BEAT, _HALT, _PRESENT, _TALLY, *_WORDS):
+    for wire in (_BEAT, _HALT, _PRESENT, _TALLY, *_WORDS, _ROWS_ASKED, _ROWS_PAGE, _ROWS_CHANGED):
         payload = _draft_07(document.types[wire].schema)
         yield wire, {"name": wire, "contentType": "application/json", "payload": payload}
     yield _QUESTION, {"name": _QUESTION, "summary": "An empty message; whoever is meant answers."}

@@ -24,6 +24,7 @@ from bus.guards.limit import HELD, SPENT, LimitHeld, LimitSpent
 from bus.guards.quota import Standing
 from bus.guards.tally import Tally
 from bus.handlers.llm import LLM_CALLED, LLMCalled
+from bus.history.rows import TYPES as ROW_TYPES
 from bus.letters.verdicts import (
     CAPABILITY_RELEASED,
     LETTER_DISCARDED,
@@ -171,7 +172,7 @@ def vocabulary() -> dict[str, Entry]:
         HANDED: Entry("data", Handed),
         ASKED: Entry("data", Asked),
         LARGE_ANSWER: Entry("data", Any),
-        **{name: Entry("body", type) for name, type in REPLIES.items()},
+        **{name: Entry("body", type) for name, type in (REPLIES | ROW_TYPES).items()},
         BEAT: Entry("body", Beat),
         PRESENT: Entry("body", Present),
         HALT: Entry("body", Halt),

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -25,6 +26,10 @@ from bus.guards.limit import HELD, SPENT, LimitHeld, LimitSpent
 from bus.guards.quota import Account, Quota, Standing
 from bus.guards.tally import Tally
 from bus.handlers.llm import LLM_CALLED, LLMCalled
+from bus.history.rows import ASKED as ROWS_ASKED
+from bus.history.rows import CHANGED as ROWS_CHANGED
+from bus.history.rows import PAGE as ROWS_PAGE
+from bus.history.rows import Mark, RowsAsked, RowsChanged, RowsPage
 from bus.letters.verdicts import (
     CAPABILITY_RELEASED,
     LETTER_DISCARDED,
@@ -577,6 +582,18 @@ STARTED_IN_LINE = RunStarted(
     plan=Task("price", 30.0).plan, input=msgspec.Raw(b'{"sku":"A-7"}'), deadline_at=LATER, key="customer-7"
 )
 
+ROWS: dict[str, Any] = {
+    ROWS_ASKED: RowsAsked(Mark("runs/2/0f9e8d7c", 41, "order-7"), glances=True),
+    ROWS_PAGE: RowsPage(
+        {"order-7": msgspec.Raw(b'{"status":"completed"}'), "order-8": msgspec.Raw(b"null")},
+        Mark("runs/2/0f9e8d7c", 43),
+        afresh=True,
+        more=True,
+        omitted={"order-9": 1_400_000},
+    ),
+    ROWS_CHANGED: RowsChanged("runs/2/0f9e8d7c", 43),
+}
+
 MESSAGES: dict[str, bytes] = {
     "commit": commit([event for events in EVENTS.values() for event in events]),
     **{name: commit(events) for name, events in EVENTS.items()},
@@ -600,7 +617,7 @@ MESSAGES: dict[str, bytes] = {
     PUBLISHED: about_agent(PUBLISHED, {"number": 7}),
     PARTS: about_work(PARTS, Parts(2, 4, [msgspec.Raw(b'"one"'), msgspec.Raw(b'{"two":2}')]), attempt=2),
     **{kind: handed_over(kind, data) for kind, data in HANDOVERS.items()},
-    **{name: msgspec.json.encode(reply) for name, reply in REPLIES.items()},
+    **{name: msgspec.json.encode(reply) for name, reply in (REPLIES | ROWS).items()},
     LARGE_ANSWER: handed_over(LARGE_ANSWER, 750),
     "beat": msgspec.json.encode(BEAT),
     "present.v1": msgspec.json.encode(PRESENT),

@@ -157,7 +157,7 @@ def test_the_channels_are_the_subjects_of_the_namespace(described: dict[str, Any
     values = {"run": "r-1", "capability": "git:collect", "phase": "-8:2", "attempt": "3", "agent": "git"}
     values |= {"instance": "git-1", "area": "dead", "lease": "permit.gpu.2", "barrier": "ready", "decision": "d-1"}
     values |= {"breaker": "git:collect", "limit": "openai", "provider": "openai"}
-    values |= {"topic": "orders.packed"}
+    values |= {"topic": "orders.packed", "projection": "runs"}
     values |= {"lane": "3", "key": token_of("customer-7"), "subscription": "agent:git:on:pushes"}
     found = {
         name: channel["address"].format_map(values)
@@ -187,6 +187,8 @@ def test_the_channels_are_the_subjects_of_the_namespace(described: dict[str, Any
         "work": subjects.work(Work("git.collect", "r-1", "-8", 2, 3)),
         "tallies": subjects.tally("git.collect"),
         "beats": subjects.beat("git-1"),
+        "changes": subjects.changed("runs"),
+        "rows": subjects.rows("runs"),
         "halts": subjects.halt("git-1"),
         "everyone": subjects.everyone,
         "instance": subjects.ping("git-1"),
