@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from contextlib import aclosing
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -12,7 +11,7 @@ import msgspec
 from bus.client import Client
 from bus.errors import NotFound
 from bus.history.feed import said
-from projections.catchup import seen_by
+from projections.catchup import ahead, seen_by
 from projections.projection import MEMORY, Projection, R, Rows
 from projections.runner import log_of
 from projections.shelf import Build, Shelf, decoder
@@ -79,10 +78,9 @@ class Kept(Generic[R]):
         mark = await asyncio.to_thread(self._shelf.mark, self.build.id, position)
         rows: Rows[R] = Rows(lambda key: self._marked(key, mark))
         filters = filters or seen_by(self._projection, self._client.subjects)
-        async with aclosing(self._client.log.read(*filters, after=mark, upto=position)) as records:
-            async for record in records:
-                for each in self._projection.wanted(said(record)):
-                    rows.add(self._projection, each)
+        async with ahead(self._client.log.read(*filters, after=mark, upto=position)) as reading:
+            while batch := await reading.take():
+                rows.fold(self._projection, self._projection.wanted([said(record) for record in batch]))
         return mark, rows
 
     def _marked(self, key: str, mark: int) -> R | None:

@@ -7,7 +7,6 @@ served, and takes its place when it has caught up.
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -17,25 +16,19 @@ from uuid import uuid4
 
 import msgspec
 from eventsourcing.persistence import PersistenceError, Tracking
-from eventsourcing.sqlite import (
-    SQLiteConnection,
-    SQLiteConnectionPool,
-    SQLiteDatastore,
-    SQLiteTrackingRecorder,
-)
 
 from bus.errors import BusError, SettingsError
 from bus.rules.run import Output
 from projections.projection import MEMORY, Aside, Projection, R
 
-# The large text is last: a list reads glances without it.
+# The large text is last: a list reads glances without it. A row was made at its position; when it changes, what it was
+# goes into the history if a mark stands between, so a mark costs nothing and a row that does not change no more.
 TABLES = (
     """CREATE TABLE IF NOT EXISTS phasebus_builds (
         build TEXT PRIMARY KEY, projection TEXT NOT NULL, version BIGINT NOT NULL, log TEXT NOT NULL,
         served BIGINT NOT NULL)""",
     """CREATE TABLE IF NOT EXISTS phasebus_rows (
         build TEXT, key TEXT, position BIGINT NOT NULL, glance_json TEXT, row_json TEXT, PRIMARY KEY (build, key))""",
-    "CREATE INDEX IF NOT EXISTS phasebus_rows_position ON phasebus_rows (build, position)",
     """CREATE TABLE IF NOT EXISTS phasebus_history (
         build TEXT, key TEXT, position BIGINT, row_json TEXT, PRIMARY KEY (build, key, position))""",
     """CREATE TABLE IF NOT EXISTS phasebus_marks (build TEXT, position BIGINT, PRIMARY KEY (build, position))""",
@@ -68,11 +61,12 @@ class Build(msgspec.Struct, frozen=True):
 
 
 class Change(msgspec.Struct, frozen=True):
-    """A row as it is now, and what a list shows of it. Without text, it is gone."""
+    """A row as it is now, and what a list shows of it. Without text, it is gone. `is_new`: there was none before."""
 
     key: str
     row: str | None
     glance: str | None = None
+    is_new: bool = False
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -106,9 +100,18 @@ class Look(Protocol):
 class Shelf:
     """Every build on one database. Its calls block: they are for a thread. Raises ShelfDamaged."""
 
-    def __init__(self, recorder: Recorder, placeholder: str = "?") -> None:
+    def __init__(
+        self,
+        recorder: Recorder,
+        *,
+        tracking: str = "tracking",
+        placeholder: str = "?",
+        checkpoint: Callable[[], None] = lambda: None,
+    ) -> None:
         self._recorder = recorder
+        self._tracking = tracking
         self._placeholder = placeholder
+        self._checkpoint = checkpoint
 
     def close(self) -> None:
         self._recorder.datastore.close()
@@ -142,6 +145,7 @@ class Shelf:
             for other in [row["build"] for row in found.fetchall()]:
                 for table in _OF_A_BUILD:
                     self._run(cursor, f"DELETE FROM {table} WHERE build = ?", (other,))  # noqa: S608 - our own names
+                self._run(cursor, f"DELETE FROM {self._tracking} WHERE application_name = ?", (other,))  # noqa: S608 - as above
             self._run(cursor, "UPDATE phasebus_builds SET served = 1 WHERE build = ?", (build.id,))
 
     def position(self, build: str) -> int:
@@ -158,6 +162,13 @@ class Shelf:
                     raise Moved
                 self._store(cursor, step)
                 self._recorder._insert_tracking(cursor, Tracking(step.build, step.position))
+
+    def checkpoint(self) -> None:
+        """Put what was stored where it stays, so that it is not looked for in the journal. Takes a while."""
+        try:
+            self._checkpoint()
+        except PersistenceError as error:
+            raise ShelfDamaged(f"the projections' database does not work: {error}") from error
 
     def row(self, build: str, key: str, *, mark: int | None = None) -> str | None:
         """One row as JSON, as it is now, or as of a mark."""
@@ -181,11 +192,13 @@ class Shelf:
         given: tuple[Any, ...] = (build,)
         if mark is not None:
             select = (
-                "SELECT h.key, h.row_json FROM phasebus_history h JOIN (SELECT key, MAX(position) AS newest FROM "
-                "phasebus_history WHERE build = ? AND position <= ? GROUP BY key) n ON n.key = h.key AND "
-                "n.newest = h.position WHERE h.build = ? AND h.row_json IS NOT NULL ORDER BY h.key"
+                "SELECT key, row_json FROM phasebus_rows WHERE build = ? AND position <= ? AND row_json IS NOT NULL "
+                "UNION ALL SELECT h.key, h.row_json FROM phasebus_history h JOIN (SELECT key, MAX(position) AS newest "
+                "FROM phasebus_history WHERE build = ? AND position <= ? GROUP BY key) n ON n.key = h.key AND "
+                "n.newest = h.position JOIN phasebus_rows r ON r.build = h.build AND r.key = h.key AND r.position > ? "
+                "WHERE h.build = ? AND h.row_json IS NOT NULL ORDER BY key"
             )
-            given = (build, mark, build)
+            given = (build, mark, build, mark, mark, build)
         with self._transaction(commit=False) as cursor:
             return [(row["key"], row["row_json"]) for row in self._run(cursor, select, given).fetchall()]
 
@@ -197,9 +210,8 @@ class Shelf:
 
     def mark(self, build: str, upto: int) -> int:
         """The newest mark at or before a position, 0 if there is none."""
-        select = "SELECT MAX(position) AS mark FROM phasebus_marks WHERE build = ? AND position <= ?"
         with self._transaction(commit=False) as cursor:
-            return self._run(cursor, select, (build, upto)).fetchone()["mark"] or 0
+            return self._newest_mark(cursor, build, upto)
 
     def asides(self, build: str) -> list[Aside]:
         """What was passed over, oldest first."""
@@ -209,6 +221,14 @@ class Shelf:
             return [Aside(row["position"], row["place"], row["subject"], row["reason"]) for row in found]
 
     def _store(self, cursor: Any, step: Step) -> None:
+        mark = self._newest_mark(cursor, step.build, step.before)
+        old = [each.key for each in step.changes if not each.is_new] if mark else []
+        self._run_many(
+            cursor,
+            "INSERT INTO phasebus_history SELECT build, key, position, row_json FROM phasebus_rows "
+            "WHERE build = ? AND key = ? AND position <= ?",
+            [(step.build, key, mark) for key in old],
+        )
         self._run_many(
             cursor,
             "INSERT INTO phasebus_rows (build, key, row_json, glance_json, position) VALUES (?, ?, ?, ?, ?) "
@@ -222,13 +242,11 @@ class Shelf:
             [(step.build, aside.position, aside.index, aside.subject, aside.reason) for aside in step.asides],
         )
         if step.marks:
-            self._run(
-                cursor,
-                "INSERT INTO phasebus_history SELECT build, key, ?, row_json FROM phasebus_rows WHERE build = ? AND "
-                "position > (SELECT COALESCE(MAX(position), 0) FROM phasebus_marks WHERE build = ?)",
-                (step.position, step.build, step.build),
-            )
             self._run(cursor, "INSERT INTO phasebus_marks VALUES (?, ?)", (step.build, step.position))
+
+    def _newest_mark(self, cursor: Any, build: str, upto: int) -> int:
+        select = "SELECT MAX(position) AS mark FROM phasebus_marks WHERE build = ? AND position <= ?"
+        return self._run(cursor, select, (build, upto)).fetchone()["mark"] or 0
 
     def _check(self, cursor: Any, build: str) -> None:
         if self._run(cursor, "SELECT 1 AS there FROM phasebus_builds WHERE build = ?", (build,)).fetchone() is None:
@@ -256,15 +274,16 @@ def _one_row(build: str, key: str, mark: int | None) -> tuple[str, tuple[Any, ..
     if mark is None:
         return "SELECT row_json FROM phasebus_rows WHERE build = ? AND key = ?", (build, key)
     select = (
-        "SELECT row_json FROM phasebus_history WHERE build = ? AND key = ? AND position <= ? "
+        "SELECT position, row_json FROM phasebus_rows WHERE build = ? AND key = ? AND position <= ? UNION ALL "
+        "SELECT position, row_json FROM phasebus_history WHERE build = ? AND key = ? AND position <= ? "
         "ORDER BY position DESC LIMIT 1"
     )
-    return select, (build, key, mark)
+    return select, (build, key, mark, build, key, mark)
 
 
 def encoded(value: object) -> str:
     """A row, or a glance at it, as text. What was stored as JSON in a run stays so to the byte, inside of text."""
-    return msgspec.json.encode(value, enc_hook=_as_text).decode()
+    return _encode(value).decode()
 
 
 def decoder(projection: Projection[R]) -> Callable[[str, str], R]:
@@ -291,6 +310,9 @@ def _of_text(kind: type[Any], value: Any) -> Any:
     raise NotImplementedError(f"{kind.__name__} has no form in JSON")
 
 
+_encode = msgspec.json.Encoder(enc_hook=_as_text).encode
+
+
 def open_shelf(url: str) -> Shelf:
     """The shelf at `sqlite:///FILE` (absolute with a fourth slash) or `postgresql://...`, made if it is not there.
 
@@ -298,38 +320,11 @@ def open_shelf(url: str) -> Shelf:
     """
     scheme = urlsplit(url).scheme
     if scheme == "sqlite":
-        return _sqlite(Path(url.removeprefix("sqlite:///")))
+        from projections.sqlite import open_sqlite  # noqa: PLC0415 - it stands on this module
+
+        return open_sqlite(Path(url.removeprefix("sqlite:///")))
     if scheme in {"postgresql", "postgres"}:
         from projections.postgres import open_postgres  # noqa: PLC0415 - its driver is an extra
 
         return open_postgres(url)
     raise SettingsError(f"projections {url!r}: it begins with sqlite:/// or postgresql://")
-
-
-class _Pool(SQLiteConnectionPool):
-    """Connections that do not wait for the disk at each commit: what a power cut takes is folded again."""
-
-    def _create_connection(self) -> SQLiteConnection:
-        connection = super()._create_connection()
-        with connection.cursor() as cursor:
-            cursor.execute("PRAGMA synchronous=NORMAL")
-            cursor.execute("PRAGMA wal_autocheckpoint=8000")
-        return connection
-
-
-class _SQLite(SQLiteTrackingRecorder):
-    def construct_create_table_statements(self) -> list[str]:
-        return [*super().construct_create_table_statements(), *TABLES]
-
-
-def _sqlite(path: Path) -> Shelf:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        datastore = SQLiteDatastore(str(path))
-        datastore.pool.close()
-        datastore.pool = _Pool(db_name=str(path), lock_timeout=10)
-        recorder = _SQLite(datastore)
-        recorder.create_table()
-    except (PersistenceError, sqlite3.Error, OSError) as error:
-        raise ShelfDamaged(f"{path} can't hold projections: {error}") from error
-    return Shelf(recorder)

@@ -29,6 +29,7 @@ from bus.rules.events import (
     RunStarted,
     archived,
 )
+from projections.projection import MEMORY, Rows
 
 Outcome = Literal["completed", "failed", "cancelled"]
 
@@ -85,6 +86,8 @@ class Ended(NamedTuple):
 
 
 Fact = Taken | Ended
+_NOTHING = Underway()
+_NEVER = datetime.min
 
 
 def begun(event: RunStarted) -> Capabilities:
@@ -106,39 +109,53 @@ def turned(capabilities: Capabilities, event: Event) -> Capabilities:
     return capabilities if undoing is capabilities.undoing else msgspec.structs.replace(capabilities, undoing=undoing)
 
 
-def after(before: Underway | None, commit: Commit) -> tuple[Underway | None, Sequence[Fact]]:
-    """The run after a commit, None if nothing of it is left in the log; and what that says about work.
+class Works:
+    """The work of many runs while commits are folded in: what is remembered of each is in a projection's rows, and is
+    put there again by `store`."""
 
-    Several projections ask this of the same commit, one after the other: it is computed once.
-    """
-    asked, answer = _LATEST[0]
-    if asked[0] is before and asked[1] is commit:
-        return answer
-    answer = _after(before or Underway(), commit)
-    _LATEST[0] = (before, commit), answer
-    return answer
+    def __init__(self, rows: Rows[Any]) -> None:
+        self._rows = rows
+        self._runs: dict[str, _Run | None] = {}
 
+    def after(self, commit: Commit) -> Sequence[Fact]:
+        """What a commit says about work."""
+        run = self._runs.get(commit.run)
+        if run is None:
+            before: Underway | None = None if commit.run in self._runs else self._rows.get(MEMORY + commit.run)
+            run = self._runs[commit.run] = _Run(before or _NOTHING)
+        facts = run.fold(commit)
+        if archived(commit):
+            # Nothing of it is left in the log.
+            self._runs[commit.run] = None
+        return facts
 
-def _after(before: Underway, commit: Commit) -> tuple[Underway | None, Sequence[Fact]]:
-    run = _Run(before, commit.at)
-    for event in commit.events:
-        step = _STEPS.get(type(event))
-        if step is not None:
-            step(run, event)
-    if archived(commit):
-        return None, run.facts
-    return Underway(run.capabilities, run.waiting, run.held), run.facts
+    def store(self) -> None:
+        for name, run in self._runs.items():
+            if run is None:
+                del self._rows[MEMORY + name]
+            else:
+                self._rows[MEMORY + name] = Underway(run.capabilities, run.waiting, run.held)
 
 
 class _Run:
-    """A run while a commit is folded in."""
+    """A run while commits are folded in."""
 
-    def __init__(self, before: Underway, at: datetime) -> None:
-        self.at = at
+    __slots__ = ("at", "capabilities", "facts", "held", "waiting")
+
+    def __init__(self, before: Underway) -> None:
+        self.at = _NEVER
         self.capabilities = before.capabilities
         self.waiting = dict(before.waiting)
         self.held = dict(before.held)
         self.facts: list[Fact] = []
+
+    def fold(self, commit: Commit) -> Sequence[Fact]:
+        self.at, self.facts = commit.at, []
+        for event in commit.events:
+            step = _STEPS.get(type(event))
+            if step is not None:
+                step(self, event)
+        return self.facts
 
     def start(self, event: RunStarted) -> None:
         self.capabilities = begun(event)
@@ -229,6 +246,3 @@ _STEPS: Mapping[type[Any], Callable[[_Run, Any], None]] = {
     RunFailed: _Run.end,
     RunCancelled: _Run.end,
 }
-
-_Answer = tuple[Underway | None, Sequence[Fact]]
-_LATEST: list[tuple[tuple[Underway | None, Commit | None], _Answer]] = [((None, None), (None, ()))]

@@ -73,6 +73,8 @@ class Happening(msgspec.Struct, frozen=True, gc=False, kw_only=True):
 class Said:
     """A record, decoded once; it is taken apart into its happenings when somebody wants them."""
 
+    __slots__ = ("_all", "_first", "_types", "commit", "message", "position", "problem", "stored_at", "subject")
+
     def __init__(self, position: int, subject: str, stored_at: datetime, body: bytes) -> None:
         self._all: Sequence[Happening] = ()
         self._first: Sequence[Happening] = ()
@@ -85,8 +87,9 @@ class Said:
         self.problem = ""
         try:
             self.message = decode(body)
-            if subject.split(".", 2)[1] == "run":
-                self.commit = _commit_of(self.message, position, subject)
+            _, kind, *rest = subject.split(".", 2)
+            if kind == "run":
+                self.commit = _commit_of(self.message, position, rest[0])
         except MalformedMessage as error:
             self.problem = str(error)
 
@@ -134,10 +137,9 @@ def happenings(position: int, subject: str, stored_at: datetime, body: bytes) ->
     return Said(position, subject, stored_at, body).happenings
 
 
-def _commit_of(message: Envelope, position: int, subject: str) -> Commit:
+def _commit_of(message: Envelope, position: int, on: str) -> Commit:
     """Raises MalformedMessage, also for another run's commit."""
     found = commit(message, position)
-    on = subject.split(".", 2)[2]
     if found.run != on:
         raise MalformedMessage(f"position {position} holds a commit of {found.run!r} on the subject of {on!r}")
     return found
