@@ -30,7 +30,7 @@ from bus.registry.orders import (
     read_order,
 )
 from projections.projection import MEMORY, Projection, Rows, each_of
-from projections.underway import Fact, Taken, Underway, Works
+from projections.underway import Fact, Taken, Underway, worked
 
 Health = Literal["registered", "draining", "quarantined", "ended", "lost", "unknown"]
 """`registered`: it came and nothing was heard of its end. `unknown`: it did work, and never registered in this log."""
@@ -84,11 +84,11 @@ _Rows = Rows[Any]
 
 
 def _stretch(rows: _Rows, happenings: Sequence[Happening]) -> None:
-    works = Works(rows)
+    facts = worked(rows, happenings)
     doings: dict[str, _Doing] = {}
     for each in happenings:
         if each.commit is not None:
-            for fact in works.after(each.commit):
+            for fact in next(facts):
                 doing = doings.get(fact.instance)
                 if doing is None:
                     doing = doings[fact.instance] = _Doing(_instance(rows, fact.agent, fact.instance, fact.at))
@@ -111,7 +111,6 @@ def _stretch(rows: _Rows, happenings: Sequence[Happening]) -> None:
         elif (order := read_order(message)) is not None:
             _ordered(rows, order)
     _settle(rows, doings)
-    works.store()
 
 
 def _settle(rows: _Rows, doings: dict[str, _Doing]) -> None:

@@ -4,8 +4,9 @@ them (`projections.runner`)."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing, asynccontextmanager, suppress
+import gc
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 
 import structlog
 
@@ -57,8 +58,21 @@ def seen_by(projection: Projection[R], subjects: Subjects) -> list[str]:
     return [f"{subjects.namespace}.{subject}" for subject in projection.subjects]
 
 
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Folding makes much that lives as long as a batch, and no circles: looking for them took a quarter of the time."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
 def _folded(projection: Projection[R], view: View[R], records: Sequence[Record]) -> View[R]:
-    after = fold(projection, view, (each for record in records for each in read(record)))
+    with uncollected():
+        after = fold(projection, view, (each for record in records for each in read(record)))
     for aside in after.asides[len(view.asides) :]:
         logger.warning("set aside", projection=projection.name, position=aside.position, reason=aside.reason)
     return after

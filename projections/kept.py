@@ -11,7 +11,7 @@ import msgspec
 from bus.client import Client
 from bus.errors import NotFound
 from bus.history.feed import said
-from projections.catchup import ahead, seen_by
+from projections.catchup import ahead, seen_by, uncollected
 from projections.projection import MEMORY, Projection, R, Rows
 from projections.runner import log_of
 from projections.shelf import Build, Shelf, decoder
@@ -80,7 +80,8 @@ class Kept(Generic[R]):
         filters = filters or seen_by(self._projection, self._client.subjects)
         async with ahead(self._client.log.read(*filters, after=mark, upto=position)) as reading:
             while batch := await reading.take():
-                rows.fold(self._projection, self._projection.wanted([said(record) for record in batch]))
+                with uncollected():
+                    rows.fold(self._projection, self._projection.wanted([said(record) for record in batch]))
         return mark, rows
 
     def _marked(self, key: str, mark: int) -> R | None:

@@ -21,19 +21,19 @@ from bus.history.feed import said
 from bus.history.happening import Said
 from bus.log.record import Record
 from bus.log.streams import info
-from projections.catchup import ahead, seen_by
+from projections.catchup import ahead, seen_by, uncollected
 from projections.projection import MEMORY, Projection, Rows
 from projections.shelf import Build, Change, Look, Moved, Shelf, Step, decoder, encoded
 
 logger = structlog.get_logger(__name__)
 
 _CACHED_ROWS = 20_000
-_CACHED_CHARACTERS = 32 * 2**20
+_CACHED_CHARACTERS = 16 * 2**20
 _STORED_KEYS = 1_000_000
 _KNOWN_SUBJECTS = 10_000
-_BATCH = 5_000
-_TIDY_BYTES = 32 * 2**20
-MARK_EVERY = 5_000
+_BATCH = 2_500
+_TIDY_BYTES = 16 * 2**20
+MARK_EVERY = 2_500
 """Rows can be found again as of a position that is at most so many back; from there the log is folded."""
 
 
@@ -82,6 +82,7 @@ class Runner:
         finally:
             stopping.cancel()
             if self._tidying is not None:
+                # A thread can't be stopped, and whoever waits for the runner closes the shelf.
                 await asyncio.wait({self._tidying})
 
     async def _reach(self, upto: int) -> bool:
@@ -134,7 +135,8 @@ class Runner:
         False: somebody else has built one of them anew, and less of it.
         """
         while self._seen() >= after:
-            steps = self._fold(records, position, is_last)
+            with uncollected():
+                steps = self._fold(records, position, is_last)
             try:
                 self._shelf.save(steps)
             except Moved:

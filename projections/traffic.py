@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from bus.history.happening import Happening
 from projections.projection import Projection, Rows, each_of
 from projections.sketch import Adding, Sketch, together
-from projections.underway import Fact, Taken, Underway, Works
+from projections.underway import Fact, Taken, Underway, worked
 
 MINUTES_KEPT = 60
 """Of older minutes only the sums are kept."""
@@ -88,12 +88,9 @@ def by_agent(rows: Iterable[Traffic]) -> dict[str, Traffic]:
 
 
 def _stretch(rows: Rows[Any], happenings: Sequence[Happening]) -> None:
-    works = Works(rows)
     tallies: dict[tuple[str, str], _Tally] = {}
-    for each in happenings:
-        if each.commit is None:
-            continue
-        for fact in works.after(each.commit):
+    for facts in worked(rows, happenings):
+        for fact in facts:
             place = fact.capability, fact.agent
             tally = tallies.get(place)
             if tally is None:
@@ -101,7 +98,6 @@ def _stretch(rows: Rows[Any], happenings: Sequence[Happening]) -> None:
             tally.add(fact)
     for place, tally in tallies.items():
         rows["/".join(place)] = tally.row
-    works.store()
 
 
 class _Tally:

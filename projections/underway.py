@@ -4,12 +4,13 @@ work has waited and was worked on, and by whom; a projection keeps it as its own
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal, NamedTuple
 
 import msgspec
 
+from bus.history.happening import Happening
 from bus.problem import Problem
 from bus.rules.events import (
     Commit,
@@ -109,32 +110,52 @@ def turned(capabilities: Capabilities, event: Event) -> Capabilities:
     return capabilities if undoing is capabilities.undoing else msgspec.structs.replace(capabilities, undoing=undoing)
 
 
-class Works:
-    """The work of many runs while commits are folded in: what is remembered of each is in a projection's rows, and is
-    put there again by `store`."""
+def worked(rows: Rows[Any], happenings: Iterable[Happening]) -> Iterator[Sequence[Fact]]:
+    """What each commit among them says about work, in order; what is to be remembered of the runs is put into the rows.
 
-    def __init__(self, rows: Rows[Any]) -> None:
-        self._rows = rows
-        self._runs: dict[str, _Run | None] = {}
+    Several projections ask this of the same commits, one after the other: it is computed once.
+    """
+    commits = [each.commit for each in happenings if each.commit is not None]
+    before: dict[str, Underway | None] = {run: rows.get(MEMORY + run) for run in {each.run for each in commits}}
+    latest = _LATEST[0]
+    if latest.commits != commits or latest.before != before:
+        latest = _LATEST[0] = _folded(commits, before)
+    for run, now in latest.after.items():
+        if now is None:
+            del rows[MEMORY + run]
+        else:
+            rows[MEMORY + run] = now
+    return iter(latest.facts)
 
-    def after(self, commit: Commit) -> Sequence[Fact]:
-        """What a commit says about work."""
-        run = self._runs.get(commit.run)
+
+class _Worked(NamedTuple):
+    """Commits, the runs before and after them, and what each says about work."""
+
+    commits: Sequence[Commit]
+    before: Mapping[str, Underway | None]
+    after: Mapping[str, Underway | None]
+    facts: Sequence[Sequence[Fact]]
+
+
+def _folded(commits: Sequence[Commit], before: Mapping[str, Underway | None]) -> _Worked:
+    runs: dict[str, _Run | None] = {}
+    facts: list[Sequence[Fact]] = []
+    for commit in commits:
+        run = runs.get(commit.run)
         if run is None:
-            before: Underway | None = None if commit.run in self._runs else self._rows.get(MEMORY + commit.run)
-            run = self._runs[commit.run] = _Run(before or _NOTHING)
-        facts = run.fold(commit)
+            known = None if commit.run in runs else before[commit.run]
+            run = runs[commit.run] = _Run(known or _NOTHING)
+        facts.append(run.fold(commit))
         if archived(commit):
             # Nothing of it is left in the log.
-            self._runs[commit.run] = None
-        return facts
+            runs[commit.run] = None
+    after = {
+        name: None if run is None else Underway(run.capabilities, run.waiting, run.held) for name, run in runs.items()
+    }
+    return _Worked(commits, before, after, facts)
 
-    def store(self) -> None:
-        for name, run in self._runs.items():
-            if run is None:
-                del self._rows[MEMORY + name]
-            else:
-                self._rows[MEMORY + name] = Underway(run.capabilities, run.waiting, run.held)
+
+_LATEST = [_Worked((), {}, {}, ())]
 
 
 class _Run:

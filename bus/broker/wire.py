@@ -87,10 +87,11 @@ class Frames:
 
 def stamped(head: bytes, name: bytes) -> bytes | None:
     """The last header of that name: the server writes its own behind the publisher's."""
-    begin = head.rfind(b"\r\n%b: " % name)
+    line = b"\r\n%b: " % name
+    begin = head.rfind(line)
     if begin < 0:
         return None
-    begin += len(name) + 4
+    begin += len(line)
     return head[begin : head.find(b"\r\n", begin)].strip()
 
 

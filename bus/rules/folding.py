@@ -288,8 +288,10 @@ class Folding:
         phase = self._phase(state, event.phase, at)
         if event.attempt is not None:
             output = Output(b"null" if event.output is msgspec.UNSET else event.output)
-            item = _touch(phase, _item(phase, event.item), ended_at=at, cached=event.cached)
-            _put(phase, _with(item, status="completed", output=output, ended_at=at))
+            item = _item(phase, event.item)
+            *earlier, last = item.attempts
+            attempts = (*earlier, replace(last, ended_at=at, cached=event.cached))
+            _put(phase, _with(item, status="completed", output=output, ended_at=at, attempts=attempts))
             phase.open_items -= 1
         if event.item is not None:
             return

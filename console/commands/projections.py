@@ -29,12 +29,16 @@ async def run(client: Client, printer: Printer, targets: tuple[str, ...], shelf_
 
     It may be killed anywhere and begun again, and run twice.
     """
+    import gc
+
     from bus.signals import until_signalled
     from projections.runner import Runner
 
     with shelf_of(client, shelf_url) as shelf:
         runner = Runner(client, shelf, chosen(targets))
         position = await runner.catch_up()
+        # What is there now stays; looking through all of it again and again would delay what comes.
+        gc.freeze()
         printer.hint(f"caught up with position {position}; keeping up until Ctrl-C")
         await until_signalled(runner.run)
 
