@@ -55,13 +55,13 @@ class Projection(msgspec.Struct, Generic[R], frozen=True, kw_only=True):
     def wanted(self, saids: Iterable[Said]) -> list[Happening]:
         """What of some records it takes, in order."""
         if self.whole and not self.types:
-            return [said.first[0] for said in saids]
+            return [said.first for said in saids]
         if not self.types:
             return [each for said in saids for each in said.happenings]
         types, found = self.types, []
         for said in saids:
             if said.problem or (self.whole and said.commit is not None):
-                found.append(said.first[0])
+                found.append(said.first)
             elif not types.isdisjoint(said.types):
                 pairs = zip(said.happenings, said.types, strict=True)
                 found += [each for each, type in pairs if type in types]

@@ -10,7 +10,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 import structlog
@@ -135,8 +135,7 @@ class Runner:
         False: somebody else has built one of them anew, and less of it.
         """
         while self._seen() >= after:
-            with uncollected():
-                steps = self._fold(records, position, is_last)
+            steps = self._fold(records, position, is_last)
             try:
                 self._shelf.save(steps)
             except Moved:
@@ -154,7 +153,7 @@ class Runner:
         return False
 
     def _fold(self, records: Sequence[Record], position: int, is_last: bool) -> list[Step]:
-        with self._shelf.looking() as look:
+        with uncollected(), self._shelf.looking() as look:
             growing = [each for each in self._growths if each.begin(position, look)]
             for record in records:
                 takers = self._takers(record.subject)
@@ -209,7 +208,8 @@ class Growth:
         self._build: Build | None = None
         self._wanted = [pattern(subject).fullmatch for subject in seen_by(projection, client.subjects)]
         self._decode = decoder(projection)
-        self._known: OrderedDict[str, _Known] = OrderedDict()
+        # Rows that are stored, and how long their text is; what was stored last is at the end.
+        self._known: OrderedDict[str, tuple[Any, int]] = OrderedDict()
         self._known_characters = 0
         # Of a build that begins here, what has a row: what is not in it need not be looked for.
         self._stored: set[str] | None = None
@@ -262,6 +262,7 @@ class Growth:
             logger.warning("set aside", projection=self.projection.name, position=aside.position, reason=aside.reason)
         marks = self._reached // MARK_EVERY > self.position // MARK_EVERY
         changes = [self._change(key, row) for key, row in self._rows.told.items()]
+        self.records.clear()
         self._step = Step(self.build.id, self.position, self._reached, changes, asides, marks)
         return self._step
 
@@ -271,17 +272,19 @@ class Growth:
         if self._step is None:
             return
         self.position = self._reached
+        known, rows = self._known, self._rows.changes
         for each in self._step.changes:
-            self._forget(each.key)
-            size = len(each.row or "")
-            self._known[each.key] = _Known(self._rows.changes[each.key], size)
-            self._known_characters += size
+            key, size = each.key, len(each.row or "")
+            before = known.pop(key, None)
+            known[key] = rows[key], size
+            self._known_characters += size - (before[1] if before is not None else 0)
         if self._stored is not None:
-            self._stored.update(each.key for each in self._step.changes)
+            self._stored.update([each.key for each in self._step.changes])
             if len(self._stored) > _STORED_KEYS:
                 self._stored = None
-        while len(self._known) > _CACHED_ROWS or self._known_characters > _CACHED_CHARACTERS:
-            self._known_characters -= self._known.popitem(last=False)[1].size
+        while len(known) > _CACHED_ROWS or self._known_characters > _CACHED_CHARACTERS:
+            self._known_characters -= known.popitem(last=False)[1][1]
+        self._rows, self._step = Rows(lambda _key: None), None
 
     def serve(self) -> None:
         """Let the build be the one that is read. Raises Moved."""
@@ -292,17 +295,11 @@ class Growth:
     def _row(self, look: Look, key: str) -> Any:
         known = self._known.get(key)
         if known is not None:
-            self._known.move_to_end(key)
-            return known.row
+            return known[0]
         if self._stored is not None and key not in self._stored:
             return None
         found = look(self.build.id, key)
         return None if found is None else self._decode(key, found)
-
-    def _forget(self, key: str) -> None:
-        known = self._known.pop(key, None)
-        if known is not None:
-            self._known_characters -= known.size
 
     def _change(self, key: str, row: Any) -> Change:
         is_new = self._rows.is_new(key)
@@ -311,10 +308,3 @@ class Growth:
         glance = self.projection.glance
         shown = None if glance is None or key.startswith(MEMORY) else encoded(glance(row))
         return Change(key, encoded(row), shown, is_new)
-
-
-class _Known(NamedTuple):
-    """A row that is stored, decoded, and how long its text is."""
-
-    row: Any
-    size: int

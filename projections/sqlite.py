@@ -77,6 +77,13 @@ class _SQLite(SQLiteTrackingRecorder):
     def construct_create_table_statements(self) -> list[str]:
         return [*super().construct_create_table_statements(), *TABLES]
 
+    def create_table(self) -> None:
+        try:
+            super().create_table()
+        except PersistenceError:
+            # Another process made them at the same moment, or it can't be done at all.
+            super().create_table()
+
 
 def open_sqlite(path: Path) -> Shelf:
     """Raises ShelfDamaged."""

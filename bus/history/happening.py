@@ -77,7 +77,7 @@ class Said:
 
     def __init__(self, position: int, subject: str, stored_at: datetime, body: bytes) -> None:
         self._all: Sequence[Happening] = ()
-        self._first: Sequence[Happening] = ()
+        self._first: Happening | None = None
         self._types: Sequence[str] = ()
         self.position = position
         self.subject = subject
@@ -104,17 +104,18 @@ class Said:
         return self._types
 
     @property
-    def first(self) -> Sequence[Happening]:
+    def first(self) -> Happening:
         """The first of them alone. What it shares with the others it has: message, commit."""
-        if not self._first:
-            self._first = [self._one(0, self.commit.events[0] if self.commit is not None else None)]
-        return self._first
+        first = self._first
+        if first is None:
+            first = self._first = self._one(0, self.commit.events[0] if self.commit is not None else None)
+        return first
 
     @property
     def happenings(self) -> Sequence[Happening]:
         """All of them, at least one."""
         if self.commit is None or len(self.commit.events) == 1:
-            return self.first
+            return (self.first,)
         if not self._all:
             self._all = [self._one(index, event) for index, event in enumerate(self.commit.events)]
         return self._all
