@@ -134,26 +134,27 @@ class Runner:
 
         False: somebody else has built one of them anew, and less of it.
         """
-        while self._seen() >= after:
-            steps = self._fold(records, position, is_last)
-            try:
-                self._shelf.save(steps)
-            except Moved:
-                # Another process folds the same: what it has stored is as good.
-                self._settle()
-                continue
-            for growth in self._growths:
-                growth.stored()
-            self._untidy_bytes += sum(len(each.row or "") for step in steps for each in step.changes)
-            if self._is_tidied or (self._untidy_bytes >= _TIDY_BYTES and not is_live):
-                self._shelf.checkpoint()
-                self._is_tidied, self._untidy_bytes = False, 0
-            self._on_stored(position)
-            return True
+        with uncollected():
+            while self._seen() >= after:
+                steps = self._fold(records, position, is_last)
+                try:
+                    self._shelf.save(steps)
+                except Moved:
+                    # Another process folds the same: what it has stored is as good.
+                    self._settle()
+                    continue
+                for growth in self._growths:
+                    growth.stored()
+                self._untidy_bytes += sum(len(each.row or "") for step in steps for each in step.changes)
+                if self._is_tidied or (self._untidy_bytes >= _TIDY_BYTES and not is_live):
+                    self._shelf.checkpoint()
+                    self._is_tidied, self._untidy_bytes = False, 0
+                self._on_stored(position)
+                return True
         return False
 
     def _fold(self, records: Sequence[Record], position: int, is_last: bool) -> list[Step]:
-        with uncollected(), self._shelf.looking() as look:
+        with self._shelf.looking() as look:
             growing = [each for each in self._growths if each.begin(position, look)]
             for record in records:
                 takers = self._takers(record.subject)

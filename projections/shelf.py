@@ -7,6 +7,7 @@ served, and takes its place when it has caught up.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -28,14 +29,16 @@ TABLES = (
         build TEXT PRIMARY KEY, projection TEXT NOT NULL, version BIGINT NOT NULL, log TEXT NOT NULL,
         served BIGINT NOT NULL)""",
     """CREATE TABLE IF NOT EXISTS phasebus_rows (
-        build TEXT, key TEXT, position BIGINT NOT NULL, glance_json TEXT, row_json TEXT, PRIMARY KEY (build, key))""",
+        build TEXT, key TEXT, position BIGINT NOT NULL, glance_json TEXT, row_data BYTEA, PRIMARY KEY (build, key))""",
     """CREATE TABLE IF NOT EXISTS phasebus_history (
-        build TEXT, key TEXT, position BIGINT, row_json TEXT, PRIMARY KEY (build, key, position))""",
+        build TEXT, key TEXT, position BIGINT, row_data BYTEA, PRIMARY KEY (build, key, position))""",
     """CREATE TABLE IF NOT EXISTS phasebus_marks (build TEXT, position BIGINT, PRIMARY KEY (build, position))""",
     """CREATE TABLE IF NOT EXISTS phasebus_asides (
         build TEXT, position BIGINT, place BIGINT, subject TEXT NOT NULL, reason TEXT NOT NULL,
         PRIMARY KEY (build, position, place))""",
 )
+# The state of a run is a tenth when it is packed, and writing the rest would take longer than packing it.
+_PACKED_BYTES = 1024
 _OF_A_BUILD = ("phasebus_rows", "phasebus_history", "phasebus_marks", "phasebus_asides", "phasebus_builds")
 
 
@@ -182,25 +185,26 @@ class Shelf:
 
             def look(build: str, key: str, mark: int | None = None) -> str | None:
                 found = self._run(cursor, *_one_row(build, key, mark)).fetchone()
-                return None if found is None else found["row_json"]
+                return None if found is None or found["row_data"] is None else _text(found["row_data"])
 
             yield look
 
     def rows(self, build: str, *, mark: int | None = None) -> list[tuple[str, str]]:
         """Every row as JSON, by key, as it is now, or as of a mark."""
-        select = "SELECT key, row_json FROM phasebus_rows WHERE build = ? AND row_json IS NOT NULL ORDER BY key"
+        select = "SELECT key, row_data FROM phasebus_rows WHERE build = ? AND row_data IS NOT NULL ORDER BY key"
         given: tuple[Any, ...] = (build,)
         if mark is not None:
             select = (
-                "SELECT key, row_json FROM phasebus_rows WHERE build = ? AND position <= ? AND row_json IS NOT NULL "
-                "UNION ALL SELECT h.key, h.row_json FROM phasebus_history h JOIN (SELECT key, MAX(position) AS newest "
+                "SELECT key, row_data FROM phasebus_rows WHERE build = ? AND position <= ? AND row_data IS NOT NULL "
+                "UNION ALL SELECT h.key, h.row_data FROM phasebus_history h JOIN (SELECT key, MAX(position) AS newest "
                 "FROM phasebus_history WHERE build = ? AND position <= ? GROUP BY key) n ON n.key = h.key AND "
                 "n.newest = h.position JOIN phasebus_rows r ON r.build = h.build AND r.key = h.key AND r.position > ? "
-                "WHERE h.build = ? AND h.row_json IS NOT NULL ORDER BY key"
+                "WHERE h.build = ? AND h.row_data IS NOT NULL ORDER BY key"
             )
             given = (build, mark, build, mark, mark, build)
         with self._transaction(commit=False) as cursor:
-            return [(row["key"], row["row_json"]) for row in self._run(cursor, select, given).fetchall()]
+            found = self._run(cursor, select, given).fetchall()
+        return [(row["key"], _text(row["row_data"])) for row in found]
 
     def glances(self, build: str) -> list[tuple[str, str]]:
         """What a list shows, as JSON, by key."""
@@ -225,16 +229,16 @@ class Shelf:
         old = [each.key for each in step.changes if not each.is_new] if mark else []
         self._run_many(
             cursor,
-            "INSERT INTO phasebus_history SELECT build, key, position, row_json FROM phasebus_rows "
+            "INSERT INTO phasebus_history SELECT build, key, position, row_data FROM phasebus_rows "
             "WHERE build = ? AND key = ? AND position <= ?",
             [(step.build, key, mark) for key in old],
         )
         self._run_many(
             cursor,
-            "INSERT INTO phasebus_rows (build, key, row_json, glance_json, position) VALUES (?, ?, ?, ?, ?) "
+            "INSERT INTO phasebus_rows (build, key, row_data, glance_json, position) VALUES (?, ?, ?, ?, ?) "
             "ON CONFLICT (build, key) DO UPDATE SET "
-            "row_json = excluded.row_json, glance_json = excluded.glance_json, position = excluded.position",
-            [(step.build, each.key, each.row, each.glance, step.position) for each in step.changes],
+            "row_data = excluded.row_data, glance_json = excluded.glance_json, position = excluded.position",
+            [(step.build, each.key, _packed(each.row), each.glance, step.position) for each in step.changes],
         )
         self._run_many(
             cursor,
@@ -272,13 +276,23 @@ class Shelf:
 
 def _one_row(build: str, key: str, mark: int | None) -> tuple[str, tuple[Any, ...]]:
     if mark is None:
-        return "SELECT row_json FROM phasebus_rows WHERE build = ? AND key = ?", (build, key)
+        return "SELECT row_data FROM phasebus_rows WHERE build = ? AND key = ?", (build, key)
     select = (
-        "SELECT position, row_json FROM phasebus_rows WHERE build = ? AND key = ? AND position <= ? UNION ALL "
-        "SELECT position, row_json FROM phasebus_history WHERE build = ? AND key = ? AND position <= ? "
+        "SELECT position, row_data FROM phasebus_rows WHERE build = ? AND key = ? AND position <= ? UNION ALL "
+        "SELECT position, row_data FROM phasebus_history WHERE build = ? AND key = ? AND position <= ? "
         "ORDER BY position DESC LIMIT 1"
     )
     return select, (build, key, mark, build, key, mark)
+
+
+def _packed(text: str | None) -> bytes | None:
+    """As it is stored: JSON, or what begins with an `x` and is JSON packed by zlib."""
+    data = None if text is None else text.encode()
+    return data if data is None or len(data) < _PACKED_BYTES else zlib.compress(data, 1)
+
+
+def _text(data: bytes) -> str:
+    return (zlib.decompress(data) if data[:1] == b"x" else data).decode()
 
 
 def encoded(value: object) -> str:

@@ -23,7 +23,6 @@ _LOCK_TIMEOUT_S = 10.0
 _STATEMENTS = 64
 # A checkpoint is told to happen: what happens by itself delays the commit that it falls into.
 _PRAGMAS = (
-    "PRAGMA page_size=8192",
     "PRAGMA journal_mode=WAL",
     "PRAGMA synchronous=NORMAL",
     "PRAGMA wal_autocheckpoint=0",
