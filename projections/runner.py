@@ -52,6 +52,7 @@ class Runner:
         self._growths = [Growth(client, shelf, each) for each in projections]
         self._on_stored = on_stored
         self._log = ""
+        self._is_afresh = False
         self._untidy_bytes = 0
         self._is_tidied = False
         self._tidying: asyncio.Task[None] | None = None
@@ -66,10 +67,12 @@ class Runner:
     async def catch_up(self, *, afresh: bool = False) -> int:
         """Fold what the log has by now, from the beginning with `afresh`; returns the position. Raises Unavailable."""
         self._log, upto = await log_of(self._client)
-        await asyncio.to_thread(self._settle, begin=afresh, afresh=afresh)
+        self._is_afresh = afresh
+        await asyncio.to_thread(self._settle, begin=afresh)
         while not await self._reach(upto):
-            # Another process has replaced a build that was extended here, and what came in between is read again.
-            await asyncio.to_thread(self._settle, afresh=afresh)
+            # Another process has replaced a build that was extended here: it is read again from where that stands.
+            await asyncio.to_thread(self._settle)
+        self._is_afresh = False
         return upto
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -115,9 +118,9 @@ class Runner:
                 after = batch[-1].position
                 self._tidy()
 
-    def _settle(self, *, begin: bool = False, afresh: bool = False) -> None:
+    def _settle(self, *, begin: bool = False) -> None:
         for each in self._growths:
-            each.settle(self._log, begin=begin, afresh=afresh)
+            each.settle(self._log, begin=begin, afresh=self._is_afresh)
 
     def _finish(self, after: int, upto: int) -> bool:
         """Store the position, and let the builds be read. Raises Moved."""

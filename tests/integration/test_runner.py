@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 from msgspec import Struct
@@ -20,7 +21,7 @@ from bus.rules.events import PhaseCompleted
 from projections import runner as running
 from projections.catchup import build
 from projections.kept import Kept
-from projections.projection import Projection, Rows
+from projections.projection import Projection, Rows, each_of
 from projections.runner import Runner
 from projections.runs import RUNS
 from projections.shelf import Build, Change, Shelf, ShelfDamaged, Step, open_shelf
@@ -115,11 +116,12 @@ async def test_a_rebuild_grows_beside_the_served_build_and_takes_its_place_whole
         assert len(shelf.builds()) == 1
 
 
+@pytest.mark.parametrize("step", ["_add", "_finish"])
 async def test_a_rebuild_that_another_process_overtook_is_begun_again_and_not_given_up(
-    server: Server, shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+    step: str, server: Server, shelf: Shelf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun: list[str] = []
-    begin = Shelf.begin
+    begin, original = Shelf.begin, getattr(Runner, step)
 
     def listed(self: Shelf, projection: str, version: int, log: str) -> Build:
         build = begin(self, projection, version, log)
@@ -128,18 +130,17 @@ async def test_a_rebuild_that_another_process_overtook_is_begun_again_and_not_gi
 
     async with serving(server, echo()), connect(server.url) as client:
         await completed(client, "one")
-        finish = Runner._finish
 
-        def overtaken(self: Runner, after: int, upto: int) -> bool:
-            # Just before this one is to be read, another process puts its own there.
-            monkeypatch.setattr(Runner, "_finish", finish)
+        def overtaken(self: Runner, *given: Any, **named: Any) -> object:
+            # Just before this, another process puts what it has built there.
+            monkeypatch.setattr(Runner, step, original)
             other = Runner(client, shelf, [COUNTS])
             asyncio.run_coroutine_threadsafe(other.catch_up(afresh=True), loop).result(BOUND_S)
-            return finish(self, after, upto)
+            return original(self, *given, **named)
 
         loop = asyncio.get_running_loop()
         monkeypatch.setattr(Shelf, "begin", listed)
-        monkeypatch.setattr(Runner, "_finish", overtaken)
+        monkeypatch.setattr(Runner, step, overtaken)
         await Runner(client, shelf, [COUNTS]).catch_up(afresh=True)
         kept = await Kept.find(client, shelf, COUNTS)
         assert len(begun) == 3 and kept.build.id == begun[2]
@@ -233,6 +234,29 @@ async def test_an_event_the_fold_can_not_take_is_set_aside_with_its_reason_and_n
         asides = shelf.asides(kept.build.id)
         assert [aside.reason for aside in asides[:2]] == ["ValueError: not an a"] * 2
         assert asides[2].subject.endswith(".broken") and len(asides) == 3
+
+
+async def test_an_event_that_a_fold_of_many_can_not_take_is_set_aside_alone(server: Server, shelf: Shelf) -> None:
+    stretches: list[int] = []
+
+    def stretch(rows: Rows[Count], happenings: Sequence[Happening]) -> None:
+        stretches.append(len(happenings))
+        for each in happenings:
+            if isinstance(each.event, PhaseCompleted) and each.event.phase == "a" and each.run == "two":
+                raise ValueError("not this one")
+            _count(rows, each)
+
+    projection = Projection(
+        name="stretched", version=1, row=Count, fold=each_of(stretch), stretch=stretch, subjects=["run.*"]
+    )
+    async with serving(server, echo()), connect(server.url) as client:
+        await completed(client, "one", "two", "three")
+        await Runner(client, shelf, [projection]).catch_up()
+        kept = await Kept.find(client, shelf, projection)
+        assert await kept.rows() == {"a": Count(2), "b": Count(3)}
+        assert [aside.reason for aside in shelf.asides(kept.build.id)] == ["ValueError: not this one"]
+        # All of them at once, and then each.
+        assert stretches[0] > 1 and set(stretches[1:]) == {1}
 
 
 async def test_two_runners_of_the_same_projection_end_with_the_same_rows_as_one(server: Server, shelf: Shelf) -> None:
