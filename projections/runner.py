@@ -29,7 +29,7 @@ logger = structlog.get_logger(__name__)
 
 _CACHED_ROWS = 20_000
 _CACHED_CHARACTERS = 16 * 2**20
-_STORED_KEYS = 1_000_000
+_STORED_KEYS = 300_000
 _KNOWN_SUBJECTS = 10_000
 _BATCH = 2_500
 _TIDY_BYTES = 16 * 2**20
