@@ -30,6 +30,7 @@ TABLES = (
         served BIGINT NOT NULL)""",
     """CREATE TABLE IF NOT EXISTS phasebus_rows (
         build TEXT, key TEXT, position BIGINT NOT NULL, glance_json TEXT, row_data BYTEA, PRIMARY KEY (build, key))""",
+    "CREATE INDEX IF NOT EXISTS phasebus_rows_position ON phasebus_rows (build, position)",
     """CREATE TABLE IF NOT EXISTS phasebus_history (
         build TEXT, key TEXT, position BIGINT, row_data BYTEA, PRIMARY KEY (build, key, position))""",
     """CREATE TABLE IF NOT EXISTS phasebus_marks (build TEXT, position BIGINT, PRIMARY KEY (build, position))""",
