@@ -35,4 +35,4 @@ def open_postgres(url: str) -> Shelf:
                 cursor.execute(statement.encode())
     except PersistenceError as error:
         raise ShelfDamaged(f"projections can't be kept there: {error}") from error
-    return Shelf(recorder, tracking=_TRACKING, placeholder="%s")
+    return Shelf(recorder, tracking=_TRACKING, placeholder="%s", lock=" FOR UPDATE")

@@ -110,11 +110,13 @@ class Shelf:
         *,
         tracking: str = "tracking",
         placeholder: str = "?",
+        lock: str = "",
         checkpoint: Callable[[], None] = lambda: None,
     ) -> None:
         self._recorder = recorder
         self._tracking = tracking
         self._placeholder = placeholder
+        self._lock = lock
         self._checkpoint = checkpoint
 
     def close(self) -> None:
@@ -140,13 +142,12 @@ class Shelf:
     def serve(self, build: Build) -> None:
         """Put a build in the place of the one that is served, which goes with all its rows. Raises Moved."""
         with self._transaction(commit=True) as cursor:
-            self._check(cursor, build.id)
-            found = self._run(
-                cursor,
-                "SELECT build FROM phasebus_builds WHERE projection = ? AND build <> ?",
-                (build.projection, build.id),
-            )
-            for other in [row["build"] for row in found.fetchall()]:
+            # In order, here and in `save`: who waits for a build holds none that comes later.
+            select = f"SELECT build FROM phasebus_builds WHERE projection = ? ORDER BY build{self._lock}"  # noqa: S608 - our own word
+            found = {row["build"] for row in self._run(cursor, select, (build.projection,)).fetchall()}
+            if build.id not in found:
+                raise Moved
+            for other in found - {build.id}:
                 for table in _OF_A_BUILD:
                     self._run(cursor, f"DELETE FROM {table} WHERE build = ?", (other,))  # noqa: S608 - our own names
                 self._run(cursor, f"DELETE FROM {self._tracking} WHERE application_name = ?", (other,))  # noqa: S608 - as above
@@ -160,7 +161,7 @@ class Shelf:
     def save(self, steps: Iterable[Step]) -> None:
         """Store what was folded, with the position: all of it, or nothing. Raises Moved."""
         with self._transaction(commit=True) as cursor:
-            for step in steps:
+            for step in sorted(steps, key=lambda step: step.build):
                 self._check(cursor, step.build)
                 if (self._recorder._max_tracking_id(step.build, cursor) or 0) != step.before:
                     raise Moved
@@ -254,7 +255,9 @@ class Shelf:
         return self._run(cursor, select, (build, upto)).fetchone()["mark"] or 0
 
     def _check(self, cursor: Any, build: str) -> None:
-        if self._run(cursor, "SELECT 1 AS there FROM phasebus_builds WHERE build = ?", (build,)).fetchone() is None:
+        """Nobody else changes the build until the transaction ends. Raises Moved if it is gone."""
+        select = f"SELECT 1 AS there FROM phasebus_builds WHERE build = ?{self._lock}"  # noqa: S608 - our own word
+        if self._run(cursor, select, (build,)).fetchone() is None:
             raise Moved
 
     def _run(self, cursor: Any, statement: str, given: Sequence[Any] = ()) -> Any:
