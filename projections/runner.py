@@ -38,7 +38,11 @@ MARK_EVERY = 2_500
 
 
 class Runner:
-    """Keeps these projections on that shelf. `on_stored` is told each position up to which all of them are stored."""
+    """Keeps these projections on that shelf.
+
+    `on_stored` is told each position up to which all of them are stored, `on_changed` each build whose rows have
+    changed.
+    """
 
     def __init__(
         self,
@@ -46,11 +50,13 @@ class Runner:
         shelf: Shelf,
         projections: Iterable[Projection[Any]],
         on_stored: Callable[[int], None] = lambda _position: None,
+        on_changed: Callable[[Build, int], None] = lambda _build, _position: None,
     ) -> None:
         self._client = client
         self._shelf = shelf
         self._growths = [Growth(client, shelf, each) for each in projections]
         self._on_stored = on_stored
+        self._on_changed = on_changed
         self._log = ""
         self._is_afresh = False
         self._untidy_bytes = 0
@@ -96,10 +102,14 @@ class Runner:
                 if not await asyncio.to_thread(self._add, batch, after, batch[-1].position):
                     return False
                 after = batch[-1].position
+                self._tell(after)
         try:
-            return await asyncio.to_thread(self._finish, after, upto)
+            if not await asyncio.to_thread(self._finish, after, upto):
+                return False
         except Moved:
             return False
+        self._tell(upto)
+        return True
 
     async def _follow(self, stopping: asyncio.Task[Any]) -> None:
         """Fold what comes, until it is enough, or somebody else has moved a build."""
@@ -116,6 +126,7 @@ class Runner:
                     await asyncio.to_thread(self._settle)
                     return
                 after = batch[-1].position
+                self._tell(after)
                 self._tidy()
 
     def _settle(self, *, begin: bool = False) -> None:
@@ -152,9 +163,14 @@ class Runner:
                 if self._is_tidied or (self._untidy_bytes >= _TIDY_BYTES and not is_live):
                     self._shelf.checkpoint()
                     self._is_tidied, self._untidy_bytes = False, 0
-                self._on_stored(position)
                 return True
         return False
+
+    def _tell(self, position: int) -> None:
+        for growth in self._growths:
+            if growth.has_changed:
+                self._on_changed(growth.build, growth.position)
+        self._on_stored(position)
 
     def _fold(self, records: Sequence[Record], position: int, is_last: bool) -> list[Step]:
         with self._shelf.looking() as look:
@@ -220,6 +236,8 @@ class Growth:
         self._rows: Rows[Any] = Rows(lambda _key: None)
         self._step: Step | None = None
         self._reached = 0
+        self.has_changed = False
+        """Whether what was stored last has changed any row."""
         self.records: list[Said] = []
         """What is to be folded, in order; some of it may have been."""
 
@@ -250,7 +268,7 @@ class Growth:
     def begin(self, position: int, look: Look) -> bool:
         """Have records folded, up to a position, from where it stands; False if it has all that."""
         self._rows, self._reached = Rows(partial(self._row, look)), position
-        self._step = None
+        self._step, self.has_changed = None, False
         self.records.clear()
         return position > self.seen
 
@@ -276,6 +294,7 @@ class Growth:
         if self._step is None:
             return
         self.position = self._reached
+        self.has_changed = bool(self._step.changes)
         known, rows = self._known, self._rows.changes
         for each in self._step.changes:
             key, size = each.key, len(each.row or "")
