@@ -59,13 +59,9 @@ async def main(events: int, rounds: int, looks: int, live_s: float) -> None:
             url = await _catch_up(client, folder, written, rounds)
             for projection, key in ((RUNS, "r0000001"), (TRAFFIC, "noop/bench")):
                 taken = await _looks(client, url, projection, key, looks)
-                what = f"{projection.name} as of any position, p50, p99"
-                print(
-                    f"{what:40} {_percentile(taken, 0.5) * 1000:>10,.0f} ms {_percentile(taken, 0.99) * 1000:>8,.0f} ms"
-                )
+                print(f"{f'{projection.name} as of any position':40} {_spread(taken)}")
             lags = await _live(server.url, url, live_s)
-            what = f"live, {LIVE_EVENTS_PER_S:,} events/s, p50, p99"
-            print(f"{what:40} {_percentile(lags, 0.5) * 1000:>10,.1f} ms {_percentile(lags, 0.99) * 1000:>8,.1f} ms")
+            print(f"{f'live, at {LIVE_EVENTS_PER_S:,} events/s':40} {_spread(lags)}")
             print(f"{'memory at most':40} {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:>10,.0f} MB")
 
 
