@@ -36,6 +36,12 @@ def die(query: dict[str, float]) -> None:
     os._exit(9)
 
 
+@agent.capability("fragile", on_dead="pause")
+async def fragile(query: dict[str, float]) -> None:
+    """Nothing more of it is taken after the first death."""
+    raise Reject("there is no such sku")
+
+
 @agent.capability("refuse")
 async def refuse(query: dict[str, float]) -> None:
     raise Reject("there is no such sku")

@@ -24,6 +24,8 @@ from bus.broker import server as server_module
 from bus.broker.connection import Connection
 from bus.broker.server import Server, embedded
 from bus.errors import BudgetSpent, Unavailable
+from bus.log.streams import purge
+from bus.rules.commands import Take
 from bus.rules.retry import RetryPolicy
 from bus.rules.run import RunState
 from tests.faults.patient import agent as patient
@@ -36,12 +38,17 @@ NO_RETRY = RetryPolicy(transient=0, dependency=0, unknown=0, lost=0)
 
 
 class Said(NamedTuple):
-    """What the doctor says: its first line, all of it, the code of its first finding, and how it ended."""
+    """What the doctor says: its first line, all of it, the code of each finding, and how it ended."""
 
     first: str
     text: str
-    code: str
+    codes: Sequence[str]
     ended: int
+
+    @property
+    def code(self) -> str:
+        """That of the first."""
+        return self.codes[0] if self.codes else ""
 
 
 async def doctor(*words: str, url: str | None = None, system_url: str | None = None, **environment: str) -> Said:
@@ -57,7 +64,7 @@ async def doctor(*words: str, url: str | None = None, system_url: str | None = N
     assert people[1] == program[1], (people, program)
     first = lines[0] if lines else ""
     assert not findings or "; next: " in first
-    return Said(first, people[0], findings[0]["code"] if findings else "", people[1])
+    return Said(first, people[0], [each["code"] for each in findings], people[1])
 
 
 async def _typed(words: Sequence[str], environment: dict[str, str]) -> tuple[str, int]:
@@ -85,15 +92,21 @@ async def client(server: Server) -> AsyncIterator[Client]:
 
 
 @contextmanager
-def running(server: Server) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that serves the patient, and no supervisor."""
-    process = agent_process(server, PATIENT)
+def running(server: Server, *, twisted: str = "") -> Iterator[subprocess.Popen[bytes]]:
+    """A process that serves the patient, and no supervisor. What is `twisted` is done in it first."""
+    process = agent_process(server, PATIENT) if not twisted else twisted_process(server, twisted)
     try:
         yield process
     finally:
         process.send_signal(signal.SIGCONT)
         process.kill()
         process.wait()
+
+
+def twisted_process(server: Server, twist: str) -> subprocess.Popen[bytes]:
+    environment = CLEAN | {"NATS_URL": server.url, "PYTHONPATH": str(ROOT)}
+    begin = f"{twist}\nfrom tests.faults.patient import agent\nagent.run()"
+    return subprocess.Popen([sys.executable, "-c", begin], env=environment, stderr=subprocess.DEVNULL)
 
 
 @asynccontextmanager
@@ -149,8 +162,8 @@ async def test_all_is_well_where_nothing_is_wrong(server: Server, client: Client
     async with supervised(server), serving_apart(server, client):
         run = (await client.start(one("sleep"))).run
         await began(client, run)
-        assert await of(server) == Said("", "", "", 0)
-        assert await of(server, run) == Said("", "", "", 0)
+        assert await of(server) == Said("", "", [], 0)
+        assert await of(server, run) == Said("", "", [], 0)
 
 
 # The way there
@@ -267,6 +280,25 @@ async def test_the_store_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert said.first.startswith("store full or read-only: the server refuses to store anything")
 
 
+async def test_the_store_is_nearly_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = "max_file_store: 1MB\n  max_memory_store"
+    async with (
+        configured(tmp_path, monkeypatch, "max_memory_store", small) as server,
+        supervised(server),
+        connect(server.url) as client,
+    ):
+        while await stored_bytes(client) < 0.955 * 2**20:
+            await client.publish("filler", os.urandom(4_000).hex())
+        said = await of(server)
+    assert said.code == "nearly_full"
+    assert said.first.startswith("store nearly full: 9")
+
+
+async def stored_bytes(client: Client) -> int:
+    answer = await client.connection.request("$JS.API.INFO", timeout_s=5)
+    return int(json.loads(answer.data)["storage"])
+
+
 async def test_messages_may_be_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with (
         configured(tmp_path, monkeypatch, "max_payload: 1MB", "max_payload: 16KB") as server,
@@ -371,6 +403,36 @@ async def test_all_who_could_take_it_are_quarantined(server: Server, client: Cli
     assert said.first.endswith("next: phasebus agent release patient")
 
 
+async def test_all_who_could_take_it_are_draining(server: Server, client: Client) -> None:
+    async with supervised(server), serving_apart(server, client):
+        busy = (await client.start(one("sleep"))).run
+        await began(client, busy)
+        await client.drain_agents("patient", by="ann", reason="a new version")
+        await until(lambda: all_are(client, "draining"))
+        run = (await client.start(one("sleep"))).run
+        said = await of(server, run)
+    assert said.code == "draining"
+    assert said.first.startswith("nobody takes 'sleep': patient-")
+    assert "is draining: " in said.first
+    assert said.first.endswith(f"phase a of run {run} waits; next: phasebus agent run FILE.py:agent")
+
+
+async def test_a_capability_is_paused_after_a_dead_letter(server: Server, client: Client) -> None:
+    async with supervised(server), serving_apart(server, client):
+        await ended(client, (await client.start(one("fragile", retry=NO_RETRY))).run)
+        await until(lambda: is_paused(client, "fragile"))
+        run = (await client.start(one("fragile"))).run
+        said = await of(server, run)
+    assert said.code == "capability_paused"
+    assert said.first.startswith("nobody takes 'fragile': patient-")
+    assert "is paused after a dead letter" in said.first
+    assert said.first.endswith("next: phasebus dead release fragile")
+
+
+async def is_paused(client: Client, capability: str) -> bool:
+    return any(capability in each.paused for each in await client.agents())
+
+
 async def all_are(client: Client, status: str) -> bool:
     return all(each.status == status for each in await client.agents())
 
@@ -423,7 +485,73 @@ async def test_an_idle_instance_is_frozen(server: Server, client: Client) -> Non
     assert said.code == "frozen"
 
 
+async def test_an_instance_elsewhere_is_mute(server: Server, client: Client) -> None:
+    """Of a process of another machine nobody here can tell whether it is frozen or its loop is blocked."""
+    async with supervised(server):
+        with running(server, twisted="import socket; socket.gethostname = lambda: 'far'") as process:
+            await agents_there(client, 1)
+            process.send_signal(signal.SIGSTOP)
+            said = await of(server)
+    assert said.code == "mute"
+    assert said.first.startswith("instance mute: instance patient-")
+    assert said.first.endswith(f"next: on far: ps -o stat= -p {process.pid}")
+
+
+async def test_an_attempt_is_past_its_deadline_and_nobody_ends_it(server: Server, client: Client) -> None:
+    """Its holder's clock is late, so it is in time by its own; and no supervisor leads that knows better."""
+    late = """
+import sys
+from datetime import timedelta
+import bus
+from bus.clock import utc_now as truly
+for module in [each for each in sys.modules.values() if getattr(each, "utc_now", None) is truly]:
+    module.utc_now = lambda: truly() - timedelta(minutes=1)
+"""
+    with running(server, twisted=late):
+        await agents_there(client, 1)
+        run = (await client.start(one("sleep", timeout_s=30))).run
+        await began(client, run)
+        said = await of(server, run)
+    assert said.code == "overdue"
+    assert said.first.startswith("past its deadline: attempt 1 of a on patient-")
+
+
+async def test_an_instance_does_not_know_of_an_attempt_that_it_holds(server: Server, client: Client) -> None:
+    """What the log has of it, it never made: as if the answer to its first word had been lost, and it with it."""
+    with running(server):
+        await agents_there(client, 1)
+        [there] = await client.agents()
+        run = (await client.start(one("nobody"))).run
+        await client.runs.submit(run, Take("a", None, 1, "nobody", "patient", there.instance, 60))
+        await asyncio.sleep(5.1)  # Younger than this, it may be on its way.
+        said = await of(server, run)
+    assert said.code == "forgotten"
+    assert said.first.startswith(f"attempt forgotten: {there.instance} lives, and does not hold attempt 1 of a")
+
+
 # Work
+
+
+async def test_a_run_is_past_its_deadline_and_nobody_ends_it(server: Server, client: Client) -> None:
+    run = (await client.start(Plan("short", phases=[Phase("a", wait_for="never")], timeout_s=0.5))).run
+    await asyncio.sleep(0.6)
+    said = await of(server, run)
+    assert said.code == "run_overdue"
+    assert said.first.startswith(f"run past its deadline: run {run}: the run is past its deadline and nobody has ended")
+    assert said.first.endswith("next: phasebus up")
+
+
+async def test_the_message_of_waiting_work_is_lost(server: Server, client: Client) -> None:
+    run = (await client.start(one("sleep"))).run
+    async with connect(server.operator_url, create=False) as operator:
+        assert await purge(operator.connection, operator.subjects.work_stream, f"bus.work.sleep.{run}.>", 5)
+    with running(server):
+        await agents_there(client, 1)
+        await asyncio.sleep(5.1)  # Younger than this, it may be on its way.
+        said = await of(server, run)
+    assert said.code == "untaken"
+    assert said.first.startswith(f"not taken: 1 of phase a of run {run} wait, the first for ")
+    assert "its work was lost on its way" in said.first
 
 
 async def test_a_handler_has_fallen_silent(server: Server, client: Client) -> None:
@@ -553,6 +681,7 @@ async def test_a_budget_is_spent(server: Server, client: Client) -> None:
         said = await of(server)
         await limit.hold(60, reason="429")
         held = await of(server)
+    assert "limit_held" in held.codes
     assert said.code == "budget_spent"
     assert said.first.startswith("budget spent: cost_per_day=10 of limit 'openai'; it begins anew at ")
     assert "limit held: nobody takes anything of 'openai' until" in held.text
