@@ -22,10 +22,21 @@ COMMIT = "run.commit.v1"
 Instant = Annotated[datetime, msgspec.Meta(tz=True)]
 """A time that can be compared with any other: with its zone, in practice UTC."""
 
-Cause = Literal["error", "timed_out", "silent", "crashed", "frozen", "forgotten", "handed_back", "unclaimed", "starved"]
+Cause = Literal[
+    "error",
+    "timed_out",
+    "silent",
+    "crashed",
+    "frozen",
+    "blocked",
+    "forgotten",
+    "handed_back",
+    "unclaimed",
+    "starved",
+]
 """How an attempt ended without a result: the handler raised, its deadline passed, it said nothing of itself for too
-long, its process died, stopped answering, or no longer knows of it, a stopping process gave it back, or nobody ever
-took it: `unclaimed` if nobody was free, `starved` if nobody offers to do it."""
+long, its process died, was stopped, did not answer because its event loop was blocked, or no longer knows of it, a
+stopping process gave it back, or nobody ever took it: `unclaimed` if nobody was free, `starved` if nobody offers it."""
 UNTAKEN: frozenset[Cause] = frozenset({"unclaimed", "starved"})
 
 

@@ -69,6 +69,11 @@ class Attempt(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     because: str = ""
     cached: Source | None = None
 
+    @property
+    def has_spoken(self) -> bool:
+        """Whether its handler has said how far it is."""
+        return bool(self.fraction or self.note)
+
     def __post_init__(self) -> None:
         if self.ended_at is not None and self.duration_s is None:
             spent_s = (self.ended_at - self.started_at).total_seconds()

@@ -82,7 +82,10 @@ KEYS: list[str | int] = ["a", "b", -8, "c", 4, "d"]
 FITTING = [b'{"list":[1,2,3]}', b'{"list":[{"n":1},{"n":2}]}', b'{"list":[{"n":1},7]}', b'{"list":[]}']
 OUTPUTS = [*FITTING * 2, b"null", b'"text"', b"[]", b'{"list":{"n":0}}']
 INSTANCES = ["one", "two", ""]
-CAUSES: list[Cause] = ["error", "timed_out", "crashed", "frozen", "forgotten", "handed_back", "unclaimed", "starved"]
+CAUSES: list[Cause] = [
+    *("error", "timed_out", "crashed", "frozen", "blocked", "forgotten", "handed_back"),
+    *("unclaimed", "starved"),
+]
 POLICIES = [RetryPolicy(), RetryPolicy(transient=1, dependency=0, unknown=0, lost=0), RetryPolicy(lost=1, max_s=0.0)]
 
 CHILD = Plan("child", phases=[Phase("x", "do")], timeout_s=60.0)
