@@ -1,4 +1,4 @@
-"""The agent that everything is done to: `python -m benchmarks.causes.patient NAME CAPABILITY... [--places N] [--silence S] [--breaker]`.
+"""The agent that everything is done to: `python -m benchmarks.causes.patient NAME CAPABILITY...`.
 
 What it offers is one of the behaviours below, or one with a name behind a dot: `hold.3` is a `hold` of one's own.
 """

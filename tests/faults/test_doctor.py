@@ -15,7 +15,7 @@ import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import pytest
 
@@ -23,11 +23,12 @@ from bus import Approval, Client, Phase, Plan, connect
 from bus.broker import server as server_module
 from bus.broker.connection import Connection
 from bus.broker.server import Server, embedded
-from bus.errors import BudgetSpent, Unavailable
+from bus.errors import BudgetSpent, NoResponders, Unavailable
 from bus.log.streams import purge
 from bus.rules.commands import Take
 from bus.rules.retry import RetryPolicy
 from bus.rules.run import RunState
+from projections.doctor.finding import Code
 from tests.faults.patient import agent as patient
 from tests.harness import ROOT, agent_process, agents_there, pid_of, serving, supervised, until
 from tests.integration.test_cli import CLEAN, PHASEBUS
@@ -313,7 +314,7 @@ async def test_the_clocks_differ(server: Server, client: Client) -> None:
     ahead = (
         "import sys; from datetime import timedelta; from bus import clock; now = clock.utc_now; "
         "clock.utc_now = lambda: now() + timedelta(minutes=2); "
-        "from console.main import main; sys.exit(main(['doctor']))"
+        "from console.main import main; sys.exit(main(['doctor', '--json']))"
     )
     environment = CLEAN | {"NATS_URL": server.url, "PHASEBUS_SYSTEM_URL": server.system_url, "PYTHONPATH": str(ROOT)}
     async with supervised(server):
@@ -321,7 +322,9 @@ async def test_the_clocks_differ(server: Server, client: Client) -> None:
             *(sys.executable, "-c", ahead), env=environment, cwd="/", stdout=subprocess.PIPE
         )
         out, _ = await process.communicate()
-    assert out.decode().startswith("clock skew: this machine is 120.0 s ahead of the server")
+    first = json.loads(out.splitlines()[0])
+    assert first["code"] == "clock_skew"
+    assert first["cause"].startswith("clock skew: this machine is 120.0 s ahead of the server")
     assert process.returncode == 1
 
 
@@ -466,6 +469,35 @@ async def test_an_instance_is_frozen(server: Server, client: Client) -> None:
     assert said.first.endswith(f"next: kill -CONT {pid}")
 
 
+async def test_an_instance_has_been_frozen_for_so_long_that_the_server_has_closed_its_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with (
+        configured(tmp_path, monkeypatch, 'ping_interval: "10s"', 'ping_interval: "500ms"') as server,
+        connect(server.url, system_url=server.system_url) as client,
+    ):
+        with running(server) as process:
+            await agents_there(client, 1)
+            run = (await client.start(one("sleep"))).run
+            state = await began(client, run)
+            [(_, _, holder)] = state.held()
+            process.send_signal(signal.SIGSTOP)
+            await until(lambda: is_forgotten_by_the_server(client, holder.instance))
+            said = await of(server, run)
+    assert said.code == "frozen"
+    assert said.first.endswith(f"next: kill -CONT {process.pid}")
+
+
+async def is_forgotten_by_the_server(client: Client, instance: str) -> bool:
+    try:
+        await client.connection.request(client.subjects.ping(instance), timeout_s=0.1)
+    except NoResponders:
+        return True
+    except Unavailable:
+        return False
+    return False
+
+
 async def test_an_event_loop_is_blocked(server: Server, client: Client) -> None:
     with running(server):
         await agents_there(client, 1)
@@ -562,6 +594,31 @@ async def test_a_handler_has_fallen_silent(server: Server, client: Client) -> No
         said = await of(server, run)
     assert said.code == "silent"
     assert said.first.startswith("handler silent: attempt 1 of a on patient-")
+
+
+async def test_a_handler_says_nothing_where_others_of_it_have_talked(server: Server, client: Client) -> None:
+    talking = Plan("talk", phases=[Phase("a", "mumble", input={"s": 0.0})])
+    async with supervised(server), serving_apart(server, client):
+        for run in [(await client.start(talking)).run for _ in range(10)]:
+            await ended(client, run)
+        dumb = Plan("talk", phases=[Phase("a", "mumble", input={"s": 30.0, "dumb": 1.0})])
+        run = (await client.start(dumb)).run
+        await began(client, run)
+        await asyncio.sleep(2)  # Ten took a fifth of a second or so.
+        said = await of(server, run)
+    assert said.code == "silent"
+    assert "has said nothing for" in said.first and "as others of it do" in said.first
+
+
+async def test_a_handler_waits_for_a_lock(server: Server, client: Client) -> None:
+    async with supervised(server), serving_apart(server, client), client.lock("deploy", by="somebody"):
+        run = (await client.start(one("locked"))).run
+        await began(client, run)
+        await until(client.in_line)
+        said = await of(server, run)
+    assert said.code == "lock"
+    assert said.first.startswith("waits for a lock: attempt 1 of a on patient-")
+    assert said.first.endswith("waits for lock 'deploy', which somebody has; next: phasebus lock break lock.deploy")
 
 
 async def test_a_handler_was_ended_because_it_said_nothing(server: Server, client: Client) -> None:
@@ -672,6 +729,15 @@ async def test_a_breaker_is_open(server: Server, client: Client) -> None:
     assert said.first == "breaker open: 'openai', opened by ann: it is down; next: phasebus breaker close openai"
 
 
+async def test_a_run_waits_because_the_breaker_of_a_capability_is_open(server: Server, client: Client) -> None:
+    async with supervised(server), serving_apart(server, client):
+        await client.open_breaker("guarded", by="ann", reason="it is down")
+        run = (await client.start(one("guarded"))).run
+        said = await of(server, run)
+    assert said.code == "breaker_open"
+    assert f"opened by ann: it is down; phase a of run {run} waits; next: phasebus breaker close guarded" in said.first
+
+
 async def test_a_budget_is_spent(server: Server, client: Client) -> None:
     async with supervised(server):
         limit = client.limit("openai", cost_per_day=10)
@@ -691,3 +757,8 @@ async def test_there_is_no_such_run(server: Server, client: Client) -> None:
     async with supervised(server):
         said = await of(server, "nobody")
     assert said.code == "no_such_run"
+
+
+def test_every_kind_of_fault_the_doctor_knows_is_made_here() -> None:
+    told = Path(__file__).read_text()
+    assert [code for code in get_args(Code) if f'"{code}"' not in told] == []
