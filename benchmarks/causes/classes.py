@@ -156,7 +156,7 @@ async def lock(ward: Ward, count: int) -> list[str]:
     runs = []
     for _ in range(count):
         name = ward.name("deploy").replace(".", "-")
-        await ward.exits.enter_async_context(ward.client.lock(name, by="somebody"))
+        await ward.exits.enter_async_context(ward.client.lock(name, by="somebody", ttl_s=3600))
         runs.append(await ward.held(await ward.start(capability, {"name": name})))
     return runs
 

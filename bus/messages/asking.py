@@ -123,7 +123,7 @@ class Asking(Steering):
         if version is not None:
             capability = await self._of_version(capability, version)
         task = Task(capability, timeout_s)
-        run = new_run(task.plan) if id is None else _run_of(id)
+        run = new_run(task.plan) if id is None else run_of(id)
         begin = Begin(task.plan, as_json(value), due_at=_due(at, delay_s), key=key)
         if key and begin.due_at is not None:
             raise ScheduleError("work with a key is done in order of sending: it has no time of its own to begin at")
@@ -368,7 +368,7 @@ class Asking(Steering):
         return [each for each, is_there in zip(capabilities, offered, strict=True) if not is_there]
 
 
-def _run_of(id: str) -> str:
+def run_of(id: str) -> str:
     """The run of what is sent under an id: the same whoever sends it."""
     return f"{TASK}-{hashlib.blake2b(id.encode(), digest_size=16).hexdigest()}"
 
@@ -385,9 +385,9 @@ def _due(at: datetime | None, delay_s: float | None) -> datetime | None:
     return due_at.astimezone(UTC) if due_at is not None and due_at > utc_now() else None
 
 
-def answer_of(state: RunState, phase: str, gives: Any = None) -> Any:
-    """A phase's output. Raises WorkFailed, MalformedMessage."""
-    return _decoded(_output(state, phase), gives, f"the output of {phase!r}")
+def answer_of(state: RunState, phase: str, gives: Any = None, what: str = "") -> Any:
+    """A phase's output, which is called `what` if it is not what was asked for. Raises WorkFailed, MalformedMessage."""
+    return _decoded(_output(state, phase), gives, what or f"the output of {phase!r}")
 
 
 def _output(state: RunState, phase: str) -> msgspec.Raw:
