@@ -19,7 +19,8 @@ from bus.clock import utc_now
 from bus.errors import MalformedMessage, NoLiveAgent, NotFound, PlanError, Refused, TimedOut, Unrecorded
 from bus.format.subjects import is_special, versioned
 from bus.history.happening import Happening
-from bus.messages.asking import Receipt, answer_of, run_of
+from bus.messages.answers import decoded, output_of
+from bus.messages.sending import Receipt, run_of
 from bus.messages.streaming import Stream
 from bus.messages.topics import Published
 from bus.registry.versions import check_range, is_range
@@ -72,7 +73,7 @@ class StandIn(Client):
         found = self._interview.ask("work", capability, given)
         if found is None:
             raise self._nobody(capability)
-        return answer_of(await self._answered(found, capability), WORK, gives, repr(capability))
+        return decoded(output_of(await self._answered(found, capability), WORK), gives, repr(capability))
 
     async def send(
         self,
