@@ -68,6 +68,7 @@ RULES = [
 FOLDS = [
     "projections.agents",
     "projections.attention",
+    "projections.derived",
     "projections.doctor.attempts",
     "projections.doctor.checks",
     "projections.doctor.crew",
