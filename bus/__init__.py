@@ -32,6 +32,7 @@ from bus.errors import (
     TimedOut,
     TooLarge,
     Unavailable,
+    Unrecorded,
     WarmUpFailed,
     WorkFailed,
 )
@@ -112,6 +113,7 @@ __all__ = [
     "TimedOut",
     "TooLarge",
     "Unavailable",
+    "Unrecorded",
     "WarmUpFailed",
     "WorkFailed",
     "connect",

@@ -27,9 +27,10 @@ from bus.history.diff import Difference, first_difference
 from bus.problem import Problem
 from bus.replay.asked import Departure, Interview, Transcript
 from bus.replay.closed import closed
-from bus.replay.counterfactual import Counterfactual, Downstream
+from bus.replay.counterfactual import Counterfactual
 from bus.replay.hearing import hear
-from bus.replay.recorded import Past, Result, Verdict, result, verdict
+from bus.replay.recorded import Past, Result, result, verdict
+from bus.replay.rehearsed import Rehearsal, Rehearsed
 from bus.replay.standin import StandIn
 from bus.rules.events import (
     Commit,
@@ -48,45 +49,6 @@ from bus.rules.references import Unresolved
 from bus.rules.run import RunState
 
 AT_ONCE = 8
-
-
-class Rehearsed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One piece of work, done again. `position` is that of its `phase.started`, None where there was none.
-
-    `input` is where the input parts from the recorded one, if it does, `output` where the two outputs do, and `asks`
-    what its handler asks of others otherwise, which is a difference, too. `new` is what has no recorded result to
-    compare with: its process died, or it would not have been done then.
-    """
-
-    phase: str
-    attempt: int
-    capability: str
-    verdict: Verdict
-    now: Result
-    recorded: Result | None = None
-    item: int | None = None
-    position: int | None = None
-    input: Difference | None = None
-    output: Difference | None = None
-    asks: Sequence[Departure] = ()
-
-
-class Rehearsal(msgspec.Struct, frozen=True, kw_only=True):
-    """One run: what was done again, in order, and the phases of others that the differences reach."""
-
-    run: str
-    plan: str
-    work: Sequence[Rehearsed]
-    downstream: Sequence[Downstream]
-
-    @property
-    def differences(self) -> list[Rehearsed]:
-        """The work that did not come out as it had, or was not there to come out."""
-        return [each for each in self.work if each.verdict in ("differs", "failed") or _is_additional(each)]
-
-    @property
-    def is_same(self) -> bool:
-        return not self.differences and not self.downstream
 
 
 async def rehearse(
@@ -323,7 +285,3 @@ def _parting(recorded: Result | None, now: Result) -> Difference | None:
     if recorded is None or recorded.problem is not None or now.problem is not None:
         return None
     return first_difference(recorded.value, now.value)
-
-
-def _is_additional(each: Rehearsed) -> bool:
-    return each.verdict == "new" and each.position is None

@@ -144,7 +144,8 @@ class RunCheckpointed(_Event, frozen=True, tag="run.checkpointed.v1"):
 class RunRollingBack(_Event, frozen=True, tag="run.rolling_back.v1"):
     """The run goes back to before `phases`: those in `undo` are compensated first, one after the other, in this order.
 
-    A RunRedriven follows when that is done; or with `problem`, of which the run has failed, a RunFailed.
+    A RunRedriven follows when that is done; or with `problem`, of which the run has failed, a RunFailed; or if it
+    `cancels` the run, a RunCancelled.
     """
 
     by: str
@@ -153,6 +154,7 @@ class RunRollingBack(_Event, frozen=True, tag="run.rolling_back.v1"):
     deadline_at: Instant
     reason: str = ""
     problem: Problem | None = None
+    cancels: bool = False
 
 
 class PhaseUndoing(_Event, frozen=True, tag="phase.undoing.v1"):

@@ -144,13 +144,15 @@ class Undoing(msgspec.Struct, frozen=True):
 class Rollback(msgspec.Struct, frozen=True):
     """A rollback under way: `phases` get a new pass when those in `left` are undone, one after the other.
 
-    With a `problem`, of which the run has failed, it ends then instead.
+    With a `problem`, of which the run has failed, it ends then instead; also if it `cancels` the run, for a `reason`.
     """
 
     by: str
     phases: tuple[str, ...]
     left: tuple[str, ...]
     problem: Problem | None = None
+    cancels: bool = False
+    reason: str = ""
 
 
 class PhaseState(msgspec.Struct, gc=False, kw_only=True):

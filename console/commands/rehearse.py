@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from bus.replay.asked import Departure
     from bus.replay.counterfactual import Downstream
     from bus.replay.recorded import Result
-    from bus.replay.rehearsing import Rehearsal, Rehearsed
+    from bus.replay.rehearsed import Rehearsal, Rehearsed
     from bus.rules.run import RunState
     from console.printer import Printer
 

@@ -162,4 +162,6 @@ def _facts(state: RunState, now: datetime) -> list[str]:
         facts.append(("problem", str(state.problem)))
     if state.rollback is not None and state.rollback.problem is not None:
         facts.append(("undoing", f"{', '.join(state.rollback.left)}; the run has failed: {state.rollback.problem}"))
+    if state.rollback is not None and state.rollback.cancels:
+        facts.append(("undoing", f"{', '.join(state.rollback.left)}; then the run is cancelled by {state.rollback.by}"))
     return [f"{name:<9} {escaped(value)}" for name, value in facts]

@@ -16,7 +16,8 @@ from bus.broker.server import Server
 from bus.errors import NoLiveAgent, WorkFailed
 from bus.history.selection import Selection
 from bus.replay.fork import forked
-from bus.replay.rehearsing import Rehearsal, Rehearsed, rehearse
+from bus.replay.rehearsed import Rehearsal, Rehearsed
+from bus.replay.rehearsing import rehearse
 from bus.replay.replaying import Replayed, replay
 from tests.harness import BOUND_S, supervised
 
