@@ -110,8 +110,8 @@ class Custody:
                 return
             await asyncio.sleep(self._lease_s / 3)
             if await self._census.confirm(instance) == "crashed":
-                evidence = f"not there when {self._leader} began to lead"
-                await self._lose(instance, "crashed", evidence)
+                cause, seen = await self._told_apart(instance, "crashed")
+                await self._lose(instance, cause, f"not there when {self._leader} began to lead{seen}")
         except BusError as error:
             # Its silence will tell.
             logger.warning("not examined", instance=instance, error=str(error))

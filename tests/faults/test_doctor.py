@@ -484,8 +484,18 @@ async def test_an_instance_has_been_frozen_for_so_long_that_the_server_has_close
             process.send_signal(signal.SIGSTOP)
             await until(lambda: is_forgotten_by_the_server(client, holder.instance))
             said = await of(server, run)
+            async with supervised(server):
+                await until(lambda: is_taken_back(client, run))
+            [attempt] = (await client.runs.load(run)).phases["a"].items[0].attempts[:1]
     assert said.code == "frozen"
     assert said.first.endswith(f"next: kill -CONT {process.pid}")
+    # Who leads from then on tells it apart as well.
+    assert attempt.cause == "frozen"
+    assert attempt.evidence.endswith("; its process is stopped")
+
+
+async def is_taken_back(client: Client, run: str) -> bool:
+    return (await client.runs.load(run)).phases["a"].items[0].attempts[0].ended_at is not None
 
 
 async def is_forgotten_by_the_server(client: Client, instance: str) -> bool:
