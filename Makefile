@@ -1,5 +1,5 @@
 # One command for people and CI: `make check` is what `.ci/run` calls, without the set-up.
-.PHONY: check test format bench recovery chaos demo
+.PHONY: check test format bench recovery causes chaos demo
 
 check:
 	uv run pytest
@@ -17,6 +17,9 @@ bench:
 
 recovery:
 	uv run python -m benchmarks.recovery
+
+causes:
+	uv run python -m benchmarks.causes
 
 chaos:
 	uv run python -m benchmarks.chaos

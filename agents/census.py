@@ -22,7 +22,7 @@ from bus.registry.presence import Beat, read_beat
 
 logger = structlog.get_logger(__name__)
 
-Fate = Literal["alive", "crashed", "frozen"]
+Fate = Literal["alive", "crashed", "mute"]
 # A living client whose line was cut is back within this time; a dead one is not.
 _RECONNECT_S = 0.02
 _ANSWER_S = 0.5
@@ -74,7 +74,7 @@ class Census:
 
     @property
     def patience_s(self) -> float:
-        """How long `confirm` may take to call an instance frozen."""
+        """How long `confirm` may take to call an instance mute."""
         return _RECONNECT_S + 2 * self._answer_s
 
     def heard_at(self, instance: str) -> float:
@@ -98,8 +98,8 @@ class Census:
             self._beats.pop(instance, None)
 
     async def confirm(self, instance: str) -> Fate:
-        """Ask the instance itself. Nobody subscribed: crashed. Subscribed, and no answer twice: frozen, or a blocked
-        loop.
+        """Ask the instance itself. Nobody subscribed: crashed. Subscribed, and no answer twice: mute, so it is frozen,
+        or its loop is blocked.
 
         Raises Unavailable if it is our own line that is silent: then nothing is known of anybody.
         """
@@ -118,7 +118,7 @@ class Census:
             else:
                 self._hear(answer)
                 return "alive"
-        return "frozen"
+        return "mute"
 
     def _hear(self, message: Message) -> None:
         beat = read_beat(message)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import structlog
 
-from agents.census import Census
+from agents.census import Census, Fate
 from agents.docket import Docket, Key
 from agents.herald import Herald
 from agents.registrar import Registrar
@@ -31,7 +31,8 @@ logger = structlog.get_logger(__name__)
 
 _WORDS = {
     "crashed": "is gone",
-    "frozen": "does not answer: it is frozen, or a handler blocks its event loop (a plain `def` runs in a thread)",
+    "frozen": "does not answer: it is frozen",
+    "blocked": "does not answer: a handler blocks its event loop (a plain `def` runs in a thread)",
     "forgotten": "has lost the attempt",
 }
 
@@ -109,8 +110,8 @@ class Custody:
                 return
             await asyncio.sleep(self._lease_s / 3)
             if await self._census.confirm(instance) == "crashed":
-                evidence = f"not there when {self._leader} began to lead"
-                await self._lose(instance, "crashed", evidence)
+                cause, seen = await self._told_apart(instance, "crashed")
+                await self._lose(instance, cause, f"not there when {self._leader} began to lead{seen}")
         except BusError as error:
             # Its silence will tell.
             logger.warning("not examined", instance=instance, error=str(error))
@@ -124,18 +125,32 @@ class Custody:
             fate = await self._census.confirm(instance)
             if fate == "alive":
                 return
-            if fate == "frozen" or suspicion.by_silence:
+            if fate == "mute" or suspicion.by_silence:
                 # It has a whole lease to be heard of in.
                 await asyncio.sleep(self._lease_s - self._census.silent_s(instance))
                 if self._census.silent_s(instance) < self._lease_s:
                     return
-            await self._lose(instance, fate, suspicion.evidence)
+            cause, seen = await self._told_apart(instance, fate)
+            await self._lose(instance, cause, f"{suspicion.evidence}{seen}")
         except BusError as error:
             # It stays silent, so it is examined again.
             logger.warning("not examined", instance=instance, error=str(error))
         finally:
             if suspicion.by_silence:
                 self._examined.discard(instance)
+
+    async def _told_apart(self, instance: str, fate: Fate) -> tuple[Loss, str]:
+        """Why it does not answer, and what says so: what its process does, if that is one of this machine.
+
+        Of a process of another one nobody here can tell whether it is stopped or its event loop blocked: it is called
+        frozen. The server forgets who has been stopped for long, so that nobody is there to be asked.
+        """
+        does = await self._registrar.running(instance)
+        if does == "stopped":
+            return "frozen", "; its process is stopped"
+        if fate == "crashed":
+            return "crashed", ""
+        return ("blocked", "; its process runs") if does == "running" else ("frozen", "")
 
     async def _check_forgotten(self, instance: str) -> None:
         """A living instance that does not list an attempt for a whole lease has lost it, or could not store its end."""

@@ -6,8 +6,10 @@ another registrar, goes before.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from contextlib import aclosing
+from datetime import datetime
 from uuid import uuid4
 
 import msgspec
@@ -20,6 +22,7 @@ from bus.log.log import VersionConflict
 from bus.log.record import Record
 from bus.registry.arrivals import event_in
 from bus.registry.card import AGENT_LOST, AgentLost, Card, Loss
+from bus.signals import Running, running
 
 logger = structlog.get_logger(__name__)
 
@@ -27,6 +30,9 @@ logger = structlog.get_logger(__name__)
 class _Registered(msgspec.Struct, frozen=True):
     agent: str
     position: int
+    at: datetime
+    host: str
+    pid: int
 
 
 class Registrar:
@@ -52,6 +58,13 @@ class Registrar:
             async for record in records:
                 self._note(record)
 
+    async def running(self, instance: str) -> Running:
+        """What the process of an instance does, if it has registered, and on this machine."""
+        known = self._registered.get(instance)
+        if known is None or known.host != socket.gethostname():
+            return ""
+        return await running(known.pid, since_s=(utc_now() - known.at).total_seconds())
+
     async def lose(self, instance: str, cause: Loss, evidence: str, held: int) -> None:
         """Say that an instance is lost, unless it has said itself that it ended. Raises Unavailable, TooLarge."""
         known = self._registered.get(instance)
@@ -72,6 +85,8 @@ class Registrar:
         event = event_in(record)
         self._position = record.position
         if isinstance(event, Card):
-            self._registered[event.instance] = _Registered(event.agent, record.position)
+            self._registered[event.instance] = _Registered(
+                event.agent, record.position, record.stored_at, event.host, event.pid
+            )
         elif event is not None:
             self._registered.pop(event.instance, None)

@@ -33,6 +33,7 @@ from bus.errors import (
     TimedOut,
     TooLarge,
     Unavailable,
+    Unrecorded,
     WarmUpFailed,
     WorkFailed,
 )
@@ -114,6 +115,7 @@ __all__ = [
     "TimedOut",
     "TooLarge",
     "Unavailable",
+    "Unrecorded",
     "WarmUpFailed",
     "WorkFailed",
     "connect",

@@ -44,6 +44,16 @@ class NoLiveAgent(BusError):
         self.capability = capability
 
 
+class Unrecorded(NoLiveAgent):
+    """In a rehearsal: what is asked of others now was not asked then, so there is no answer to play back."""
+
+    def __init__(self, what: str) -> None:
+        BusError.__init__(
+            self, f"the log has no answer to this: {what!r} was not asked just so then, and nobody is here"
+        )
+        self.capability = what
+
+
 class WarmUpFailed(BusError):
     """An agent's lifespan did not come as far as its `yield`, so it takes no work. Says why; correct that."""
 

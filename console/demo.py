@@ -68,7 +68,8 @@ async def _stage(stop: asyncio.Event, package: str, folder: Path, *, began_s: fl
     from bus.clock import utc_now
     from bus.connecting import connect
     from bus.runs.planfile import read_plan
-    from console.live import known_history, shown
+    from console.foresight import foresee
+    from console.live import shown
     from console.processes import processes
     from console.rehearsal import Rehearsal, told
     from console.text import duration
@@ -83,7 +84,7 @@ async def _stage(stop: asyncio.Event, package: str, folder: Path, *, began_s: fl
         rehearsal.start_agent("scanner")
         async with connect(server.url, name="demo") as client:
             receipt = await client.start(read_plan(files / "plan.toml"), {"path": package})
-            async with shown(sys.stdout, await known_history(client, receipt.run)) as screen:
+            async with shown(sys.stdout, await foresee(client, receipt.run)) as screen:
                 screen.say(f"the log, and those of the processes, are in {folder}")
                 playing = rehearsal.play(client, receipt.run, screen)
                 bound_s = _ASKING_BOUND_S if asks else _BOUND_S

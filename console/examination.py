@@ -6,10 +6,10 @@ What does not answer in time is named as not asked, and nothing is concluded fro
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, defaultdict
-from collections.abc import Awaitable, Sequence
+from collections import Counter
+from collections.abc import Awaitable
 from contextlib import aclosing
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -19,13 +19,12 @@ from bus.client import Client
 from bus.connecting import connect
 from bus.errors import BusError, NotFound
 from bus.rules import dead
-from bus.rules.events import PhaseProgressed
 from bus.rules.run import RunState
 from bus.settings import Settings
 from console import rollcall, soundings
 from console.address import Address, find_started
 from projections.catchup import build
-from projections.doctor.facts import Asked, Facts, Ground, Letter
+from projections.doctor.facts import Facts, Ground, Letter
 from projections.history import History, learn
 from projections.runs import RUNS, find
 
@@ -75,18 +74,19 @@ class _Examination:
         ground = _with(ground, seen)
         if ground.reached != "yes" or client.subjects.stream in ground.lost:
             return Facts(at=clock.utc_now(), namespace=namespace, run=self._run, ground=ground)
-        everything, letters, breakers, limits, lead = await asyncio.gather(
+        everything, letters, breakers, limits, waits, lead = await asyncio.gather(
             self._in_time("runs", self._runs(), {}),
             self._in_time("dead letters", self._letters(), []),
             self._in_time("breakers", client.breakers(), []),
             self._in_time("limits", client.limits(), {}),
+            self._in_time("locks", rollcall.waits(client), {}),
             self._in_time("the supervisor", rollcall.lead(client, seen.connected, find_started()), None),
         )
         chosen, run = await self._chosen(everything)
         holders = [holder.instance for state in chosen for _, _, holder in state.held()]
         members, said = await asyncio.gather(
             self._in_time("agents", rollcall.members(client, holders, seen.connected), None),
-            self._in_time("progress", self._said(run), {}),
+            self._in_time("progress", rollcall.said(client, chosen), {}),
         )
         history = learn(everything.values()) if everything else History()
         return Facts(
@@ -103,6 +103,7 @@ class _Examination:
             runs=chosen,
             history=history,
             said=said,
+            waits=waits,
             letters=letters,
             breakers=breakers,
             limits=limits,
@@ -138,17 +139,6 @@ class _Examination:
             except (BusError, TimeoutError):
                 return [], None
         return [state], state.run
-
-    async def _said(self, run: str | None) -> dict[Asked, Sequence[datetime]]:
-        """When the attempts of a run said something of themselves."""
-        found: defaultdict[Asked, list[datetime]] = defaultdict(list)
-        if run is not None:
-            async with aclosing(self._client.ledger.commits(run)) as commits:
-                async for commit in commits:
-                    for event in commit.events:
-                        if isinstance(event, PhaseProgressed):
-                            found[run, event.phase, event.item, event.attempt].append(commit.at)
-        return dict(found)
 
     async def _letters(self) -> list[Letter]:
         """Those of the last day that nobody has seen to."""

@@ -19,6 +19,7 @@ from bus.history.selection import Selection
 from bus.replay.fork import forked
 from bus.replay.recorded import Result
 from bus.replay.replaying import Replayed, paced, replay
+from console.commands.rehearse import departed
 from console.failure import FAILED, NOT_FOUND, OK, USAGE, Failure
 from console.lookup import say_if_archived
 from console.printer import Printer, to_json
@@ -112,6 +113,8 @@ def _show(printer: Printer, each: Replayed) -> None:
     spot = f"{each.position}.{each.index}"
     printer.line(f"{spot:>8}  {each.verdict:<7}  {each.run}/{place} #{each.attempt}  {each.capability}")
     if each.verdict != "same":
+        for ask in each.asks:
+            printer.line(f"          {departed(ask)}")
         then = _said(each.recorded) if each.recorded is not None else "no result of a handler"
         printer.line(f"          then  {then}")
         printer.line(f"          now   {_said(each.now)}")

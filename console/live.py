@@ -15,15 +15,12 @@ from typing import Protocol, TextIO
 
 from bus.client import Client
 from bus.clock import utc_now
-from bus.errors import BusError
 from bus.rules.run import SUCCEEDED, Item, PhaseState, RunState
+from console.foresight import Foresight, foresee
 from console.lookout import lookout
 from console.text import duration, escaped
 from console.timeline import Glyphs, done, glyphs, label, outcome, took
 from projections.attention import opening
-from projections.catchup import build
-from projections.eta import Eta
-from projections.history import History, learn
 from projections.progress import Progress, progress
 from projections.projection import View, fold
 from projections.runs import RUNS
@@ -40,9 +37,9 @@ async def follow(client: Client, run: str) -> RunState:
 
     A lost line is waited for. Raises NotFound, Unavailable.
     """
-    history = await known_history(client, run)
+    foresight = await foresee(client, run)
     async with (
-        shown(sys.stdout, history) as screen,
+        shown(sys.stdout, foresight) as screen,
         lookout(client, run, lambda text: screen.remark(text, utc_now())),
         aclosing(states(client, run)) as seen,
     ):
@@ -59,20 +56,6 @@ async def states(client: Client, run: str) -> AsyncGenerator[tuple[RunState, dat
             before, view = view, fold(RUNS, view, [happening])
             if view.rows.get(run) is not before.rows.get(run):
                 yield view.rows[run], happening.at
-
-
-async def known_history(client: Client, run: str) -> History:
-    """What a run can have learned from those that had ended when it began, so that it is always told the same way.
-
-    Nothing if it takes over two seconds to learn, for nobody should wait for a forecast.
-    """
-    try:
-        async with asyncio.timeout(_HISTORY_S):
-            runs = (await build(client, RUNS)).rows
-    except (TimeoutError, BusError):
-        return History()
-    began_at = runs[run].started_at if run in runs else utc_now()
-    return learn(each for each in runs.values() if each.ended_at is not None and each.ended_at <= began_at)
 
 
 class Screen(Protocol):
@@ -92,12 +75,14 @@ class Screen(Protocol):
 
 
 @asynccontextmanager
-async def shown(stream: TextIO, history: History, environment: Mapping[str, str] = os.environ) -> AsyncIterator[Screen]:
+async def shown(
+    stream: TextIO, foresight: Foresight, environment: Mapping[str, str] = os.environ
+) -> AsyncIterator[Screen]:
     """A screen that suits the stream, while the block runs."""
     if not stream.isatty() or environment.get("TERM") == "dumb":
-        yield Lines(stream, history)
+        yield Lines(stream, foresight)
         return
-    tree = Tree(stream, history, has_colour="NO_COLOR" not in environment)
+    tree = Tree(stream, foresight, has_colour="NO_COLOR" not in environment)
     ticking = asyncio.create_task(_tick(tree))
     try:
         yield tree
@@ -115,9 +100,9 @@ async def _tick(tree: Tree) -> None:
 class Lines:
     """For a pipe or a file: what has changed, a line each."""
 
-    def __init__(self, stream: TextIO, history: History) -> None:
+    def __init__(self, stream: TextIO, foresight: Foresight) -> None:
         self._stream = stream
-        self._history = history
+        self._foresight = foresight
         self._state: RunState | None = None
         self._at: datetime | None = None
 
@@ -126,7 +111,7 @@ class Lines:
         found = list(changes(before, state))
         if found:
             far = self._progress(state, at)
-            found[-1] += _left(state, far.eta)
+            found[-1] += _behind(self._foresight.left(state, far.eta))
             self.say("\n".join(_head(far) + text for text in found))
 
     def remark(self, text: str, at: datetime) -> None:
@@ -136,7 +121,7 @@ class Lines:
     def _progress(self, state: RunState, at: datetime) -> Progress:
         # Times come from the clocks of many machines; what is told goes forward.
         self._at = max(at, self._at or at)
-        return progress(state, self._history, self._at)
+        return progress(state, self._foresight.history, self._at)
 
     def say(self, text: str) -> None:
         self._stream.write(f"{text}\n")
@@ -150,9 +135,9 @@ class Lines:
 class Tree:
     """For a terminal: every phase on a line of its own, drawn again in place."""
 
-    def __init__(self, stream: TextIO, history: History, *, has_colour: bool) -> None:
+    def __init__(self, stream: TextIO, foresight: Foresight, *, has_colour: bool) -> None:
         self._stream = stream
-        self._history = history
+        self._foresight = foresight
         self._drawn = glyphs(stream.encoding)
         self._has_colour = has_colour
         self._state: RunState | None = None
@@ -186,7 +171,8 @@ class Tree:
             return
         now = utc_now()
         columns, rows = shutil.get_terminal_size()
-        lines = tree(self._state, progress(self._state, self._history, now), now, self._drawn)
+        far = progress(self._state, self._foresight.history, now)
+        lines = tree(self._state, far, now, self._drawn, self._foresight.left(self._state, far.eta))
         # What scrolls off the top can't be drawn again.
         lines = [line[: columns - 1] for line in lines[: max(rows - 1, 1)]]
         text = "\n".join(self._coloured(line) for line in lines)
@@ -211,9 +197,9 @@ class Tree:
         self._stream.flush()
 
 
-def tree(state: RunState, far: Progress, now: datetime, drawn: Glyphs) -> list[str]:
-    """The run as lines: how far it is, then a phase each."""
-    lines = [f"{state.run}  {far.fraction:.0%}  {duration(far.elapsed_s)}{_left(state, far.eta)}"]
+def tree(state: RunState, far: Progress, now: datetime, drawn: Glyphs, left: str = "") -> list[str]:
+    """The run as lines: how far it is and what is left of it, then a phase each."""
+    lines = [f"{state.run}  {far.fraction:.0%}  {duration(far.elapsed_s)}{_behind(left)}"]
     width = max(map(len, state.phases))
     for phase in state.phases.values():
         line = f" {drawn.marks[phase.status]} {phase.key:<{width}}  {done(phase):>7}  {took(phase, now):>9}"
@@ -302,12 +288,5 @@ def _head(far: Progress) -> str:
     return f"{duration(far.elapsed_s):>8} {far.fraction:>5.0%}  "
 
 
-def _left(state: RunState, eta: Eta | None) -> str:
-    """The interval that 8 of 10 runs like this one end in. Nothing while all there is waits for people."""
-    statuses = {phase.status for phase in state.phases.values()}
-    if eta is None or ("waiting" in statuses and not statuses & {"ready", "in_progress"}):
-        return ""
-    low, high = round(eta.p10_s), round(eta.p90_s)
-    if high < 60:
-        return f", {low} to {high} s left" if low < high else f", {high} s left"
-    return f", {duration(low)} to {duration(high)} left"
+def _behind(text: str) -> str:
+    return f", {text}" if text else ""

@@ -12,6 +12,7 @@ from console.failure import USAGE, Failure
 
 if TYPE_CHECKING:
     from bus.client import Client
+    from projections.derived import Derived
     from projections.projection import Projection
     from projections.shelf import Shelf
 
@@ -44,14 +45,30 @@ def shelf_of(client: Client, url: str | None) -> Iterator[Shelf]:
 
 
 def chosen(targets: Sequence[str]) -> list[Projection[Any]]:
-    """The projections named: those that ship by their name, one's own as FILE.py:NAME. All that ship if none is."""
-    from console.target import load
+    """The projections named: those that ship by their name, one's own as FILE.py:NAME. All that ship if none is.
+
+    In place of one that is derived stand those it follows from: it is not kept itself.
+    """
     from projections.catalogue import BUILT_IN
+    from projections.derived import Derived
+
+    found: dict[str, Projection[Any]] = {}
+    for target in targets:
+        one = asked(target)
+        found |= {each.name: each for each in (one.of if isinstance(one, Derived) else [one])}
+    return list((found or BUILT_IN).values())
+
+
+def asked(target: str) -> Projection[Any] | Derived[Any]:
+    """The projection with that name, or in that file."""
+    from console.target import load
+    from projections.catalogue import BUILT_IN, DERIVED
     from projections.projection import Projection
 
-    for target in targets:
-        if ":" not in target and target not in BUILT_IN:
-            known = ", ".join(BUILT_IN)
-            raise Failure(USAGE, f"there is no projection {target!r}", f"one of {known}; one's own: FILE.py:NAME")
-    found = [load(target, Projection) if ":" in target else BUILT_IN[target] for target in targets]
-    return found or list(BUILT_IN.values())
+    if ":" in target:
+        return load(target, Projection)
+    one = BUILT_IN.get(target) or DERIVED.get(target)
+    if one is None:
+        known = ", ".join((*BUILT_IN, *DERIVED))
+        raise Failure(USAGE, f"there is no projection {target!r}", f"one of {known}; one's own: FILE.py:NAME")
+    return one

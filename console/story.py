@@ -106,6 +106,8 @@ def _said(event: Event) -> str:
         case RunRollingBack():
             if event.problem is not None:
                 return f"by {event.by}: {', '.join(event.undo)}, because {event.problem}"
+            if event.cancels:
+                return f"by {event.by}: {', '.join(event.undo)}, to cancel the run{_because(event.reason)}"
             return f"by {event.by} to before {', '.join(event.phases)}{_because(event.reason)}"
         case PhaseUndoing():
             return event.phase

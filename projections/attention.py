@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Iterator, Set
-from datetime import datetime
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from datetime import datetime, timedelta
+from itertools import pairwise
 from typing import Literal
 
 import msgspec
@@ -17,14 +18,35 @@ from bus.rules.run import Attempt, Item, PhaseState, RunState
 from projections.history import History
 
 Kind = Literal["stuck", "starved", "waiting", "failed", "paused", "retrying"]
+Reason = Literal[
+    "approval",
+    "breaker_open",
+    "dead",
+    "failed",
+    "frozen",
+    "lock",
+    "loop_blocked",
+    "mute",
+    "overdue",
+    "paused",
+    "retrying",
+    "run_overdue",
+    "signal",
+    "silent",
+    "slow",
+    "starved",
+    "unserved",
+]
+"""The class of a cause, in the words of the doctor (`projections.doctor.finding`), who tells more of them apart."""
 _URGENCY: tuple[Kind, ...] = ("stuck", "starved", "waiting", "failed", "paused", "retrying")
 
+_QUIET_TIMES = 3
 _PATIENCE_S = 5.0
 """Younger than this, nothing is held against anybody: agents start, beats are on their way."""
 
 
 class Concern(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing that needs a look: since when, why (one sentence), and the exact command that helps.
+    """One thing that needs a look: since when, why (its class, and one sentence), and the exact command that helps.
 
     Without a phase it is about the run as a whole. Where several items of a phase have the same trouble, the one
     that has had it longest is named and `others` counts the rest.
@@ -32,6 +54,7 @@ class Concern(msgspec.Struct, frozen=True, kw_only=True):
 
     run: str
     kind: Kind
+    reason: Reason
     since: datetime
     cause: str
     next_step: str
@@ -40,11 +63,50 @@ class Concern(msgspec.Struct, frozen=True, kw_only=True):
     others: int = 0
 
 
+class Mute(msgspec.Struct, frozen=True):
+    """Why an instance that is connected does not answer."""
+
+    reason: Literal["frozen", "loop_blocked", "mute"]
+    cause: str
+    next_step: str
+
+
+class Wait(msgspec.Struct, frozen=True):
+    """What an attempt waits for that somebody else has: `what`, such as `lock 'deploy'`, its path, and who has it."""
+
+    what: str
+    path: str
+    holder: str = ""
+
+    @property
+    def cause(self) -> str:
+        return f"{self.what}, which {self.holder or 'somebody else'} has"
+
+    @property
+    def next_step(self) -> str:
+        # Which of the permits is to be given back, somebody has to choose.
+        return "phasebus lock ls" if self.path.startswith("permit.") else f"phasebus lock break {self.path}"
+
+
+Place = tuple[str, str, int | None, int]
+"""An attempt: run, phase, item, number."""
+
+
 class Living(msgspec.Struct, frozen=True):
-    """Who is there: the instances that answer, and the capabilities that any of them offers."""
+    """Who is there: the instances that answer, and the capabilities that any of them offers.
+
+    As far as it is known also the capabilities whose places are all taken (`full`); who is `mute`, and why; when
+    attempts under way `said` something of themselves, and what they wait for (`waits`); and the capabilities of which
+    nobody takes any work while their breaker is open, with what is to be said of that (`resting`).
+    """
 
     instances: Set[str]
     capabilities: Set[str]
+    full: Set[str] = frozenset()
+    mute: Mapping[str, Mute] = {}
+    said: Mapping[Place, Sequence[datetime]] = {}
+    waits: Mapping[Place, Wait] = {}
+    resting: Mapping[str, str] = {}
 
 
 def concerns(runs: Iterable[RunState], living: Living | None, history: History, now: datetime) -> list[Concern]:
@@ -65,6 +127,7 @@ def _of_run(state: RunState, living: Living | None, history: History, now: datet
         yield Concern(
             run=state.run,
             kind="stuck",
+            reason="run_overdue",
             since=state.deadline_at,
             cause="the run is past its deadline and nobody has ended it: is a supervisor running?",
             next_step="phasebus up",
@@ -73,6 +136,7 @@ def _of_run(state: RunState, living: Living | None, history: History, now: datet
         yield Concern(
             run=state.run,
             kind="paused",
+            reason="paused",
             since=state.paused_at,
             cause=f"paused by {state.paused_by}: nothing more of it is taken",
             next_step=f"phasebus run resume {state.run}",
@@ -108,15 +172,30 @@ def _of_item(
     if item.ready_at > now:
         return _retrying(state, phase, item)
     capability = state.capability(phase.key)
-    if living is None or capability in living.capabilities or _age_s(item.ready_at, now) < _PATIENCE_S:
+    if living is None or capability is None:
+        return None
+    if capability in living.resting:
+        return Concern(
+            run=state.run,
+            kind="waiting",
+            reason="breaker_open",
+            since=item.ready_at,
+            phase=phase.key,
+            item=item.index,
+            cause=f"nobody takes work of {capability!r} while its breaker is open{living.resting[capability]}",
+            next_step=f"phasebus breaker close {capability}",
+        )
+    is_full = capability in living.full
+    if (capability in living.capabilities and not is_full) or _age_s(item.ready_at, now) < _PATIENCE_S:
         return None
     return Concern(
         run=state.run,
         kind="starved",
+        reason="starved" if is_full else "unserved",
         since=item.ready_at,
         phase=phase.key,
         item=item.index,
-        cause=f"no live agent offers {capability!r}",
+        cause=f"all places for {capability!r} are taken" if is_full else f"no live agent offers {capability!r}",
         next_step="phasebus agent run FILE.py:agent",
     )
 
@@ -131,27 +210,62 @@ def _stuck(
     now: datetime,
 ) -> Concern | None:
     age_s = _age_s(holder.started_at, now)
-    if age_s < _PATIENCE_S:
-        return None
     past = history.of(state.plan, phase.key)
     limit_s = past.limit_s if past is not None else None
     who = f"attempt {holder.number} on {holder.instance}"
     since, next_step = holder.started_at, "phasebus up"
-    if living is not None and holder.instance not in living.instances:
-        cause = f"process gone: {who} does not answer, and nobody has taken the work back"
+    kind: Kind = "stuck"
+    reason: Reason
+    if living is not None and (mute := living.mute.get(holder.instance)) is not None:
+        reason, cause, next_step = mute.reason, f"{mute.cause}; it holds {who}", mute.next_step
+    elif age_s < _PATIENCE_S:
+        return None
+    elif living is not None and holder.instance not in living.instances:
+        reason, cause = "dead", f"process gone: {who} does not answer, and nobody has taken the work back"
     elif now > holder.deadline_at:
-        since = holder.deadline_at
+        since, reason = holder.deadline_at, "overdue"
         cause = f"past its deadline: {who} has run for {_in_words(age_s)}, and nobody has ended it"
+    elif living is not None and (wait := living.waits.get((state.run, phase.key, item.index, holder.number))):
+        kind, reason, cause, next_step = "waiting", "lock", f"{who} waits for {wait.cause}", wait.next_step
+    elif living is not None and (silence := silence_of(state, phase, item, holder, living.said, now)) is not None:
+        reason, cause, next_step = "silent", f"silent: {who} {silence}", f"phasebus run why {state.run} {phase.key}"
     elif past is not None and limit_s is not None and age_s > limit_s:
-        cause = (
-            f"slower than ever before: {who} has run for {_in_words(age_s)}; "
-            f"the longest of {past.attempt.count} took {_in_words(past.attempt.longest_s)}"
-        )
+        reason = "silent" if past.talks and not holder.has_spoken else "slow"
+        longest = f"the longest of {past.attempt.count} took {_in_words(past.attempt.longest_s)}"
+        cause = f"slower than ever before: {who} has run for {_in_words(age_s)}; {longest}"
+        if reason == "silent":
+            cause = f"silent: {who} has said nothing for {_in_words(age_s)}, as others of it do; {longest}"
         next_step = f"phasebus run show {state.run}"
     else:
         return None
     return Concern(
-        run=state.run, kind="stuck", since=since, phase=phase.key, item=item.index, cause=cause, next_step=next_step
+        run=state.run,
+        kind=kind,
+        reason=reason,
+        since=since,
+        phase=phase.key,
+        item=item.index,
+        cause=cause,
+        next_step=next_step,
+    )
+
+
+def silence_of(
+    state: RunState,
+    phase: PhaseState,
+    item: Item,
+    holder: Attempt,
+    said: Mapping[Place, Sequence[datetime]],
+    now: datetime,
+) -> str | None:
+    """What is to be said of a handler that used to say something of itself, and does not any more."""
+    words = said.get((state.run, phase.key, item.index, holder.number), ())
+    longest = max((later - earlier for earlier, later in pairwise([holder.started_at, *words])), default=None)
+    if longest is None or now - words[-1] <= max(_QUIET_TIMES * longest, timedelta(seconds=_PATIENCE_S)):
+        return None
+    return (
+        f"lives, and has said nothing for {_in_words(_age_s(words[-1], now))}, at {holder.fraction:.0%}; before, never "
+        f"longer than {_in_words(longest.total_seconds())}"
     )
 
 
@@ -163,6 +277,7 @@ def _retrying(state: RunState, phase: PhaseState, item: Item) -> Concern | None:
     return Concern(
         run=state.run,
         kind="retrying",
+        reason="retrying",
         since=tries[-1].ended_at,
         phase=phase.key,
         item=item.index,
@@ -183,6 +298,7 @@ def _waiting(state: RunState, phase: PhaseState) -> Concern:
     return Concern(
         run=state.run,
         kind="waiting",
+        reason="approval" if node.signal is None else "signal",
         since=phase.opened_at,
         phase=phase.key,
         cause=cause + prompt,
@@ -219,6 +335,7 @@ def _failed(state: RunState) -> Concern:
     return Concern(
         run=state.run,
         kind="failed",
+        reason="failed",
         since=state.ended_at,
         phase=failed[0].key if len(failed) == 1 else None,
         cause=str(state.problem),

@@ -8,6 +8,7 @@ from typing import Any
 from projections.agents import AGENTS
 from projections.breakers import BREAKERS
 from projections.causes import CAUSES
+from projections.derived import ATTENTION, PROGRESS, Derived
 from projections.failures import FAILURES
 from projections.letters import DEAD
 from projections.locks import LOCKS
@@ -19,3 +20,6 @@ from projections.traffic import TRAFFIC
 BUILT_IN: Mapping[str, Projection[Any]] = {
     each.name: each for each in (RUNS, TRAFFIC, AGENTS, FAILURES, DEAD, CAUSES, SPEND, LOCKS, BREAKERS)
 }
+
+DERIVED: Mapping[str, Derived[Any]] = {each.name: each for each in (ATTENTION, PROGRESS)}
+"""Those that are not kept, but follow from kept ones when they are asked."""

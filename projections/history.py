@@ -49,8 +49,9 @@ class PhaseHistory(msgspec.Struct, frozen=True, kw_only=True):
 
     `item` is how long one unit of it took with its retries (see `item_s`), in a run of usual pace; `attempt` one
     attempt that succeeded, `likeness` the variance of its logarithm that is usual among the phases of the plan.
-    `items` is the usual number of units, 1 for a plain phase; `lanes` how many of them were under way at a time,
-    on average. `work_s` is what the whole phase took, all its units added up, on average.
+    `items` is the usual number of units, 1 for a plain phase; `lanes` how many of them were under way at a time, on
+    average. `work_s` is what the whole phase took, all its units added up, on average. `talks`: most of its handlers
+    said how far they were.
     """
 
     item: Durations
@@ -59,6 +60,7 @@ class PhaseHistory(msgspec.Struct, frozen=True, kw_only=True):
     lanes: float
     work_s: float
     likeness: float | None = None
+    talks: bool = False
 
     @property
     def limit_s(self) -> float | None:
@@ -194,16 +196,12 @@ def _past(taken: list[_Taken]) -> PhaseHistory:
     phases = [phase for phase, _ in taken]
     items = [[item_s(phase, item) for item in phase.items] for phase in phases]
     usual = ([span / each.factor for span in spans] for spans, each in zip(items, taken, strict=True))
-    attempts = [
-        (last.ended_at - last.started_at).total_seconds()
-        for phase in phases
-        for item in phase.items
-        for last in item.attempts[-1:]
-        if last.ended_at is not None
-    ]
+    lasts = [last for phase in phases for item in phase.items for last in item.attempts[-1:]]
+    attempts = [(last.ended_at - last.started_at).total_seconds() for last in lasts if last.ended_at is not None]
     return PhaseHistory(
         item=Durations.of(list(chain.from_iterable(usual))[:_SAMPLES]),
         attempt=Durations.of(attempts[:_SAMPLES]),
+        talks=2 * sum(last.has_spoken for last in lasts) > len(lasts),
         items=round(median(map(len, items))),
         lanes=fmean(_lanes(phase, spans) for phase, spans in zip(phases, items, strict=True)),
         work_s=fmean(map(sum, items)),

@@ -1,19 +1,23 @@
-"""What is kept: a projection's rows as they are on a shelf, one or all, as of now or as of any position before."""
+"""What is kept: a projection's rows as they are on a shelf, one or all, as of now or as of any position before; and
+what follows from them."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager
+from datetime import datetime
 from typing import Any, Generic, TypeVar
 
 import msgspec
 
 from bus.client import Client
+from bus.clock import utc_now
 from bus.errors import NotFound
 from bus.history.feed import said
 from bus.log.record import Record
 from projections.catchup import ahead, seen_by, uncollected
+from projections.derived import Derived
 from projections.projection import MEMORY, Projection, R, Rows
 from projections.runner import log_of
 from projections.shelf import Build, Look, Shelf, decoder
@@ -115,3 +119,20 @@ class _Marked(Generic[R]):
         with self._shelf.looking() as self._look:
             yield
         self._look = None
+
+
+async def derived(
+    client: Client, shelf: Shelf, projection: Derived[R], *, at: int | datetime | None = None
+) -> dict[str, R]:
+    """The rows of a derived projection: now, or as they were at a position or a time. Raises NotFound, ShelfDamaged."""
+    now = at if isinstance(at, datetime) else utc_now()
+    position = await client.log.position_at(at) if isinstance(at, datetime) else at
+    if isinstance(at, int):
+        async with aclosing(client.log.read_back(f"{client.subjects.namespace}.>", before=at + 1)) as records:
+            async for record in records:
+                now = record.stored_at
+                break
+    rows: dict[str, Mapping[str, Any]] = {}
+    for each in projection.of:
+        rows[each.name] = await (await Kept.find(client, shelf, each)).rows(at=position)
+    return projection.derive(rows, now)

@@ -16,7 +16,7 @@ from bus.registry.card import AGENT_REGISTERED, Card
 from bus.rules.events import Commit, Event, PhaseAttemptFailed, PhaseStarted, ResultRefused
 
 _card = msgspec.json.Decoder(Card)
-_TAKEN_BACK = frozenset({"crashed", "frozen", "forgotten", "handed_back"})
+_TAKEN_BACK = frozenset({"crashed", "frozen", "blocked", "forgotten", "handed_back"})
 
 
 class Recovery(NamedTuple):

@@ -22,7 +22,7 @@ from bus.coordination.held import Lease
 from bus.coordination.keeping import held
 from bus.coordination.lease import MOST_PERMITS, Kind, Place
 from bus.coordination.leases import Leases
-from bus.coordination.turns import Wanted
+from bus.coordination.turns import Waiting, Wanted, in_line
 from bus.errors import NotFound, SettingsError
 from bus.format.subjects import name as checked
 from bus.log.log import Log
@@ -122,6 +122,10 @@ class Coordination:
         """Every lock, permit and lead that somebody has now. Raises Unavailable."""
         found = await asyncio.gather(*map(self._holding, await self.leases.places()))
         return [each for each in found if each is not None]
+
+    async def in_line(self) -> Sequence[Waiting]:
+        """Everybody who waits for a lock, a permit or a lead that somebody else has. Raises Unavailable."""
+        return await in_line(self.leases.bucket)
 
     async def break_lease(self, kind: Kind, name: str, slot: int | None = None, *, by: str) -> Holding:
         """Take from its holder what it has: its token is refused from now on, and the next in line gets it.

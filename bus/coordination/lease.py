@@ -59,6 +59,20 @@ class Place(msgspec.Struct, frozen=True, omit_defaults=True):
         return f"{self.kind} {self.name!r}" if self.slot is None else f"{self.kind} {self.slot} of {self.name!r}"
 
 
+class Ticket(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A place in the line for what somebody else has: `first` is the revision it began with, 0 if that is this one.
+
+    `holder` is who waits, for people; within a handler, the rest says which attempt.
+    """
+
+    first: int = 0
+    holder: str = ""
+    run: str = ""
+    phase: str = ""
+    item: int | None = None
+    attempt: int = 0
+
+
 class _About(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Which place, and which lease of it: `lease` is its id, the same in all that is told of it."""
 

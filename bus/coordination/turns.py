@@ -12,16 +12,18 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from uuid import uuid4
 
+import msgspec
 import structlog
 
 from bus.broker.connection import Connection, Message
 from bus.coordination.held import Lease
-from bus.coordination.lease import ACQUIRED, Kind, Place
+from bus.coordination.lease import ACQUIRED, Kind, Place, Ticket
 from bus.coordination.leases import Leases
-from bus.errors import BusError, MalformedMessage, NoResponders, TimedOut, Unavailable
+from bus.errors import BusError, InvalidName, MalformedMessage, NoResponders, TimedOut, Unavailable
 from bus.format.envelope import decode
 from bus.format.subjects import Subjects, live_copy
 from bus.log.bucket import Bucket, Entry
+from bus.runs.causality import served
 
 logger = structlog.get_logger(__name__)
 
@@ -29,6 +31,15 @@ logger = structlog.get_logger(__name__)
 # them has left.
 _FIRST_LOOKS_S, _OTHERS_LOOK_S = 0.2, 1.0
 _RENEWALS = 3
+_tickets = msgspec.json.Decoder(Ticket)
+
+
+class Waiting(msgspec.Struct, frozen=True):
+    """Somebody waits for one of the places of a kind and a name; the ticket says who."""
+
+    kind: Kind
+    name: str
+    ticket: Ticket
 
 
 class Wanted:
@@ -125,11 +136,18 @@ class Wanted:
         unregister = self._connection.on_reconnect(woken.set)
         try:
             key = f"{self._line}.{uuid4().hex}"
-            async with present(self._leases.bucket, key, ttl_s), aclosing(turns(key)) as coming:
+            ticket = self._ticket()
+            async with present(self._leases.bucket, key, ttl_s, ticket), aclosing(turns(key)) as coming:
                 yield coming
         finally:
             unregister()
             copies.unsubscribe()
+
+    def _ticket(self) -> Ticket:
+        facts = served()
+        if facts is None:
+            return Ticket(holder=self._leases.holder)
+        return Ticket(0, self._leases.holder, facts.run, facts.phase, facts.item, facts.attempt)
 
     async def _before(self, own: str) -> int:
         """How many wait for longer."""
@@ -151,11 +169,11 @@ class Wanted:
 
 
 @asynccontextmanager
-async def present(bucket: Bucket, key: str, ttl_s: int) -> AsyncIterator[None]:
-    """A key that is there while the block runs, and for `ttl_s` if its process dies. Its value is its first revision,
-    or nothing."""
+async def present(bucket: Bucket, key: str, ttl_s: int, ticket: Ticket | None = None) -> AsyncIterator[None]:
+    """A key that is there while the block runs, and for `ttl_s` if its process dies. Its value is the ticket, with its
+    first revision from the second write on."""
     there = asyncio.Event()
-    keeping = asyncio.create_task(_keep(bucket, key, ttl_s, there))
+    keeping = asyncio.create_task(_keep(bucket, key, ttl_s, ticket or Ticket(), there))
     try:
         await there.wait()
         if keeping.done():
@@ -171,14 +189,26 @@ async def present(bucket: Bucket, key: str, ttl_s: int) -> AsyncIterator[None]:
                     await bucket.drop(entry.revision)
 
 
-async def _keep(bucket: Bucket, key: str, ttl_s: int, there: asyncio.Event) -> None:
+async def in_line(bucket: Bucket) -> list[Waiting]:
+    """Everybody who waits for what somebody else has. Raises Unavailable."""
+    found: list[Waiting] = []
+    for entry in await bucket.entries("line.>"):
+        with suppress(InvalidName):
+            _, kind, name, *_ = entry.key.split(".")
+            place = Place.of(f"{kind}.{name}.0" if kind == "permit" else f"{kind}.{name}")
+            found.append(Waiting(place.kind, place.name, _ticket_in(entry)))
+    return found
+
+
+async def _keep(bucket: Bucket, key: str, ttl_s: int, ticket: Ticket, there: asyncio.Event) -> None:
     try:
-        first = await _put(bucket, key, b"", ttl_s)
+        first = await _put(bucket, key, msgspec.json.encode(ticket), ttl_s)
     finally:
         there.set()
+    again = msgspec.json.encode(msgspec.structs.replace(ticket, first=first))
     while True:
         await asyncio.sleep(ttl_s / _RENEWALS)
-        await _put(bucket, key, str(first).encode(), ttl_s)
+        await _put(bucket, key, again, ttl_s)
 
 
 async def _put(bucket: Bucket, key: str, value: bytes, ttl_s: int) -> int:
@@ -193,4 +223,11 @@ async def _put(bucket: Bucket, key: str, value: bytes, ttl_s: int) -> int:
 
 def _number(entry: Entry) -> int:
     """Its first revision, which every later write repeats."""
-    return int(entry.value) if entry.value.isdigit() else entry.revision
+    return _ticket_in(entry).first or entry.revision
+
+
+def _ticket_in(entry: Entry) -> Ticket:
+    try:
+        return _tickets.decode(entry.value)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return Ticket()  # anybody may have written it: it is in line, and says nothing of itself

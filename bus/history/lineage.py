@@ -207,6 +207,8 @@ class _Run:
                 return _newest(self._rollback, self._last_end) if self._rollback is not None else None
             case RunRollingBack() if event.problem is not None:
                 return self._last_end
+            case RunCancelled() if self._rollback is not None:
+                return _newest(self._rollback, self._last_end)
             case _:
                 return None
 

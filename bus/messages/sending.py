@@ -81,7 +81,7 @@ class Sending(Answers):
         if version is not None:
             capability = await self._of_version(capability, version)
         task = Task(capability, timeout_s)
-        run = new_run(task.plan) if id is None else _run_of(id)
+        run = new_run(task.plan) if id is None else run_of(id)
         begin = Begin(task.plan, as_json(value), due_at=_due(at, delay_s), key=key)
         if key and id is not None:
             # Its place is stored before it is: what was sent before gets no second one.
@@ -148,7 +148,7 @@ class Sending(Answers):
         return [each for each, is_there in zip(capabilities, offered, strict=True) if not is_there]
 
 
-def _run_of(id: str) -> str:
+def run_of(id: str) -> str:
     """The run of what is sent under an id: the same whoever sends it."""
     return f"{TASK}-{hashlib.blake2b(id.encode(), digest_size=16).hexdigest()}"
 

@@ -17,7 +17,7 @@ AGENT_REGISTERED = "agent.registered.v1"
 AGENT_DEREGISTERED = "agent.deregistered.v1"
 AGENT_LOST = "agent.lost.v1"
 
-Loss = Literal["crashed", "frozen"]
+Loss = Literal["crashed", "frozen", "blocked"]
 
 
 class Offering(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

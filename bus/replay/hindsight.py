@@ -184,7 +184,9 @@ def _command(state: RunState, event: Event, later: Event | None, commit: Commit)
         case RunResumed():
             return Resume(event.by)
         case RunCancelled():
-            return Cancel(event.by, event.reason)
+            # Of a run that was undone first, the decision came before.
+            is_undone = state.rollback is not None and state.rollback.cancels and not state.rollback.left
+            return None if is_undone else Cancel(event.by, event.reason)
     return None
 
 
@@ -266,8 +268,10 @@ def _revive(state: RunState, event: RunRedriven, later: Event | None) -> Command
 
 def _rollback(state: RunState, event: RunRollingBack) -> Command | None:
     """The phase, or the checkpoint, that leads to just these phases; or what a run that has failed leads to."""
-    if event.problem is not None and not state.is_open:
+    if (event.problem is not None or event.cancels) and not state.is_open:
         return Redrive(event.by)
+    if event.cancels:
+        return Cancel(event.by, event.reason, rollback=True)
     if event.problem is not None:
         return Expire() if event.problem.code == "expired" else None
     wanted = set(event.phases)

@@ -1,8 +1,9 @@
 """Rehearsing: one agent's code of today on the inputs of past runs, and what would be different in them.
 
-Everybody else is played back from the log. What the agent answers otherwise now is carried on: where it feeds work of
-the same agent, that is done with the new input; where it feeds work of others, that is listed, and not done. Nothing is
-written to the log that the runs are from, and what handlers send stays in a fork.
+Everybody else is played back from the log: the phases of others, and what handlers ask of them. What the agent answers
+otherwise now is carried on: where it feeds work of the same agent, that is done with the new input; where it feeds work
+of others, that is listed, and not done. What it asks otherwise is listed, too. Nothing is written to the log that the
+runs are from, and what handlers do to the bus stays in a fork.
 """
 
 from __future__ import annotations
@@ -24,9 +25,13 @@ from bus.handlers.handling import Halted, perform
 from bus.handlers.lifespan import Life
 from bus.history.diff import Difference, first_difference
 from bus.problem import Problem
+from bus.replay.asked import Departure, Interview, Transcript
 from bus.replay.closed import closed
-from bus.replay.counterfactual import Counterfactual, Downstream
-from bus.replay.recorded import Past, Result, Verdict, result, verdict
+from bus.replay.counterfactual import Counterfactual
+from bus.replay.hearing import hear
+from bus.replay.recorded import Past, Result, result, verdict
+from bus.replay.rehearsed import Rehearsal, Rehearsed
+from bus.replay.standin import StandIn
 from bus.rules.events import (
     Commit,
     PhaseExpanded,
@@ -44,43 +49,6 @@ from bus.rules.references import Unresolved
 from bus.rules.run import RunState
 
 AT_ONCE = 8
-
-
-class Rehearsed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One piece of work, done again. `position` is that of its `phase.started`, None where there was none.
-
-    `input` is where the input parts from the recorded one, if it does, and `output` where the two outputs do. `new`
-    is what has no recorded result to compare with: its process died, or it would not have been done then.
-    """
-
-    phase: str
-    attempt: int
-    capability: str
-    verdict: Verdict
-    now: Result
-    recorded: Result | None = None
-    item: int | None = None
-    position: int | None = None
-    input: Difference | None = None
-    output: Difference | None = None
-
-
-class Rehearsal(msgspec.Struct, frozen=True, kw_only=True):
-    """One run: what was done again, in order, and the phases of others that the differences reach."""
-
-    run: str
-    plan: str
-    work: Sequence[Rehearsed]
-    downstream: Sequence[Downstream]
-
-    @property
-    def differences(self) -> list[Rehearsed]:
-        """The work that did not come out as it had, or was not there to come out."""
-        return [each for each in self.work if each.verdict in ("differs", "failed") or _is_additional(each)]
-
-    @property
-    def is_same(self) -> bool:
-        return not self.differences and not self.downstream
 
 
 async def rehearse(
@@ -120,7 +88,12 @@ async def rehearse(
 
 
 async def _rehearsed(source: Client, stage: _Stage, run: str) -> Rehearsal:
-    return await _Run(stage, [commit async for commit in source.ledger.commits(run)]).play()
+    commits = [commit async for commit in source.ledger.commits(run)]
+    past = Past()
+    for commit in commits:
+        past.add(commit)
+    heard = await hear(source, run, past, stage.capabilities)
+    return await _Run(stage, source, commits, past, heard).play()
 
 
 class _Stage(msgspec.Struct, frozen=True):
@@ -135,12 +108,19 @@ class _Stage(msgspec.Struct, frozen=True):
 class _Run:
     """One run played from its commits, with one agent's part taken by the code of now."""
 
-    def __init__(self, stage: _Stage, commits: Sequence[Commit]) -> None:
+    def __init__(
+        self,
+        stage: _Stage,
+        source: Client,
+        commits: Sequence[Commit],
+        past: Past,
+        heard: Mapping[str, Transcript],
+    ) -> None:
         self._stage = stage
+        self._source = source
         self._commits = commits
-        self._past = Past()
-        for commit in commits:
-            self._past.add(commit)
+        self._past = past
+        self._heard = heard
         self._other = Counterfactual()
         self._work: list[Rehearsed] = []
 
@@ -209,16 +189,17 @@ class _Run:
         then = input_of(was, key, index)
         bound_s = (started.deadline_at - commit.at).total_seconds()
         recorded = self._past.results.get((key, index, started.attempt))
-        given, now = await self._do(was, capability, due, bound_s, started.instance, commit.id)
+        given, now, asks = await self._do(was, capability, due, bound_s, started.instance, commit.id)
         done = Rehearsed(
             phase=key,
             item=index,
             attempt=started.attempt,
             capability=capability.name,
-            verdict=verdict(recorded, now),
+            verdict=verdict(recorded, now, asks),
             now=now,
             recorded=recorded,
             position=commit.position,
+            asks=asks,
             input=first_difference(then, given),
             output=_parting(recorded, now),
         )
@@ -232,20 +213,25 @@ class _Run:
         assert capability is not None, f"phase {key} is the agent's"
         due = _due(was, key, index, was.phases[key].epoch + 1)
         bound_s = was.plan.graph[key].phase.timeout_s or capability.timeout_s
-        _, now = await self._do(was, capability, due, bound_s, self._stage.agent, None)
-        done = Rehearsed(phase=key, item=index, attempt=due.attempt, capability=capability.name, verdict="new", now=now)
+        _, now, asks = await self._do(was, capability, due, bound_s, self._stage.agent, None)
+        done = Rehearsed(
+            phase=key, item=index, attempt=due.attempt, capability=capability.name, verdict="new", now=now, asks=asks
+        )
         self._work.append(done)
         self._other.gave(was, key, index, None, now)
 
     async def _do(
         self, was: RunState, capability: Capability, due: Order, bound_s: float, instance: str, causation: str | None
-    ) -> tuple[object, Result]:
-        """What the work is given now, and what comes of it."""
+    ) -> tuple[object, Result, Sequence[Departure]]:
+        """What the work is given now, what comes of it, and what it asks otherwise of others."""
         try:
             given = input_of(self._other.state(was), due.phase, due.item)
         except Unresolved as error:
-            return str(error), Result(problem=Problem("unresolved", str(error), "configuration"))
+            return str(error), Result(problem=Problem("unresolved", str(error), "configuration")), ()
         stage, pulse = self._stage, Pulse()
+        place = (due.phase, due.item, due.attempt)
+        span, recorded = self._past.spans.get(place), self._past.results.get(place)
+        interview = Interview(self._heard.get(causation or "") or Transcript(), place)
         context = Context(
             run=due.run,
             plan=due.plan,
@@ -262,7 +248,7 @@ class _Run:
             pulse=pulse,
             notebook=closed(self._past, due),
             state=stage.state,
-            door=stage.fork,
+            door=StandIn(stage.fork, self._source, interview, span, recorded),
         )
         # A copy: a handler may change what it is given.
         value = msgspec.json.decode(msgspec.json.encode(given))
@@ -270,7 +256,10 @@ class _Run:
             agent=stage.agent, run=due.run, phase=due.phase, attempt=due.attempt
         ):
             answer = await perform(capability, value, context, timeout_s=max(bound_s, 0.0))
-        return given, result(Problem("lost", answer.reason, "unknown") if isinstance(answer, Halted) else answer)
+        now = result(Problem("lost", answer.reason, "unknown") if isinstance(answer, Halted) else answer)
+        asks = interview.departures()
+        # How far a handler had come that was lost, nobody knows.
+        return given, now, asks if recorded is not None or causation is None else ()
 
 
 def _due(was: RunState, key: str, index: int | None, attempt: int) -> Order:
@@ -296,7 +285,3 @@ def _parting(recorded: Result | None, now: Result) -> Difference | None:
     if recorded is None or recorded.problem is not None or now.problem is not None:
         return None
     return first_difference(recorded.value, now.value)
-
-
-def _is_additional(each: Rehearsed) -> bool:
-    return each.verdict == "new" and each.position is None

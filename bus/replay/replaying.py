@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Collection
+from collections.abc import AsyncGenerator, Collection, Sequence
 from contextlib import aclosing
 from datetime import datetime
 
@@ -28,8 +28,11 @@ from bus.history.happening import Happening
 from bus.history.selection import Selection
 from bus.problem import Problem
 from bus.registry.presence import Held
+from bus.replay.asked import Departure, Interview, Transcript
 from bus.replay.closed import closed
+from bus.replay.hearing import hear
 from bus.replay.recorded import Past, Result, Verdict, result, verdict
+from bus.replay.standin import StandIn
 from bus.rules.events import PhaseStarted
 from bus.rules.inputs import order
 
@@ -41,8 +44,9 @@ _KNOWN_RUNS = 100
 class Replayed(msgspec.Struct, frozen=True, kw_only=True):
     """One attempt done again. `position` and `index` are those of its `phase.started`.
 
-    `same` and `differs` compare the result with the recorded one, `failed`: there was an output, and now is a problem,
-    `new`: no result of a handler was recorded, because its process died, or the run ended, or it is under way.
+    `same` and `differs` compare the result with the recorded one, and what the handler asks of others with what it
+    asked then (`asks` are the differences), `failed`: there was an output, and now is a problem, `new`: no result of a
+    handler was recorded, because its process died, or the run ended, or it is under way.
     """
 
     position: int
@@ -55,6 +59,7 @@ class Replayed(msgspec.Struct, frozen=True, kw_only=True):
     verdict: Verdict
     recorded: Result | None
     now: Result
+    asks: Sequence[Departure] = ()
 
 
 async def replay(
@@ -72,7 +77,7 @@ async def replay(
     `speed`, each begins no earlier than its predecessor did, counted from the first: 1 is as fast as then.
     """
     wanted = {name: each for name, each in agent.capabilities.items() if not capabilities or name in capabilities}
-    forking = _Forking(source, fork)
+    forking = _Forking(source, fork, wanted)
     count = 0
     starts = replace(selection, types=("phase.started",), limit=None, backwards=False)
     async with aclosing(paced(source.events(starts), speed)) as started:
@@ -104,10 +109,12 @@ async def paced(happenings: AsyncGenerator[Happening, None], speed: float | None
 class _Forking:
     """Reads runs of one bus, and copies them into another."""
 
-    def __init__(self, source: Client, fork: Client) -> None:
+    def __init__(self, source: Client, fork: Client, capabilities: Collection[str]) -> None:
         self.fork = fork
-        self._source = source
+        self.source = source
+        self._capabilities = capabilities
         self._pasts: OrderedDict[str, Past] = OrderedDict()
+        self._heard: dict[str, dict[str, Transcript]] = {}
         self._copied: dict[str, int] = {}
 
     async def past(self, run: str) -> Past:
@@ -116,15 +123,22 @@ class _Forking:
             return self._pasts[run]
         past = self._pasts[run] = Past()
         if len(self._pasts) > _KNOWN_RUNS:
-            self._pasts.popitem(last=False)
-        async with aclosing(self._source.ledger.commits(run)) as commits:
+            forgotten, _ = self._pasts.popitem(last=False)
+            self._heard.pop(forgotten, None)
+        async with aclosing(self.source.ledger.commits(run)) as commits:
             async for commit in commits:
                 past.add(commit)
         return past
 
+    async def heard(self, run: str, commit: str) -> Transcript:
+        """What the attempts that a commit has started asked of others."""
+        if run not in self._heard:
+            self._heard[run] = await hear(self.source, run, await self.past(run), self._capabilities)
+        return self._heard[run].get(commit) or Transcript()
+
     async def copy(self, run: str, upto: int) -> None:
         """Copy what the fork has not yet of a run, up to a position."""
-        source, fork = self._source, self.fork
+        source, fork = self.source, self.fork
         after = self._copied.get(run, 0)
         async with aclosing(source.log.read(source.subjects.run(run), after=after, upto=upto)) as records:
             async for record in records:
@@ -149,6 +163,9 @@ async def _again(
         return None
     due = order(state, started.phase, started.item)
     given = started.deadline_at - where.at
+    place = (due.phase, due.item, due.attempt)
+    span, recorded = past.spans.get(place), past.results.get(place)
+    interview = Interview(await forking.heard(run, span.commit if span is not None else ""), place)
     held, pulse = Held(run, due.phase, due.item, due.attempt), Pulse()
     context = Context(
         run=run,
@@ -166,14 +183,14 @@ async def _again(
         report=Reporter(forking.fork.runs, held, started.instance, pulse).report,
         pulse=pulse,
         notebook=closed(past, due),
-        door=forking.fork,
+        door=StandIn(forking.fork, forking.source, interview, span, recorded),
     )
     with structlog.contextvars.bound_contextvars(agent=agent.name, run=run, phase=due.phase, attempt=due.attempt):
         answer = await perform(capability, due.input, context, timeout_s=max(given.total_seconds(), 0.0))
     if isinstance(answer, Halted):
         answer = Problem("lost", answer.reason, "unknown")
     now = result(answer)
-    recorded = past.results.get((started.phase, started.item, started.attempt))
+    asks = interview.departures() if recorded is not None else ()
     return Replayed(
         position=where.position,
         index=where.index,
@@ -182,7 +199,8 @@ async def _again(
         item=started.item,
         attempt=started.attempt,
         capability=capability.name,
-        verdict=verdict(recorded, now),
+        verdict=verdict(recorded, now, asks),
         recorded=recorded,
         now=now,
+        asks=asks,
     )

@@ -162,10 +162,11 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 class Cancel(msgspec.Struct, frozen=True):
-    """Somebody stops the run."""
+    """Somebody stops the run; with `rollback`, what it did is undone before it ends."""
 
     by: str
     reason: str = ""
+    rollback: bool = False
 
 
 class Expire(msgspec.Struct, frozen=True):

@@ -62,9 +62,10 @@ from bus.rules.events import (
 from bus.rules.folding import Folding
 from bus.rules.gates import answer, report, signal
 from bus.rules.holding import find, is_holder, label, under_way
-from bus.rules.passes import checkpoint, redrive, roll_back, skip
+from bus.rules.passes import cancel_and_undo, checkpoint, must_not_roll_back, redrive, roll_back, skip
 from bus.rules.revival import revive
 from bus.rules.run import TERMINAL, Item, Late, PhaseState, RunState
+from bus.rules.undoing import to_undo
 
 # An event loop's clock and the calendar's differ by less: a timer may be that early.
 _NO_TIME = timedelta(seconds=0.05)
@@ -127,8 +128,14 @@ def decide(state: RunState | None, command: Command, *, run: str, now: datetime)
             _give_up(draft, command)
         case Cancel():
             draft.must_be_open()
+            if command.rollback:
+                must_not_roll_back(state)
             _stop(draft, command.reason or f"by {command.by}")
-            draft.emit(RunCancelled(by=command.by, reason=command.reason))
+            undo = to_undo(draft.state, draft.state.phases) if command.rollback else ()
+            if undo:
+                cancel_and_undo(draft, command, undo)
+            else:
+                draft.emit(RunCancelled(by=command.by, reason=command.reason))
         case Expire():
             draft.must_be_open()
             if now < state.deadline_at:

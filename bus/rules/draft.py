@@ -24,6 +24,7 @@ from bus.rules.events import (
     PhaseSkipped,
     PhaseUndoing,
     PhaseWaiting,
+    RunCancelled,
     RunCompleted,
     RunFailed,
     RunRedriven,
@@ -92,11 +93,15 @@ class Draft:
         self.open(self.state.plan.graph[key].feeds)
 
     def roll_back(self) -> None:
-        """Undo the next phase of a rollback; when all are undone, begin the new pass, or end a run that has failed."""
+        """Undo the next phase of a rollback; when all are undone, begin the new pass, or end a run that has failed, or
+        is cancelled."""
         rollback = self.state.rollback
         assert rollback is not None, "a phase is undone in a rollback"
         if not rollback.left and rollback.problem is not None:
             self.emit(RunFailed(problem=rollback.problem))
+            return
+        if not rollback.left and rollback.cancels:
+            self.emit(RunCancelled(by=rollback.by, reason=rollback.reason))
             return
         if not rollback.left:
             deadline_at = self.state.deadline_at

@@ -22,10 +22,21 @@ COMMIT = "run.commit.v1"
 Instant = Annotated[datetime, msgspec.Meta(tz=True)]
 """A time that can be compared with any other: with its zone, in practice UTC."""
 
-Cause = Literal["error", "timed_out", "silent", "crashed", "frozen", "forgotten", "handed_back", "unclaimed", "starved"]
+Cause = Literal[
+    "error",
+    "timed_out",
+    "silent",
+    "crashed",
+    "frozen",
+    "blocked",
+    "forgotten",
+    "handed_back",
+    "unclaimed",
+    "starved",
+]
 """How an attempt ended without a result: the handler raised, its deadline passed, it said nothing of itself for too
-long, its process died, stopped answering, or no longer knows of it, a stopping process gave it back, or nobody ever
-took it: `unclaimed` if nobody was free, `starved` if nobody offers to do it."""
+long, its process died, was stopped, did not answer because its event loop was blocked, or no longer knows of it, a
+stopping process gave it back, or nobody ever took it: `unclaimed` if nobody was free, `starved` if nobody offers it."""
 UNTAKEN: frozenset[Cause] = frozenset({"unclaimed", "starved"})
 
 
@@ -133,7 +144,8 @@ class RunCheckpointed(_Event, frozen=True, tag="run.checkpointed.v1"):
 class RunRollingBack(_Event, frozen=True, tag="run.rolling_back.v1"):
     """The run goes back to before `phases`: those in `undo` are compensated first, one after the other, in this order.
 
-    A RunRedriven follows when that is done; or with `problem`, of which the run has failed, a RunFailed.
+    A RunRedriven follows when that is done; or with `problem`, of which the run has failed, a RunFailed; or if it
+    `cancels` the run, a RunCancelled.
     """
 
     by: str
@@ -142,6 +154,7 @@ class RunRollingBack(_Event, frozen=True, tag="run.rolling_back.v1"):
     deadline_at: Instant
     reason: str = ""
     problem: Problem | None = None
+    cancels: bool = False
 
 
 class PhaseUndoing(_Event, frozen=True, tag="phase.undoing.v1"):

@@ -163,7 +163,12 @@ class Folding:
             case RunRollingBack():
                 state.status, state.problem, state.ended_at = "in_progress", None, None
                 state.deadline_at = event.deadline_at
-                state.rollback = Rollback(event.by, event.phases, event.undo, event.problem)
+                state.rollback = Rollback(
+                    event.by, event.phases, event.undo, event.problem, event.cancels, event.reason
+                )
+                if event.cancels:
+                    # What is to be stopped is not held any more: its compensations have to be taken.
+                    state.paused_at, state.paused_by = None, ""
             case PhaseUndoing():
                 self._undo(state, event, at)
             case RunArchived():

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from bus.errors import Refused
-from bus.rules.commands import Checkpoint, Redrive, Rollback, Skip
+from bus.rules.commands import Cancel, Checkpoint, Redrive, Rollback, Skip
 from bus.rules.draft import Draft, extended
 from bus.rules.events import PhaseCancelled, PhaseSkipped, RunCheckpointed, RunRedriven, RunRollingBack
 from bus.rules.run import TERMINAL, RunState
@@ -97,8 +97,20 @@ def go_on_rolling_back(draft: Draft, rollback: RollbackState, by: str, reason: s
             phases=rollback.phases,
             undo=rollback.left,
             deadline_at=extended(draft.state, draft.now),
-            reason=reason,
+            reason=reason or rollback.reason,
             problem=rollback.problem,
+            cancels=rollback.cancels,
+        )
+    )
+    draft.roll_back()
+
+
+def cancel_and_undo(draft: Draft, command: Cancel, undo: tuple[str, ...]) -> None:
+    """What a run did is undone, and then it is cancelled: decided at once, so that nobody has to see to the second."""
+    deadline_at = extended(draft.state, draft.now)
+    draft.emit(
+        RunRollingBack(
+            by=command.by, phases=(), undo=undo, deadline_at=deadline_at, reason=command.reason, cancels=True
         )
     )
     draft.roll_back()

@@ -69,6 +69,11 @@ class Attempt(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     because: str = ""
     cached: Source | None = None
 
+    @property
+    def has_spoken(self) -> bool:
+        """Whether its handler has said how far it is."""
+        return bool(self.fraction or self.note)
+
     def __post_init__(self) -> None:
         if self.ended_at is not None and self.duration_s is None:
             spent_s = (self.ended_at - self.started_at).total_seconds()
@@ -139,13 +144,15 @@ class Undoing(msgspec.Struct, frozen=True):
 class Rollback(msgspec.Struct, frozen=True):
     """A rollback under way: `phases` get a new pass when those in `left` are undone, one after the other.
 
-    With a `problem`, of which the run has failed, it ends then instead.
+    With a `problem`, of which the run has failed, it ends then instead; also if it `cancels` the run, for a `reason`.
     """
 
     by: str
     phases: tuple[str, ...]
     left: tuple[str, ...]
     problem: Problem | None = None
+    cancels: bool = False
+    reason: str = ""
 
 
 class PhaseState(msgspec.Struct, gc=False, kw_only=True):

@@ -49,9 +49,13 @@ class Steering:
         """Close a gate for good: the phase fails."""
         return await self._decide(run, Answer(str(phase), False, by, comment, gate=gate))
 
-    async def cancel(self, run: str, *, by: str, reason: str = "") -> RunState:
-        """Stop a run. What is under way is not waited for; its results are refused."""
-        return await self._decide(run, Cancel(by, reason))
+    async def cancel(self, run: str, *, by: str, reason: str = "", rollback: bool = False) -> RunState:
+        """Stop a run. What is under way is not waited for; its results are refused.
+
+        With `rollback`, what it did is undone first, last first, by the compensations of its phases (as in `rollback`);
+        the run ends as cancelled when all is undone, and as failed if something can't be.
+        """
+        return await self._decide(run, Cancel(by, reason, rollback))
 
     async def pause(self, run: str, *, by: str, reason: str = "") -> RunState:
         """Hold a run: what is under way may end, nothing more is taken. Deadlines of what is under way still count."""

@@ -19,29 +19,33 @@ if TYPE_CHECKING:
 async def attention(client: Client, printer: Printer) -> None:
     """List what needs a look, each with the command to type."""
     from bus.clock import utc_now
+    from console.rollcall import living
     from console.text import ago, escaped
-    from projections.attention import Living, concerns
+    from projections.attention import concerns
     from projections.catchup import build
     from projections.history import learn
     from projections.runs import RUNS
 
-    runs = (await build(client, RUNS)).rows.values()
-    there = [each for each in await client.agents() if each.status != "suspected"]
-    taking = [each for each in there if each.status == "live"]
-    living = Living({each.instance for each in there}, {name for each in taking for name in each.capabilities})
+    runs = list((await build(client, RUNS)).rows.values())
+    there = await living(client, runs)
     now = utc_now()
-    found = concerns(runs, living, learn(runs), now)
+    found = concerns(runs, there, learn(runs), now)
     for concern in found:
         if printer.as_json:
             printer.record(concern)
             continue
         printer.line(
-            escaped(f"{concern.kind}  {concern.run} {_place(concern)}".rstrip() + f"  {ago(concern.since, now)}")
+            escaped(f"{_kind(concern)}  {concern.run} {_place(concern)}".rstrip() + f"  {ago(concern.since, now)}")
         )
         printer.line(f"  {escaped(concern.cause)}")
         printer.line(f"  next: {escaped(concern.next_step)}")
     if not found:
         printer.hint("nothing needs a look")
+
+
+def _kind(concern: Concern) -> str:
+    """With its class, where that says more: `stuck (dead)`."""
+    return concern.kind if concern.reason == concern.kind else f"{concern.kind} ({concern.reason})"
 
 
 def _place(concern: Concern) -> str:

@@ -56,14 +56,16 @@ async def reject(client: Client, printer: Printer, run: str, phase: str, by: str
 @click.argument("run")
 @by_option
 @click.option("--reason", default="", help="Kept with the decision.")
+@click.option("--rollback", is_flag=True, help="Undo what it did first: its phases' compensations, last first.")
 @on_bus
-async def cancel(client: Client, printer: Printer, run: str, by: str, reason: str) -> None:
+async def cancel(client: Client, printer: Printer, run: str, by: str, reason: str, rollback: bool) -> None:
     """Stop a run. Results of what is under way are refused."""
     from console.lookup import find_run, refusals
 
     name = (await find_run(client, run)).run
     with refusals(name):
-        say(printer, "cancelled", await client.cancel(name, by=by, reason=reason))
+        state = await client.cancel(name, by=by, reason=reason, rollback=rollback)
+    say(printer, "undoing, then cancelled" if state.is_open else "cancelled", state)
 
 
 @click.command(cls=Numbered)

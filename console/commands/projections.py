@@ -10,7 +10,7 @@ import click
 from console.failure import FAILED, NOT_FOUND, Failure
 from console.selecting import moment
 from console.session import on_bus
-from console.shelving import chosen, shelf_of, shelf_option
+from console.shelving import asked, chosen, shelf_of, shelf_option
 
 if TYPE_CHECKING:
     from bus.client import Client
@@ -121,13 +121,18 @@ async def query(
     client: Client, printer: Printer, target: str, key: str | None, at: int | datetime | None, shelf_url: str | None
 ) -> None:
     """Print the rows of a projection as JSON, one to a line, or the one with that key; as of now, or as of before."""
-    from projections.kept import Kept
+    from projections.derived import Derived
+    from projections.kept import Kept, derived
 
-    [projection] = chosen([target])
+    projection = asked(target)
     with shelf_of(client, shelf_url) as shelf:
-        kept = await Kept.find(client, shelf, projection)
-        position = await client.log.position_at(at) if isinstance(at, datetime) else at
-        rows = await kept.rows(at=position) if key is None else {key: await kept.row(key, at=position)}
+        if isinstance(projection, Derived):
+            found = await derived(client, shelf, projection, at=at)
+            rows = found if key is None else {key: found.get(key)}
+        else:
+            kept = await Kept.find(client, shelf, projection)
+            position = await client.log.position_at(at) if isinstance(at, datetime) else at
+            rows = await kept.rows(at=position) if key is None else {key: await kept.row(key, at=position)}
     for name, row in rows.items():
         if row is None:
             raise Failure(NOT_FOUND, f"{projection.name} has no row {name!r}", f"phasebus projection query {target}")

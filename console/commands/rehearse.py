@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from bus.client import Client
     from bus.handlers.agent import Agent
     from bus.history.diff import Difference
+    from bus.replay.asked import Departure
     from bus.replay.counterfactual import Downstream
     from bus.replay.recorded import Result
-    from bus.replay.rehearsing import Rehearsal, Rehearsed
+    from bus.replay.rehearsed import Rehearsal, Rehearsed
     from bus.rules.run import RunState
     from console.printer import Printer
 
@@ -101,9 +102,9 @@ async def rehearse(client: Client, printer: Printer, agent: str, wanted: Wanted,
     """Run an agent's code against past runs, and list what would be different.
 
     The code as it is now gets the recorded inputs of the runs that --runs chooses, if they have work for the agent: the
-    newest 100, unless it says another limit. The other agents are played back from the log, nothing is done outside,
-    and nothing is written to this bus: what the code sends stays in a private one. Where an answer that changed feeds
-    the same agent, that is done with the new input; where it feeds others, they are listed.
+    newest 100, unless it says another limit. The other agents are played back from the log, also what handlers ask of
+    them; nothing is done outside, and nothing is written to this bus. Where an answer that changed feeds the same
+    agent, that is done with the new input; where it feeds others, they are listed, as is what is asked otherwise.
 
     Exit code 1 if anything would be different, 0 if nothing, 3 if there was nothing to rehearse.
     """
@@ -208,12 +209,28 @@ def _work(each: Rehearsed) -> list[str]:
     lines = [f"{each.verdict:<7}  {label(each.phase, each.item)} #{each.attempt}  {each.capability}"]
     if each.input is not None:
         lines.append(f"         input   {_parting(each.input)}")
+    lines += [f"         {departed(ask)}" for ask in each.asks]
     if each.output is not None:
         lines.append(f"         output  {_parting(each.output)}")
-    else:
+    elif each.recorded is None or not each.recorded.is_like(each.now):
         then = _said(each.recorded) if each.recorded is not None else "not done"
         lines += [f"         then    {then}", f"         now     {_said(each.now)}"]
     return lines
+
+
+def departed(each: Departure) -> str:
+    """What a handler asks otherwise of others, in a line."""
+    from console.text import escaped
+
+    kind = {"work": "asks", "run": "starts", "fact": "tells", "decision": "decides"}[each.kind]
+    said = {
+        "changed": "",
+        "more": ", of which the log has nothing",
+        "fewer": " no more",
+        "unrecorded": " with fast=True, of which nothing is recorded",
+    }[each.change]
+    parting = f": {_parting(each.given)}" if each.given is not None else ""
+    return f"{kind:<7} {escaped(each.what)}{said}{parting}"
 
 
 def _reached(each: Downstream) -> str:

@@ -10,10 +10,12 @@ from console.selecting import moment
 from console.session import on_bus
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from datetime import datetime
 
     from bus.client import Client
     from bus.rules.run import Item, PhaseState, RunState
+    from console.foresight import Forecast
     from console.printer import Printer
     from projections.runs import RunRow
 
@@ -26,9 +28,14 @@ _INPUT_CHARACTERS = 200
 @click.option("--plan", metavar="NAME", help="Only runs of this plan.")
 @click.option("--tasks", is_flag=True, help="Also work outside a run, which was asked for or sent.")
 @click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="The newest so many.")
+@click.option("--eta", is_flag=True, help="Also how far those that go on are, what is left, and how often that held.")
 @on_bus
-async def ls(client: Client, printer: Printer, status: str | None, plan: str | None, tasks: bool, limit: int) -> None:
+async def ls(
+    client: Client, printer: Printer, status: str | None, plan: str | None, tasks: bool, limit: int, eta: bool
+) -> None:
     """List the runs, newest first."""
+    import msgspec
+
     from bus.clock import utc_now
     from console.lookup import glances, say_if_archived
     from projections.runs import listed
@@ -39,12 +46,19 @@ async def ls(client: Client, printer: Printer, status: str | None, plan: str | N
         for row in listed(await glances(client), now, tasks=tasks)
         if status in (None, row.status) and plan in (None, row.plan)
     ]
+    chosen = found[:limit]
+    forecasts = await _forecasts(client, chosen, now) if eta else {}
     if printer.as_json:
-        for row in found[:limit]:
-            printer.record(row)
+        for row in chosen:
+            said = forecasts.get(row.run)
+            printer.record(row if said is None else msgspec.structs.asdict(row) | msgspec.structs.asdict(said))
         return
     if found:
-        printer.table(["RUN", "STATUS", "DONE", "STARTED", "TOOK", "NOW"], [_cells(row, now) for row in found[:limit]])
+        headings = ["RUN", "STATUS", "DONE", "STARTED", "TOOK", *(["LEFT"] if eta else []), "NOW"]
+        rows = [_cells(row, now) for row in chosen]
+        for row, cells in zip(chosen, rows if eta else [], strict=False):
+            cells.insert(-1, forecasts[row.run].left if row.run in forecasts else "")
+        printer.table(headings, rows)
     else:
         printer.hint("no such runs: start one with `phasebus run start PLAN.toml`")
     if len(found) > limit:
@@ -71,12 +85,29 @@ async def show(client: Client, printer: Printer, run: str, at: int | datetime | 
     if printer.as_json:
         printer.record(state)
         return
-    for line in _facts(state, now):
+    for line in (*_facts(state, now), *(await _forecast(client, state, now) if state.is_open else [])):
         printer.line(line)
     for phase, item, effect in state.unknown():
         printer.line(_doubt(state, phase, item, effect))
     printer.line()
     printer.line(timeline(state, now))
+
+
+async def _forecasts(client: Client, rows: Sequence[RunRow], now: datetime) -> dict[str, Forecast]:
+    from console.foresight import foresee_all
+
+    return await foresee_all(client, {row.run for row in rows if row.status == "in_progress"}, now)
+
+
+async def _forecast(client: Client, state: RunState, now: datetime) -> list[str]:
+    """How far an open run is, what is left of it, and how often such forecasts have held."""
+    from console.foresight import foresee
+    from projections.progress import progress
+
+    seen = await foresee(client, state.run)
+    far = progress(state, seen.history, now)
+    left = seen.left(state, far.eta) if far.eta is not None else "calculating what is left"
+    return [f"{'progress':<9} {far.fraction:.0%}{', ' if left else ''}{left}"]
 
 
 async def _time_of(client: Client, state: RunState) -> datetime:
@@ -133,4 +164,6 @@ def _facts(state: RunState, now: datetime) -> list[str]:
         facts.append(("problem", str(state.problem)))
     if state.rollback is not None and state.rollback.problem is not None:
         facts.append(("undoing", f"{', '.join(state.rollback.left)}; the run has failed: {state.rollback.problem}"))
+    if state.rollback is not None and state.rollback.cancels:
+        facts.append(("undoing", f"{', '.join(state.rollback.left)}; then the run is cancelled by {state.rollback.by}"))
     return [f"{name:<9} {escaped(value)}" for name, value in facts]

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from datetime import datetime, timedelta
-from itertools import pairwise
+from collections.abc import Iterator
 
 from bus.rules.run import Attempt, Item, PhaseState, RunState
+from projections.attention import silence_of
 from projections.doctor.crew import muteness
 from projections.doctor.facts import Facts
-from projections.doctor.finding import Finding, Weight
+from projections.doctor.finding import Code, Finding, Weight
 
 _PATIENCE_S = 5.0
 """Younger than this, what is known of whom may be on its way."""
-_QUIET_TIMES = 3
 _LETHAL = 2
 
 
@@ -70,8 +68,8 @@ def _held(facts: Facts, state: RunState, phase: PhaseState, item: Item, holder: 
             "dead", f"instance dead: {who} has no process any more, {because}", "phasebus up", state, phase, item
         )
     if member is not None and member.life == "mute":
-        code, cause, next_step = muteness(member)
-        return _finding(code, f"{cause}; it holds {who}", next_step, state, phase, item)
+        mute = muteness(member)
+        return _finding(mute.reason, f"{mute.cause}; it holds {who}", mute.next_step, state, phase, item)
     if (facts.at - holder.deadline_at).total_seconds() > _PATIENCE_S:
         cause = f"past its deadline: {who} has run for {_words(age_s)}, and nobody has ended it"
         return _finding("overdue", cause, "phasebus up", state, phase, item)
@@ -79,22 +77,32 @@ def _held(facts: Facts, state: RunState, phase: PhaseState, item: Item, holder: 
     if member is not None and key not in member.held and age_s > _PATIENCE_S:
         cause = f"attempt forgotten: {holder.instance} lives, and does not hold {who} any more"
         return _finding("forgotten", cause, "phasebus up", state, phase, item)
+    wait = facts.waits.get(key)
+    if wait is not None:
+        cause = f"waits for a lock: {who} waits for {wait.cause}"
+        return _finding("lock", cause, wait.next_step, state, phase, item, weight="waiting")
     return _quiet(facts, state, phase, item, holder) or _slow(facts, state, phase, item, holder)
 
 
 def _quiet(facts: Facts, state: RunState, phase: PhaseState, item: Item, holder: Attempt) -> Finding | None:
-    """A handler that used to say something of itself, and does not any more."""
-    said = facts.said.get((state.run, phase.key, item.index, holder.number), ())
-    longest = _longest_gap([holder.started_at, *said])
-    if longest is None:
-        return None
-    quiet = facts.at - said[-1]
-    if quiet <= max(_QUIET_TIMES * longest, timedelta(seconds=_PATIENCE_S)):
+    """A handler that used to say something of itself, and does not any more; or that others of it did, and it does not
+    when it should be done."""
+    silence = silence_of(state, phase, item, holder, facts.said, facts.at)
+    if silence is None:
+        return _speechless(facts, state, phase, item, holder)
+    cause = f"handler silent: attempt {holder.number} of {_place(phase, item)} on {holder.instance} {silence}"
+    return _finding("silent", cause, f"phasebus run why {state.run} {_place(phase, item)}", state, phase, item)
+
+
+def _speechless(facts: Facts, state: RunState, phase: PhaseState, item: Item, holder: Attempt) -> Finding | None:
+    past = facts.history.of(state.plan, phase.key)
+    age_s = (facts.at - holder.started_at).total_seconds()
+    if past is None or past.limit_s is None or age_s <= past.limit_s or not past.talks or holder.has_spoken:
         return None
     cause = (
         f"handler silent: attempt {holder.number} of {_place(phase, item)} on {holder.instance} lives, and has said "
-        f"nothing for {_words(quiet.total_seconds())}, at {holder.fraction:.0%}; before, never longer than "
-        f"{_words(longest.total_seconds())}"
+        f"nothing for {_words(age_s)}, as others of it do; the longest of {past.attempt.count} took "
+        f"{_words(past.attempt.longest_s)}"
     )
     return _finding("silent", cause, f"phasebus run why {state.run} {_place(phase, item)}", state, phase, item)
 
@@ -123,12 +131,8 @@ def _crashes(item: Item) -> int:
     return count
 
 
-def _longest_gap(moments: Sequence[datetime]) -> timedelta | None:
-    return max((later - earlier for earlier, later in pairwise(moments)), default=None)
-
-
 def _finding(
-    code: str, cause: str, next_step: str, state: RunState, phase: PhaseState, item: Item, *, weight: Weight = "stuck"
+    code: Code, cause: str, next_step: str, state: RunState, phase: PhaseState, item: Item, *, weight: Weight = "stuck"
 ) -> Finding:
     return Finding(
         code=code,

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from projections.attention import Mute
 from projections.doctor.facts import Facts, Member
-from projections.doctor.finding import Finding
+from projections.doctor.finding import Code, Finding
+
+_RESTING: dict[str, Code] = {"quarantined": "quarantined", "draining": "draining"}
 
 
 def supervisor(facts: Facts) -> Iterator[Finding]:
@@ -32,8 +35,8 @@ def mutes(facts: Facts) -> Iterator[Finding]:
     holders = {holder.instance for state in facts.runs if state.is_open for _, _, holder in state.held()}
     for member in (facts.members or {}).values():
         if member.life == "mute" and member.instance not in holders:
-            code, cause, next_step = muteness(member)
-            yield Finding(code=code, weight="stuck", cause=cause, next_step=next_step)
+            mute = muteness(member)
+            yield Finding(code=mute.reason, weight="stuck", cause=mute.cause, next_step=mute.next_step)
 
 
 def resting(facts: Facts) -> Iterator[Finding]:
@@ -50,7 +53,7 @@ def resting(facts: Facts) -> Iterator[Finding]:
                 continue
             first = having[0]
             why = first.takes_nothing or "paused after a dead letter"
-            code = first.takes_nothing.partition(":")[0] or "capability_paused"
+            code = _RESTING.get(first.takes_nothing.partition(":")[0], "capability_paused")
             others = f", and {len(having) - 1} more are not taking it" if len(having) > 1 else ""
             cause = (
                 f"nobody takes {capability!r}: {first.instance} is {why}{others}; "
@@ -72,18 +75,18 @@ def _takes(member: Member, capability: str) -> bool:
     return capability in member.capabilities and not member.takes_nothing and capability not in member.paused
 
 
-def muteness(member: Member) -> tuple[str, str, str]:
-    """Why an instance that is connected does not answer: code, cause and next step."""
+def muteness(member: Member) -> Mute:
+    """Why an instance that is connected does not answer."""
     who = f"instance {member.instance}"
     where = f"process {member.pid} on {member.host}" if member.pid else "its process"
     if member.process == "stopped":
-        return "frozen", f"instance frozen: {where} ({who}) is stopped", f"kill -CONT {member.pid}"
+        return Mute("frozen", f"instance frozen: {where} ({who}) is stopped", f"kill -CONT {member.pid}")
     if member.process == "running":
         cause = (
             f"event loop blocked: {where} ({who}) runs, and does not answer: "
             "a handler blocks it (a plain `def` runs in a thread)"
         )
-        return "loop_blocked", cause, f"py-spy dump --pid {member.pid}, or kill {member.pid}"
+        return Mute("loop_blocked", cause, f"py-spy dump --pid {member.pid}, or kill {member.pid}")
     cause = f"instance mute: {who} is connected, and does not answer: {where} is frozen, or its event loop is blocked"
     next_step = f"on {member.host}: ps -o stat= -p {member.pid}" if member.pid else "phasebus agent ls"
-    return "mute", cause, next_step
+    return Mute("mute", cause, next_step)

@@ -11,6 +11,7 @@ import msgspec
 from bus.guards.breaker import BreakerState
 from bus.guards.quota import Standing
 from bus.rules.run import RunState
+from projections.attention import Wait
 from projections.history import History
 
 Reached = Literal["yes", "nowhere", "refused", "mute", "unreachable", "no_jetstream"]
@@ -91,8 +92,9 @@ class Letter(msgspec.Struct, frozen=True):
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that was found at `at`; with `run`, about that run, whose state is then among `runs`.
 
-    `busy` counts the attempts under way of each capability, in all runs. `said` are the moments at which the attempts
-    of that run said something of themselves. `unasked` is what could not be found out in time.
+    `busy` counts the attempts under way of each capability, in all runs. `said` are the moments at which attempts under
+    way said something of themselves, and `waits` what they wait for that somebody else has. `unasked` is what could not
+    be found out in time.
     """
 
     at: datetime
@@ -106,6 +108,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     runs: Sequence[RunState] = ()
     history: History = History()
     said: Mapping[Asked, Sequence[datetime]] = {}
+    waits: Mapping[Asked, Wait] = {}
     letters: Sequence[Letter] = ()
     breakers: Sequence[BreakerState] = ()
     limits: Mapping[str, Standing] = {}

@@ -8,6 +8,59 @@ from typing import Literal
 import msgspec
 from msgspec.structs import replace
 
+Code = Literal[
+    # The way there, the server, its streams.
+    "nowhere",
+    "unreachable",
+    "refused",
+    "mute",
+    "no_jetstream",
+    "log_lost",
+    "wrong_namespace",
+    "work_lost",
+    "stream_wrong",
+    "unwritable",
+    "nearly_full",
+    "not_synced",
+    "small_payload",
+    "clock_skew",
+    "no_system_login",
+    # Who is there.
+    "supervisor_frozen",
+    "no_supervisor",
+    "quarantined",
+    "draining",
+    "capability_paused",
+    # An attempt under way. An instance that is `mute` is frozen or its loop is blocked, and nobody here can tell.
+    "dead",
+    "frozen",
+    "loop_blocked",
+    "overdue",
+    "forgotten",
+    "silent",
+    "slow",
+    "lock",
+    "poison",
+    # Work that waits, or was given up.
+    "unserved",
+    "starved",
+    "untaken",
+    "in_line",
+    "approval",
+    "signal",
+    "child",
+    "breaker_open",
+    "budget_spent",
+    "limit_held",
+    "paused",
+    "retrying",
+    "run_overdue",
+    "failed",
+    "dead_letters",
+    "no_such_run",
+]
+"""The kinds of fault."""
+
 Weight = Literal["fatal", "broken", "stuck", "failed", "waiting", "advice"]
 _WEIGHTS: tuple[Weight, ...] = ("fatal", "broken", "stuck", "failed", "waiting", "advice")
 """Nothing works; something everybody needs does not; work does not go on; it was given up; it goes on when somebody or
@@ -17,7 +70,7 @@ the clock says so; it works, and could be safer."""
 class Finding(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """`code` names the kind of fault, for programs. `others` counts the same in other places. `details` are lines."""
 
-    code: str
+    code: Code
     weight: Weight
     cause: str
     next_step: str

@@ -6,15 +6,16 @@ from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
+from bus.guards.breaker import BreakerState
 from bus.rules.run import PhaseState, RunState
-from projections.attention import Concern, Living, concerns
+from projections.attention import Concern, Living, Reason, concerns
 from projections.doctor.crew import takes
 from projections.doctor.facts import Facts
 from projections.doctor.finding import Finding, Weight
 
 _LATELY = timedelta(minutes=10)
 _BUSY_S = 5.0
-_WEIGHTS: dict[str, Weight] = {
+_WEIGHTS: dict[Reason, Weight] = {
     "unserved": "stuck",
     "run_overdue": "stuck",
     "failed": "failed",
@@ -23,7 +24,7 @@ _WEIGHTS: dict[str, Weight] = {
     "approval": "waiting",
     "signal": "waiting",
 }
-_WORDS = {
+_WORDS: dict[Reason, str] = {
     "unserved": "nobody offers the capability",
     "run_overdue": "run past its deadline",
     "failed": "run failed",
@@ -42,18 +43,18 @@ def missing(facts: Facts) -> Iterator[Finding]:
 
 
 def attention(facts: Facts) -> Iterator[Finding]:
-    """What needs a look anyway. What keeps an attempt that is held is told apart elsewhere."""
+    """What needs a look anyway."""
     living = None
     if facts.members is not None:
         alive = [each for each in facts.members.values() if each.life != "gone"]
         living = Living({each.instance for each in alive}, {name for each in alive for name in each.capabilities})
     for concern in concerns(facts.runs, living, facts.history, facts.at):
-        code = _code(facts, concern)
-        if code is not None:
+        # What keeps an attempt, and open breakers, are told apart elsewhere.
+        if concern.reason in _WORDS:
             yield Finding(
-                code=code,
-                weight=_WEIGHTS[code],
-                cause=f"{_WORDS[code]}: {_place(concern)}: {concern.cause}",
+                code=concern.reason,
+                weight=_WEIGHTS[concern.reason],
+                cause=f"{_WORDS[concern.reason]}: {_place(concern)}: {concern.cause}",
                 next_step=concern.next_step,
                 run=concern.run,
                 phase=concern.phase or "",
@@ -132,14 +133,35 @@ def _in_line(facts: Facts, state: RunState, phase: PhaseState, capability: str, 
 
 
 def breakers(facts: Facts) -> Iterator[Finding]:
-    """Services and capabilities that nobody is let through to."""
+    """Services and capabilities that nobody is let through to; with the work that waits for it."""
     for state in facts.breakers:
-        if state.status == "open":
-            again = f", tried again at {_clock(state.retry_at)}" if state.retry_at is not None else ""
-            why = f": {state.reason}" if state.reason else ""
-            cause = f"breaker open: {state.breaker!r}, opened by {state.by}{again}{why}"
-            next_step = f"phasebus breaker close {state.breaker}"
-            yield Finding(code="breaker_open", weight="waiting", cause=cause, next_step=next_step)
+        if state.status != "open":
+            continue
+        cause = f"breaker open: {state.breaker!r}, opened by {state.by}{opened(state)}"
+        waiting = [(each, phase) for each in facts.runs for phase in _waiting_for(each, state.breaker)]
+        for run, phase in waiting:
+            yield _breaker_open(state, f"{cause}; phase {phase.key} of run {run.run} waits", run.run, phase.key)
+        if not waiting:
+            yield _breaker_open(state, cause)
+
+
+def opened(state: BreakerState) -> str:
+    """Until when a breaker is open, and why."""
+    again = f", tried again at {_clock(state.retry_at)}" if state.retry_at is not None else ""
+    return again + (f": {state.reason}" if state.reason else "")
+
+
+def _breaker_open(state: BreakerState, cause: str, run: str = "", phase: str = "") -> Finding:
+    next_step = f"phasebus breaker close {state.breaker}"
+    return Finding(code="breaker_open", weight="waiting", cause=cause, next_step=next_step, run=run, phase=phase)
+
+
+def _waiting_for(state: RunState, capability: str) -> list[PhaseState]:
+    """The phases of an open run that have work for a capability which nobody has taken yet."""
+    if not state.is_open or state.paused_at is not None:
+        return []
+    mine = (phase for phase in state.phases.values() if state.capability(phase.key) == capability)
+    return [phase for phase in mine if any(item.status == "ready" for item in phase.items)]
 
 
 def limits(facts: Facts) -> Iterator[Finding]:
@@ -177,20 +199,6 @@ def letters(facts: Facts) -> Iterator[Finding]:
     cause = f"{growing} in all, {count} of {capability!r}: {said}"
     next_step = f"phasebus dead show {newest.number}"
     yield Finding(code="dead_letters", weight="failed", cause=cause, next_step=next_step)
-
-
-def _code(facts: Facts, concern: Concern) -> str | None:
-    match concern.kind:
-        case "stuck":
-            return "run_overdue" if concern.phase is None else None
-        case "starved":
-            return "unserved"
-        case "waiting":
-            state = next(each for each in facts.runs if each.run == concern.run)
-            assert concern.phase is not None, "a gate waits"
-            return "approval" if state.plan.graph[concern.phase].phase.signal is None else "signal"
-        case _:
-            return concern.kind
 
 
 def _place(concern: Concern) -> str:

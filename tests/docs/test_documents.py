@@ -85,9 +85,14 @@ def test_every_command_shown_exists() -> None:
 
 def test_every_benchmark_shown_takes_the_arguments_it_is_shown_with() -> None:
     from benchmarks import recovery
+    from benchmarks.causes import __main__ as causes
     from benchmarks.chaos import __main__ as chaos
 
-    takes = {"benchmarks.chaos": chaos.options, "benchmarks.recovery": recovery.options}
+    takes = {
+        "benchmarks.causes": causes.options,
+        "benchmarks.chaos": chaos.options,
+        "benchmarks.recovery": recovery.options,
+    }
     shown = re.findall(r"^ +\$ python -m (benchmarks\.\w+)(.*)$", RELIABILITY.read_text(), re.MULTILINE)
     assert {module for module, _ in shown} == set(takes)
     for module, arguments in shown:

@@ -15,7 +15,7 @@ import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import pytest
 
@@ -23,9 +23,12 @@ from bus import Approval, Client, Phase, Plan, connect
 from bus.broker import configuration
 from bus.broker.connection import Connection
 from bus.broker.server import Server, embedded
-from bus.errors import BudgetSpent, Unavailable
+from bus.errors import BudgetSpent, NoResponders, Unavailable
+from bus.log.streams import purge
+from bus.rules.commands import Take
 from bus.rules.retry import RetryPolicy
 from bus.rules.run import RunState
+from projections.doctor.finding import Code
 from tests.faults.patient import agent as patient
 from tests.harness import ROOT, agent_process, agents_there, pid_of, serving, supervised, until
 from tests.integration.test_cli import CLEAN, PHASEBUS
@@ -36,12 +39,17 @@ NO_RETRY = RetryPolicy(transient=0, dependency=0, unknown=0, lost=0)
 
 
 class Said(NamedTuple):
-    """What the doctor says: its first line, all of it, the code of its first finding, and how it ended."""
+    """What the doctor says: its first line, all of it, the code of each finding, and how it ended."""
 
     first: str
     text: str
-    code: str
+    codes: Sequence[str]
     ended: int
+
+    @property
+    def code(self) -> str:
+        """That of the first."""
+        return self.codes[0] if self.codes else ""
 
 
 async def doctor(*words: str, url: str | None = None, system_url: str | None = None, **environment: str) -> Said:
@@ -57,7 +65,7 @@ async def doctor(*words: str, url: str | None = None, system_url: str | None = N
     assert people[1] == program[1], (people, program)
     first = lines[0] if lines else ""
     assert not findings or "; next: " in first
-    return Said(first, people[0], findings[0]["code"] if findings else "", people[1])
+    return Said(first, people[0], [each["code"] for each in findings], people[1])
 
 
 async def _typed(words: Sequence[str], environment: dict[str, str]) -> tuple[str, int]:
@@ -85,15 +93,21 @@ async def client(server: Server) -> AsyncIterator[Client]:
 
 
 @contextmanager
-def running(server: Server) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that serves the patient, and no supervisor."""
-    process = agent_process(server, PATIENT)
+def running(server: Server, *, twisted: str = "") -> Iterator[subprocess.Popen[bytes]]:
+    """A process that serves the patient, and no supervisor. What is `twisted` is done in it first."""
+    process = agent_process(server, PATIENT) if not twisted else twisted_process(server, twisted)
     try:
         yield process
     finally:
         process.send_signal(signal.SIGCONT)
         process.kill()
         process.wait()
+
+
+def twisted_process(server: Server, twist: str) -> subprocess.Popen[bytes]:
+    environment = CLEAN | {"NATS_URL": server.url, "PYTHONPATH": str(ROOT)}
+    begin = f"{twist}\nfrom tests.faults.patient import agent\nagent.run()"
+    return subprocess.Popen([sys.executable, "-c", begin], env=environment, stderr=subprocess.DEVNULL)
 
 
 @asynccontextmanager
@@ -149,8 +163,8 @@ async def test_all_is_well_where_nothing_is_wrong(server: Server, client: Client
     async with supervised(server), serving_apart(server, client):
         run = (await client.start(one("sleep"))).run
         await began(client, run)
-        assert await of(server) == Said("", "", "", 0)
-        assert await of(server, run) == Said("", "", "", 0)
+        assert await of(server) == Said("", "", [], 0)
+        assert await of(server, run) == Said("", "", [], 0)
 
 
 # The way there
@@ -267,6 +281,25 @@ async def test_the_store_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert said.first.startswith("store full or read-only: the server refuses to store anything")
 
 
+async def test_the_store_is_nearly_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = "max_file_store: 1MB\n  max_memory_store"
+    async with (
+        configured(tmp_path, monkeypatch, "max_memory_store", small) as server,
+        supervised(server),
+        connect(server.url) as client,
+    ):
+        while await stored_bytes(client) < 0.955 * 2**20:
+            await client.publish("filler", os.urandom(4_000).hex())
+        said = await of(server)
+    assert said.code == "nearly_full"
+    assert said.first.startswith("store nearly full: 9")
+
+
+async def stored_bytes(client: Client) -> int:
+    answer = await client.connection.request("$JS.API.INFO", timeout_s=5)
+    return int(json.loads(answer.data)["storage"])
+
+
 async def test_messages_may_be_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with (
         configured(tmp_path, monkeypatch, "max_payload: 1MB", "max_payload: 16KB") as server,
@@ -281,7 +314,7 @@ async def test_the_clocks_differ(server: Server, client: Client) -> None:
     ahead = (
         "import sys; from datetime import timedelta; from bus import clock; now = clock.utc_now; "
         "clock.utc_now = lambda: now() + timedelta(minutes=2); "
-        "from console.main import main; sys.exit(main(['doctor']))"
+        "from console.main import main; sys.exit(main(['doctor', '--json']))"
     )
     environment = CLEAN | {"NATS_URL": server.url, "PHASEBUS_SYSTEM_URL": server.system_url, "PYTHONPATH": str(ROOT)}
     async with supervised(server):
@@ -289,7 +322,9 @@ async def test_the_clocks_differ(server: Server, client: Client) -> None:
             *(sys.executable, "-c", ahead), env=environment, cwd="/", stdout=subprocess.PIPE
         )
         out, _ = await process.communicate()
-    assert out.decode().startswith("clock skew: this machine is 120.0 s ahead of the server")
+    first = json.loads(out.splitlines()[0])
+    assert first["code"] == "clock_skew"
+    assert first["cause"].startswith("clock skew: this machine is 120.0 s ahead of the server")
     assert process.returncode == 1
 
 
@@ -371,6 +406,36 @@ async def test_all_who_could_take_it_are_quarantined(server: Server, client: Cli
     assert said.first.endswith("next: phasebus agent release patient")
 
 
+async def test_all_who_could_take_it_are_draining(server: Server, client: Client) -> None:
+    async with supervised(server), serving_apart(server, client):
+        busy = (await client.start(one("sleep"))).run
+        await began(client, busy)
+        await client.drain_agents("patient", by="ann", reason="a new version")
+        await until(lambda: all_are(client, "draining"))
+        run = (await client.start(one("sleep"))).run
+        said = await of(server, run)
+    assert said.code == "draining"
+    assert said.first.startswith("nobody takes 'sleep': patient-")
+    assert "is draining: " in said.first
+    assert said.first.endswith(f"phase a of run {run} waits; next: phasebus agent run FILE.py:agent")
+
+
+async def test_a_capability_is_paused_after_a_dead_letter(server: Server, client: Client) -> None:
+    async with supervised(server), serving_apart(server, client):
+        await ended(client, (await client.start(one("fragile", retry=NO_RETRY))).run)
+        await until(lambda: is_paused(client, "fragile"))
+        run = (await client.start(one("fragile"))).run
+        said = await of(server, run)
+    assert said.code == "capability_paused"
+    assert said.first.startswith("nobody takes 'fragile': patient-")
+    assert "is paused after a dead letter" in said.first
+    assert said.first.endswith("next: phasebus dead release fragile")
+
+
+async def is_paused(client: Client, capability: str) -> bool:
+    return any(capability in each.paused for each in await client.agents())
+
+
 async def all_are(client: Client, status: str) -> bool:
     return all(each.status == status for each in await client.agents())
 
@@ -404,6 +469,45 @@ async def test_an_instance_is_frozen(server: Server, client: Client) -> None:
     assert said.first.endswith(f"next: kill -CONT {pid}")
 
 
+async def test_an_instance_has_been_frozen_for_so_long_that_the_server_has_closed_its_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with (
+        configured(tmp_path, monkeypatch, 'ping_interval: "10s"', 'ping_interval: "500ms"') as server,
+        connect(server.url, system_url=server.system_url) as client,
+    ):
+        with running(server) as process:
+            await agents_there(client, 1)
+            run = (await client.start(one("sleep"))).run
+            state = await began(client, run)
+            [(_, _, holder)] = state.held()
+            process.send_signal(signal.SIGSTOP)
+            await until(lambda: is_forgotten_by_the_server(client, holder.instance))
+            said = await of(server, run)
+            async with supervised(server):
+                await until(lambda: is_taken_back(client, run))
+            [attempt] = (await client.runs.load(run)).phases["a"].items[0].attempts[:1]
+    assert said.code == "frozen"
+    assert said.first.endswith(f"next: kill -CONT {process.pid}")
+    # Who leads from then on tells it apart as well.
+    assert attempt.cause == "frozen"
+    assert attempt.evidence.endswith("; its process is stopped")
+
+
+async def is_taken_back(client: Client, run: str) -> bool:
+    return (await client.runs.load(run)).phases["a"].items[0].attempts[0].ended_at is not None
+
+
+async def is_forgotten_by_the_server(client: Client, instance: str) -> bool:
+    try:
+        await client.connection.request(client.subjects.ping(instance), timeout_s=0.1)
+    except NoResponders:
+        return True
+    except Unavailable:
+        return False
+    return False
+
+
 async def test_an_event_loop_is_blocked(server: Server, client: Client) -> None:
     with running(server):
         await agents_there(client, 1)
@@ -423,7 +527,95 @@ async def test_an_idle_instance_is_frozen(server: Server, client: Client) -> Non
     assert said.code == "frozen"
 
 
+async def test_an_instance_elsewhere_is_mute(server: Server, client: Client) -> None:
+    """Of a process of another machine nobody here can tell whether it is frozen or its loop is blocked."""
+    async with supervised(server):
+        with running(server, twisted="import socket; socket.gethostname = lambda: 'far'") as process:
+            await agents_there(client, 1)
+            process.send_signal(signal.SIGSTOP)
+            said = await of(server)
+    assert said.code == "mute"
+    assert said.first.startswith("instance mute: instance patient-")
+    assert said.first.endswith(f"next: on far: ps -o stat= -p {process.pid}")
+
+
+async def test_an_attempt_is_past_its_deadline_and_nobody_ends_it(server: Server, client: Client) -> None:
+    """Its holder's clock is late, so it is in time by its own; and no supervisor leads that knows better."""
+    late = """
+import sys
+from datetime import timedelta
+import bus
+from bus.clock import utc_now as truly
+for module in [each for each in sys.modules.values() if getattr(each, "utc_now", None) is truly]:
+    module.utc_now = lambda: truly() - timedelta(minutes=1)
+"""
+    with running(server, twisted=late):
+        await agents_there(client, 1)
+        run = (await client.start(one("sleep", timeout_s=30))).run
+        await began(client, run)
+        said = await of(server, run)
+    assert said.code == "overdue"
+    assert said.first.startswith("past its deadline: attempt 1 of a on patient-")
+
+
+async def test_an_instance_does_not_know_of_an_attempt_that_it_holds(server: Server, client: Client) -> None:
+    """What the log has of it, it never made: as if the answer to its first word had been lost, and it with it."""
+    with running(server):
+        await agents_there(client, 1)
+        [there] = await client.agents()
+        run = (await client.start(one("nobody"))).run
+        await client.runs.submit(run, Take("a", None, 1, "nobody", "patient", there.instance, 60))
+        await asyncio.sleep(5.1)  # Younger than this, it may be on its way.
+        said = await of(server, run)
+    assert said.code == "forgotten"
+    assert said.first.startswith(f"attempt forgotten: {there.instance} lives, and does not hold attempt 1 of a")
+
+
 # Work
+
+
+async def test_a_run_is_past_its_deadline_and_nobody_ends_it(server: Server, client: Client) -> None:
+    run = (await client.start(Plan("short", phases=[Phase("a", wait_for="never")], timeout_s=0.5))).run
+    await asyncio.sleep(0.6)
+    said = await of(server, run)
+    assert said.code == "run_overdue"
+    assert said.first.startswith(f"run past its deadline: run {run}: the run is past its deadline and nobody has ended")
+    assert said.first.endswith("next: phasebus up")
+
+
+async def test_the_message_of_waiting_work_is_lost(server: Server, client: Client) -> None:
+    run = (await client.start(one("sleep"))).run
+    async with connect(server.operator_url, create=False) as operator:
+        assert await purge(operator.connection, operator.subjects.work_stream, f"bus.work.sleep.{run}.>", 5)
+    with running(server):
+        await agents_there(client, 1)
+        await asyncio.sleep(5.1)  # Younger than this, it may be on its way.
+        said = await of(server, run)
+    assert said.code == "untaken"
+    assert said.first.startswith(f"not taken: 1 of phase a of run {run} wait, the first for ")
+    assert "its work was lost on its way" in said.first
+
+
+@pytest.mark.parametrize(
+    ("first", "why", "next_step"),
+    [
+        (60.0, "for its turn among the work of 'queued' with key 'customer-7'", "phasebus run ls --tasks"),
+        (-1.0, "is dead, and with on_dead='park' holds what has the same key", "phasebus dead ls --capability queued"),
+    ],
+    ids=["under way", "parked"],
+)
+async def test_work_stands_in_line_behind_work_of_its_key(
+    server: Server, client: Client, first: float, why: str, next_step: str
+) -> None:
+    async with supervised(server), serving_apart(server, client):
+        before = await client.send("queued", {"s": first}, key="customer-7")
+        await (began(client, before.run, "task") if first > 0 else ended(client, before.run))
+        waiting = await client.send("queued", {"s": 0.0}, key="customer-7")
+        await asyncio.sleep(5.3)  # Younger than this, it may be on its way.
+        said = await of(server, waiting.run)
+    assert said.code == "in_line"
+    assert said.first.startswith(f"in line: run {waiting.run} has waited ")
+    assert why in said.first and said.first.endswith(f"next: {next_step}")
 
 
 async def test_a_handler_has_fallen_silent(server: Server, client: Client) -> None:
@@ -434,6 +626,31 @@ async def test_a_handler_has_fallen_silent(server: Server, client: Client) -> No
         said = await of(server, run)
     assert said.code == "silent"
     assert said.first.startswith("handler silent: attempt 1 of a on patient-")
+
+
+async def test_a_handler_says_nothing_where_others_of_it_have_talked(server: Server, client: Client) -> None:
+    talking = Plan("talk", phases=[Phase("a", "mumble", input={"s": 0.0})])
+    async with supervised(server), serving_apart(server, client):
+        for run in [(await client.start(talking)).run for _ in range(10)]:
+            await ended(client, run)
+        dumb = Plan("talk", phases=[Phase("a", "mumble", input={"s": 30.0, "dumb": 1.0})])
+        run = (await client.start(dumb)).run
+        await began(client, run)
+        await asyncio.sleep(2)  # Ten took a fifth of a second or so.
+        said = await of(server, run)
+    assert said.code == "silent"
+    assert "has said nothing for" in said.first and "as others of it do" in said.first
+
+
+async def test_a_handler_waits_for_a_lock(server: Server, client: Client) -> None:
+    async with supervised(server), serving_apart(server, client), client.lock("deploy", by="somebody"):
+        run = (await client.start(one("locked"))).run
+        await began(client, run)
+        await until(client.in_line)
+        said = await of(server, run)
+    assert said.code == "lock"
+    assert said.first.startswith("waits for a lock: attempt 1 of a on patient-")
+    assert said.first.endswith("waits for lock 'deploy', which somebody has; next: phasebus lock break lock.deploy")
 
 
 async def test_a_handler_was_ended_because_it_said_nothing(server: Server, client: Client) -> None:
@@ -544,6 +761,15 @@ async def test_a_breaker_is_open(server: Server, client: Client) -> None:
     assert said.first == "breaker open: 'openai', opened by ann: it is down; next: phasebus breaker close openai"
 
 
+async def test_a_run_waits_because_the_breaker_of_a_capability_is_open(server: Server, client: Client) -> None:
+    async with supervised(server), serving_apart(server, client):
+        await client.open_breaker("guarded", by="ann", reason="it is down")
+        run = (await client.start(one("guarded"))).run
+        said = await of(server, run)
+    assert said.code == "breaker_open"
+    assert f"opened by ann: it is down; phase a of run {run} waits; next: phasebus breaker close guarded" in said.first
+
+
 async def test_a_budget_is_spent(server: Server, client: Client) -> None:
     async with supervised(server):
         limit = client.limit("openai", cost_per_day=10)
@@ -553,6 +779,7 @@ async def test_a_budget_is_spent(server: Server, client: Client) -> None:
         said = await of(server)
         await limit.hold(60, reason="429")
         held = await of(server)
+    assert "limit_held" in held.codes
     assert said.code == "budget_spent"
     assert said.first.startswith("budget spent: cost_per_day=10 of limit 'openai'; it begins anew at ")
     assert "limit held: nobody takes anything of 'openai' until" in held.text
@@ -562,3 +789,8 @@ async def test_there_is_no_such_run(server: Server, client: Client) -> None:
     async with supervised(server):
         said = await of(server, "nobody")
     assert said.code == "no_such_run"
+
+
+def test_every_kind_of_fault_the_doctor_knows_is_made_here() -> None:
+    told = Path(__file__).read_text()
+    assert [code for code in get_args(Code) if f'"{code}"' not in told] == []

@@ -116,7 +116,7 @@ async def test_a_blocked_event_loop_loses_its_work_and_its_late_result_is_refuse
             state = await client.result(receipt.run, timeout_s=BOUND_S)
             events = await happenings(client, receipt.run)
             await until(lambda: _refused(client, receipt.run))
-    assert (state.status, client.output(state, "work"), causes(events)) == ("completed", 2, ["frozen"])
+    assert (state.status, client.output(state, "work"), causes(events)) == ("completed", 2, ["blocked"])
     assert (await _events(client, receipt.run)).count(ResultRefused) == 1
 
 

@@ -17,7 +17,8 @@ from bus import Agent, Client, Context, Phase, Plan, Reject, connect, ref, servi
 from bus.archives.convoy import last_position
 from bus.broker.server import Server
 from bus.replay.fork import forked
-from bus.replay.rehearsing import Rehearsal, rehearse
+from bus.replay.rehearsed import Rehearsal
+from bus.replay.rehearsing import rehearse
 from console.failure import FAILED, NOT_FOUND, OK, USAGE
 from tests.harness import BOUND_S, supervised, until
 

@@ -123,6 +123,31 @@ async def test_a_rollback_undoes_in_reverse_order_and_does_it_again(server: Serv
     await verified(client, run)
 
 
+async def test_a_run_is_cancelled_and_what_it_did_is_undone(server: Server, client: Client) -> None:
+    shop = Shop()
+    plan = Plan(
+        "p",
+        phases=[
+            Phase("book", "do", compensate="undo"),
+            Phase("pay", "do", after=["book"], compensate="undo"),
+            Phase("ask", wait_for="go", after=["pay"]),
+        ],
+    )
+    async with serving(server, shop.agent):
+        run = (await client.start(plan)).run
+        await until(lambda: _waits(client, run, "ask"))
+        state = await client.cancel(run, by="ann", reason="sold out", rollback=True)
+        assert state.is_open and state.rollback is not None and state.rollback.cancels
+        state = await client.result(run, timeout_s=BOUND_S)
+    assert (state.status, state.passes) == ("cancelled", 1)
+    assert shop.done == ["book", "pay", "undo pay of 1", "undo book of 1"]
+    await verified(client, run)
+
+
+async def _waits(client: Client, run: str, phase: str) -> bool:
+    return (await client.runs.load(run)).phases[phase].status == "waiting"
+
+
 async def test_a_fork_takes_over_what_was_done_also_by_another_plan(server: Server, client: Client) -> None:
     shop = Shop()
     plan = Plan("p", phases=[Phase("a", "do"), Phase("b", "do", {"fails": 1}, after=["a"])])

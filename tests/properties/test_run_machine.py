@@ -59,6 +59,7 @@ from bus.rules.events import (
     PhaseStarted,
     PhaseUndoing,
     ResultRefused,
+    RunCancelled,
     RunRedriven,
     Source,
     body,
@@ -82,7 +83,10 @@ KEYS: list[str | int] = ["a", "b", -8, "c", 4, "d"]
 FITTING = [b'{"list":[1,2,3]}', b'{"list":[{"n":1},{"n":2}]}', b'{"list":[{"n":1},7]}', b'{"list":[]}']
 OUTPUTS = [*FITTING * 2, b"null", b'"text"', b"[]", b'{"list":{"n":0}}']
 INSTANCES = ["one", "two", ""]
-CAUSES: list[Cause] = ["error", "timed_out", "crashed", "frozen", "forgotten", "handed_back", "unclaimed", "starved"]
+CAUSES: list[Cause] = [
+    *("error", "timed_out", "crashed", "frozen", "blocked", "forgotten", "handed_back"),
+    *("unclaimed", "starved"),
+]
 POLICIES = [RetryPolicy(), RetryPolicy(transient=1, dependency=0, unknown=0, lost=0), RetryPolicy(lost=1, max_s=0.0)]
 
 CHILD = Plan("child", phases=[Phase("x", "do")], timeout_s=60.0)
@@ -207,7 +211,7 @@ commands: st.SearchStrategy[Command] = st.one_of(
     st.just(Pause("ann")),
     st.just(Resume("ann")),
     st.builds(Begin, plans(), raws, st.one_of(st.none(), keys), st.one_of(st.none(), keys)),
-    st.just(Cancel("ann")),
+    st.builds(Cancel, st.just("ann"), rollback=st.booleans()),
     st.just(Expire()),
 )
 
@@ -380,6 +384,17 @@ class RunMachine(RuleBasedStateMachine):
         if begun and not (self.state.is_open and self.state.rollback is not None and self.state.rollback.left):
             assert self.fire(Rollback("ann", data.draw(st.sampled_from(begun))))
 
+    @precondition(lambda self: self.state.is_open and not (self.state.rollback and self.state.rollback.left))
+    @rule()
+    def cancel_and_undo(self) -> None:
+        """All that is open is cancelled at once; the run is when what it did is undone, however that goes on."""
+        assert self.fire(Cancel("ann", "enough", rollback=True))
+        if self.state.is_open:
+            assert self.state.rollback is not None and self.state.rollback.cancels
+            assert [key for key, phase in self.state.phases.items() if is_open(phase)] == [self.state.rollback.left[0]]
+        else:
+            assert (self.state.status, to_undo(self.state, self.state.phases)) == ("cancelled", ())
+
     @precondition(lambda self: not self.state.is_open and not (self.state.rollback and self.state.rollback.left))
     @rule(data=st.data())
     def do_again(self, data: st.DataObject) -> None:
@@ -434,8 +449,11 @@ class RunMachine(RuleBasedStateMachine):
         assert folding.state is not None
         for event in happened:
             before = {key: (phase.status, list(phase.items)) for key, phase in folding.state.phases.items()}
+            rollback = folding.state.rollback
             folding.apply([event], self.now)
             self.watch_attempts(event, folding.state)
+            if isinstance(event, RunCancelled) and rollback is not None and rollback.cancels and not rollback.left:
+                assert not to_undo(folding.state, folding.state.phases), "all that it did is undone"
             # A redrive opens again what did not succeed, or what it names; nothing else opens what has ended.
             final = TERMINAL
             if isinstance(event, RunRedriven):

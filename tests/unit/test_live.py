@@ -9,6 +9,7 @@ from bus.rules.folding import fold
 from bus.rules.plan import Approval, Phase
 from bus.rules.references import ref
 from bus.rules.run import RunState
+from console.foresight import Foresight
 from console.live import Lines, Tree, changes, shown, tree
 from console.lookout import untaken
 from console.timeline import ASCII
@@ -102,7 +103,7 @@ def test_a_reader_who_comes_late_gets_one_line_per_phase_that_has_begun() -> Non
 def test_a_pipe_gets_elapsed_time_and_percent_and_no_escape_codes() -> None:
     run = Driver(Phase("one", "work"), Phase("two", "work", after=["one"]))
     stream = io.StringIO()
-    lines = Lines(stream, History())
+    lines = Lines(stream, Foresight())
     lines.show(run.state, run.now)
     run.wait(2)
     run.complete("one")
@@ -117,7 +118,7 @@ def test_a_pipe_gets_elapsed_time_and_percent_and_no_escape_codes() -> None:
 def test_lines_never_go_backwards_in_time_whatever_clocks_say() -> None:
     run = Driver(Phase("one", "work"), Phase("two", "work", after=["one"]))
     stream = io.StringIO()
-    lines = Lines(stream, History())
+    lines = Lines(stream, Foresight())
     lines.show(run.state, run.now)
     lines.remark("one waits", run.now + timedelta(seconds=3))
     run.wait(2)
@@ -148,7 +149,8 @@ def test_nothing_is_forecast_while_only_people_are_waited_for() -> None:
     beside = Driver(Phase("review", approval=Approval()), Phase("one", "work"))
 
     def head(state: RunState) -> str:
-        return tree(state, progress(state, history, run.now), run.now, ASCII)[0]
+        far = progress(state, history, run.now)
+        return tree(state, far, run.now, ASCII, Foresight(history).left(state, far.eta))[0]
 
     assert head(run.state) == "run-1  0%  0 ms"
     assert head(beside.state).endswith("s left")
@@ -165,7 +167,7 @@ def test_what_waits_to_be_taken_is_known_with_its_capability() -> None:
 
 
 async def test_a_stream_that_is_no_terminal_is_told_in_lines() -> None:
-    async with shown(io.StringIO(), History()) as screen:
+    async with shown(io.StringIO(), Foresight()) as screen:
         assert isinstance(screen, Lines)
 
 
@@ -184,7 +186,7 @@ def test_a_tree_has_a_line_per_phase_with_items_time_and_what_is_under_way() -> 
 def test_a_tree_is_drawn_again_over_itself_and_below_what_was_said() -> None:
     run = many(3)
     stream = io.StringIO()
-    terminal = Tree(stream, History(), has_colour=False)
+    terminal = Tree(stream, Foresight(), has_colour=False)
     terminal.show(run.state, run.now)
     terminal.draw()
     terminal.draw()

@@ -5,9 +5,10 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from bus.rules.commands import Begin, Cancel, Checkpoint, Intend, Redrive, Rollback, Skip
+from bus.errors import Refused
+from bus.rules.commands import Begin, Cancel, Checkpoint, Intend, Pause, Redrive, Rollback, Skip
 from bus.rules.decide import decide
-from bus.rules.events import Commit, PhaseReady, RunRollingBack
+from bus.rules.events import Commit, PhaseReady, RunCancelled, RunRollingBack
 from bus.rules.folding import fold
 from bus.rules.plan import Approval, Phase, Plan
 from bus.rules.references import ref
@@ -192,3 +193,45 @@ def test_a_run_can_begin_with_what_another_has_done() -> None:
         "b": "ready",
     }
     assert state.phases["a"].answered_by == "r-1@7"
+
+
+def test_a_run_that_is_cancelled_with_a_rollback_undoes_what_it_did_and_then_is_cancelled() -> None:
+    run = pair()
+    run.complete("book", {"id": 1})
+    run.take("pay")
+    before = len(run.commits)
+    run.do(Cancel("ann", "enough", rollback=True))
+    assert len(run.commits) == before + 1, "one decision"
+    assert (run.state.status, run.statuses["pay"], run.statuses["book"]) == ("in_progress", "cancelled", "ready")
+    assert run.state.rollback is not None and run.state.rollback.cancels
+    with pytest.raises(Refused, match="being rolled back"):
+        run.do(Cancel("ben", rollback=True))
+    happened = run.complete("book")
+    assert happened[-1] == RunCancelled(by="ann", reason="enough")
+    assert (run.state.status, run.statuses["book"], run.state.rollback) == ("cancelled", "rolled_back", None)
+    assert not list(violations(run.commits, run.now))
+
+
+def test_a_cancelled_run_whose_compensation_fails_has_failed_and_is_cancelled_when_that_was_redriven() -> None:
+    run = pair()
+    run.complete("book", {"id": 1})
+    run.do(Pause("ann"))
+    run.do(Cancel("ann", "enough", rollback=True))
+    assert run.state.paused_at is None, "what is to be stopped is not held any more"
+    run.fail("book")
+    assert run.state.problem is not None
+    assert (run.state.status, run.state.problem.code) == ("failed", "rollback_failed")
+    run.do(Redrive("ben"))
+    happened = run.complete("book")
+    assert happened[-1] == RunCancelled(by="ben", reason="enough")
+
+
+def test_with_nothing_to_undo_it_is_cancelled_at_once() -> None:
+    run = pair()
+    run.take("book")
+    happened = run.do(Cancel("ann", rollback=True))
+    assert isinstance(happened[-1], RunCancelled)
+
+
+def pair() -> Driver:
+    return Driver(Phase("book", "do", compensate="undo"), Phase("pay", "do", after=["book"]))
