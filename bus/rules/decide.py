@@ -31,6 +31,7 @@ from bus.rules.commands import (
     Progress,
     Redrive,
     Report,
+    Reroute,
     Resume,
     Revive,
     Rollback,
@@ -66,8 +67,11 @@ from bus.rules.events import (
 from bus.rules.folding import Folding, evolve
 from bus.rules.gates import answer, report, signal
 from bus.rules.holding import find, is_holder, label, under_way
+from bus.rules.inputs import work
 from bus.rules.passes import checkpoint, redrive, roll_back, skip
+from bus.rules.rerouting import reroute
 from bus.rules.revival import revive
+from bus.rules.route import NO_ROUTES, Routes, need
 from bus.rules.run import TERMINAL, Item, Late, PhaseState, RunState
 
 OUTSIDE = "outside of"
@@ -77,19 +81,24 @@ OUTSIDE = "outside of"
 _NO_TIME = timedelta(seconds=0.05)
 
 
-def decide(state: RunState | None, command: Command, *, run: str, now: datetime) -> Sequence[Event]:
-    """What happens because of the command: events in order, never none. Raises Refused if nothing may."""
+def decide(
+    state: RunState | None, command: Command, *, run: str, now: datetime, routes: Routes = NO_ROUTES
+) -> Sequence[Event]:
+    """What happens because of the command: events in order, never none. Raises Refused if nothing may.
+
+    `routes` are those that stand: what becomes ready goes the way they say.
+    """
     if isinstance(command, Together):
-        return _together(state, command, run, now)
+        return _together(state, command, run, now, routes)
     if isinstance(command, Begin):
         if state is not None:
             raise Refused(f"run {run} has already started")
-        return _begin(command, run, now)
+        return _begin(command, run, now, routes)
     if state is None:
         raise Refused(f"there is no run {run}")
     if state.archived:
         raise Refused(f"run {run} is archived: it can be read, and does not go on")
-    draft = Draft(state, now)
+    draft = Draft(state, now, routes)
     match command:
         case Take():
             _take(draft, command)
@@ -132,6 +141,8 @@ def decide(state: RunState | None, command: Command, *, run: str, now: datetime)
             report(draft, command)
         case GiveUp():
             _give_up(draft, command)
+        case Reroute():
+            reroute(draft, command)
         case Cancel():
             draft.must_be_open()
             _stop(draft, command.reason or f"by {command.by}")
@@ -144,18 +155,19 @@ def decide(state: RunState | None, command: Command, *, run: str, now: datetime)
     return draft.events
 
 
-def _together(state: RunState | None, command: Together, run: str, now: datetime) -> Sequence[Event]:
+def _together(state: RunState | None, command: Together, run: str, now: datetime, routes: Routes) -> Sequence[Event]:
     folding = Folding(state)
     happened: list[Event] = []
     for each in command.commands:
-        caused = decide(folding.state, each, run=run, now=now)
+        caused = decide(folding.state, each, run=run, now=now, routes=routes)
         position = (folding.state.position if folding.state is not None else 0) + 1
-        folding.add(Commit(run, "", now, position, caused))
+        correlation = each.correlation if isinstance(each, Begin) else None
+        folding.add(Commit(run, "", now, position, caused, correlation=correlation))
         happened += caused
     return happened
 
 
-def _begin(command: Begin, run: str, now: datetime) -> Sequence[Event]:
+def _begin(command: Begin, run: str, now: datetime, routes: Routes) -> Sequence[Event]:
     deadline = (command.due_at or command.since or now) + timedelta(seconds=command.plan.timeout_s)
     started = RunStarted(
         plan=command.plan,
@@ -164,8 +176,10 @@ def _begin(command: Begin, run: str, now: datetime) -> Sequence[Event]:
         parent=command.parent,
         force=command.force,
         key=command.key,
+        sticky=command.sticky,
     )
-    draft = Draft(evolve(None, Commit(run, "", now, 0, [started])), now)
+    born = evolve(None, Commit(run, "", now, 0, [started], correlation=command.correlation))
+    draft = Draft(born, now, routes, command.arm)
     adopted = [key for key in command.plan.graph if key in command.adopted]
     for key in adopted:
         draft.emit(_adoption(draft.state, key, command))
@@ -204,7 +218,8 @@ def _outside(keys: list[str], first: str | None, last: str | None) -> list[str]:
 
 def _take(draft: Draft, command: Take) -> None:
     phase, item = find(draft.state, command.phase, command.item)
-    needed = draft.state.capability(phase.key)
+    capability = draft.state.capability(phase.key)
+    needed = need(capability, item.arm) if capability is not None else None
     if needed != command.capability:
         raise Refused(f"{label(phase, item)} needs {needed!r}, not {command.capability!r}")
     if draft.state.paused_at is not None:
@@ -260,7 +275,9 @@ def _go_on(draft: Draft, offer: Offer, instance: str) -> None:
     if draft.state.paused_at is not None or draft.now >= draft.state.deadline_at:
         return
     for event in draft.events:
-        if isinstance(event, PhaseReady) and draft.state.capability(event.phase) == offer.capability:
+        if isinstance(event, PhaseReady) and (
+            work(draft.state, event.phase, event.item).capability == offer.capability
+        ):
             item = draft.state.phases[event.phase].item(event.item)
             assert item is not None, "what is ready has been opened"
             _start(draft, event.phase, item, offer.agent, instance, offer.timeout_s)
