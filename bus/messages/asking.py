@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar, overload
@@ -30,7 +30,7 @@ from bus.errors import (
 )
 from bus.format.envelope import encode, envelope
 from bus.format.messages import MESSAGES
-from bus.format.subjects import Subjects, live_copy, mailbox, versioned
+from bus.format.subjects import Subjects, live_copy, mailbox, routed, versioned
 from bus.log.durability import Durability
 from bus.log.log import Log
 from bus.log.record import is_record, read_record
@@ -50,10 +50,12 @@ from bus.messages.handover import (
 from bus.problem import Problem
 from bus.registry.arrivals import who_is_there
 from bus.registry.presence import is_offered
+from bus.registry.signposts import Signposts
 from bus.registry.versions import check_range, is_range, newest
-from bus.rules.commands import Begin
-from bus.rules.events import is_ending
+from bus.rules.commands import Begin, Reroute
+from bus.rules.events import Arm, is_ending
 from bus.rules.plan import DAY_S, TASK
+from bus.rules.route import need
 from bus.rules.run import RunState
 from bus.runs.causality import served
 from bus.runs.steering import Steering, as_json, new_run
@@ -95,6 +97,7 @@ class Asking(Steering):
     settings: Settings
     source: str
     durability: Durability
+    signposts: Signposts
     _asking = 0
 
     async def send(
@@ -108,6 +111,7 @@ class Asking(Steering):
         delay_s: float | None = None,
         key: str = "",
         version: str | None = None,
+        sticky: str = "",
     ) -> Receipt:
         """Hand work to whoever has `capability`; it is durable when this returns, and given up after `timeout_s`.
 
@@ -115,8 +119,9 @@ class Asking(Steering):
         begins no earlier than `at` (with a time zone), or in `delay_s`; its time counts from then on. With a `key` it
         is done when all that was sent to the capability with the same key before has ended, by an instance that serves
         it `ordered`. With a `version` it is for instances of an agent of that one that serve it `versioned`, and waits
-        for them; with a range (`>=1.2,<2`), for the newest in it that is there. Raises Refused if the id was used for
-        other work, NoLiveAgent if no version that is there is in the range.
+        for them; with a range (`>=1.2,<2`), for the newest in it that is there. Where operators share work out among
+        versions (`set_route`), all that is `sticky` to the same goes the same way, by default that of one key, or one
+        story. Raises Refused if the id was used for other work, NoLiveAgent if no version that is there is in the range.
         """
         if version is not None and key:
             raise SettingsError("say a key or a version: the order of a key is kept across versions")
@@ -124,7 +129,7 @@ class Asking(Steering):
             capability = await self._of_version(capability, version)
         task = Task(capability, timeout_s)
         run = new_run(task.plan) if id is None else _run_of(id)
-        begin = Begin(task.plan, as_json(value), due_at=_due(at, delay_s), key=key)
+        begin = Begin(task.plan, as_json(value), due_at=_due(at, delay_s), key=key, sticky=sticky)
         if key and begin.due_at is not None:
             raise ScheduleError("work with a key is done in order of sending: it has no time of its own to begin at")
         submitted, unserved = await asyncio.gather(
@@ -136,6 +141,8 @@ class Asking(Steering):
             return msgspec.structs.replace(await self._sent(run, id, begin), unserved=unserved)
         if isinstance(submitted, BaseException):
             raise submitted
+        if not unserved and self.signposts.standing:
+            self.runs.soon(self._mind_arm(submitted.state))
         return Receipt(run, submitted.state.position, self.durability, unserved)
 
     async def _of_version(self, capability: str, wanted: str) -> str:
@@ -177,12 +184,26 @@ class Asking(Steering):
 
     @overload
     async def ask(
-        self, capability: str, value: object, gives: type[T], *, timeout_s: float = ..., fast: bool = ...
+        self,
+        capability: str,
+        value: object,
+        gives: type[T],
+        *,
+        timeout_s: float = ...,
+        fast: bool = ...,
+        sticky: str = ...,
     ) -> T: ...
 
     @overload
     async def ask(
-        self, capability: str, value: object, gives: None = ..., *, timeout_s: float = ..., fast: bool = ...
+        self,
+        capability: str,
+        value: object,
+        gives: None = ...,
+        *,
+        timeout_s: float = ...,
+        fast: bool = ...,
+        sticky: str = ...,
     ) -> Any: ...
 
     async def ask(
@@ -193,13 +214,14 @@ class Asking(Steering):
         *,
         timeout_s: float = 30.0,
         fast: bool = False,
+        sticky: str = "",
     ) -> T | Any:
         """Have work done, and wait for the answer, decoded as `gives` (plain JSON values without it).
 
         Question and answer are in the log when this returns; with `fast` nothing is stored, and the work is done at
         most once. Raises NoLiveAgent at once if nobody offers the capability, WorkFailed if the work was given up,
         TimedOut after `timeout_s`, which is also the work's own deadline; within a handler, no more than is left of
-        its own. Cancelling the task that waits for the answer cancels the work, if it is stored.
+        its own. Cancelling the task that waits for the answer cancels the work, if it is stored. `sticky` as for `send`.
         """
         given = as_json(value)
         timeout_s = self._time_left(capability, timeout_s)
@@ -208,9 +230,9 @@ class Asking(Steering):
         try:
             async with asyncio.timeout(timeout_s):
                 if fast:
-                    output = await self._answer(run, task, given)
+                    output = await self._answer(run, task, given, sticky)
                 else:
-                    output = await self._work(run, task, given)
+                    output = await self._work(run, task, given, sticky)
         except TimeoutError:
             raise TimedOut(f"{capability!r} has not answered within {timeout_s:g} s (run {run})") from None
         except asyncio.CancelledError:
@@ -227,43 +249,53 @@ class Asking(Steering):
                 raise TimedOut(f"{capability!r} was not asked: the handler that asks has no time left")
         return timeout_s
 
-    async def _work(self, run: str, task: Task, given: msgspec.Raw) -> msgspec.Raw:
+    async def _work(self, run: str, task: Task, given: msgspec.Raw, sticky: str) -> msgspec.Raw:
         """The result of work, as the log has it."""
-        handed = await self._hand_over(run, task, given)
+        handed, arm = await self._hand_over(run, task, given, sticky)
         if isinstance(handed, Answered):
             return handed.output
         if not isinstance(handed, Recorded):
             # It was begun nevertheless if its word was lost: the run tells.
             with contextlib.suppress(Refused):
-                await self.runs.submit(run, Begin(task.plan, given))
+                await self.runs.submit(run, Begin(task.plan, given, sticky=sticky, arm=arm))
         state = await self._ended(run)
         return _output(state, WORK)
 
-    async def _hand_over(self, run: str, task: Task, given: msgspec.Raw) -> Reply | None:
-        """What an instance says that was handed the work directly; None: nobody has it, as far as anybody knows.
+    async def _hand_over(
+        self, run: str, task: Task, given: msgspec.Raw, sticky: str
+    ) -> tuple[Reply | None, Arm | None]:
+        """What an instance says that was handed the work directly, and where a route has sent it; None: nobody has it,
+        as far as anybody knows.
 
         Raises NoLiveAgent.
         """
-        try:
-            return await self._put(HANDED, run, task.capability, Handed(task, given), _FIRST_WORD_S)
-        except NoResponders:
-            # An instance that stops takes nothing more this way, and still is one.
-            if await self._unserved([task.capability]):
-                raise NoLiveAgent(task.capability) from None
-        except (BusError, MalformedMessage):
-            # Too large, or the line is lost: the log's own way is the one that insists.
-            pass
-        return None
+        await self.signposts.known()
+        for arm in self._ways(task.capability, run, sticky):
+            try:
+                handed = Handed(task, given, _inherited(sticky), arm)
+                return await self._put(HANDED, run, need(task.capability, arm), handed, _FIRST_WORD_S), arm
+            except NoResponders:
+                continue
+            except (BusError, MalformedMessage):
+                # Too large, or the line is lost: the log's own way is the one that insists.
+                return None, arm
+        # An instance that stops takes nothing more this way, and still is one.
+        if await self._unserved([task.capability]):
+            raise NoLiveAgent(task.capability)
+        return None, None
 
-    async def _answer(self, run: str, task: Task, given: msgspec.Raw) -> msgspec.Raw:
+    async def _answer(self, run: str, task: Task, given: msgspec.Raw, sticky: str) -> msgspec.Raw:
         """The answer to a question that is not stored. Raises NoLiveAgent, WorkFailed, Unavailable."""
         deadline_at = utc_now() + timedelta(seconds=task.timeout_s)
-        question = Asked(given, deadline_at)
+        question = Asked(given, deadline_at, _inherited(sticky))
+        await self.signposts.known()
         while True:
-            try:
-                reply = await self._put(ASKED, run, task.capability, question, task.timeout_s)
-            except NoResponders:
-                raise NoLiveAgent(task.capability) from None
+            for arm in self._ways(task.capability, run, sticky):
+                with contextlib.suppress(NoResponders):
+                    reply = await self._put(ASKED, run, need(task.capability, arm), question, task.timeout_s)
+                    break
+            else:
+                raise NoLiveAgent(task.capability)
             match reply:
                 case Answered():
                     return reply.output
@@ -274,6 +306,37 @@ class Asking(Steering):
                     await asyncio.sleep(_BUSY_PAUSE_S)
                 case Recorded():
                     raise MalformedMessage(f"{task.capability!r} has stored what was not to be stored")
+
+    def _ways(self, capability: str, run: str, sticky: str) -> Iterator[Arm | None]:
+        """Where work of a new run may go: where its route sends it, then where it goes if nobody is there."""
+        route = self.signposts.standing.get(capability)
+        if route is None:
+            yield None
+            return
+        facts = served()
+        sticks_to = _inherited(sticky) or (facts.correlation if facts is not None else run)
+        gone: list[str] = []
+        while (arm := route.arm(sticks_to, without=gone)) is not None:
+            yield arm
+            gone.append(arm.versions)
+
+    async def _mind_arm(self, state: RunState) -> None:
+        """Have work go another way if nobody is there whom its route gave it to. The supervisor does so, too, later."""
+        item = state.phases[WORK].item(None)
+        route = self.signposts.standing.get(state.capability(WORK) or "")
+        if route is None or item is None or item.arm is None or state.is_in_line:
+            return
+        capability, timeout_s = state.capability(WORK) or "", self.settings.request_timeout_s
+        gone: list[str] = []
+        arm: Arm | None = item.arm
+        with contextlib.suppress(BusError):
+            while arm is not None:
+                if await is_offered(self.connection, self.subjects, need(capability, arm), timeout_s):
+                    break
+                gone.append(arm.versions)
+                arm = route.arm(state.sticks_to, without=gone)
+            if gone and arm is not None:
+                await self.runs.submit(state.run, Reroute(WORK, None, item.attempt, tuple(gone)))
 
     async def _give_up(self, run: str) -> None:
         """Cancel a run that nobody waits for any more. It may be handed over, and not in the log yet."""
@@ -361,11 +424,29 @@ class Asking(Steering):
         return answer_of(state, phase, gives)
 
     async def _unserved(self, capabilities: Sequence[str], *, ordered: bool = False) -> list[str]:
-        timeout_s = self.settings.request_timeout_s
-        offered = await asyncio.gather(
-            *(is_offered(self.connection, self.subjects, each, timeout_s, ordered=ordered) for each in capabilities)
-        )
+        offered = await asyncio.gather(*(self._is_offered(each, ordered=ordered) for each in capabilities))
         return [each for each, is_there in zip(capabilities, offered, strict=True) if not is_there]
+
+    async def _is_offered(self, capability: str, *, ordered: bool) -> bool:
+        """Whether somebody takes such work; where a route shares it out, somebody whom it gives any to."""
+        await self.signposts.known()
+        timeout_s = self.settings.request_timeout_s
+        is_there = await is_offered(self.connection, self.subjects, capability, timeout_s, ordered=ordered)
+        route = self.signposts.standing.get(capability)
+        if route is None or not is_there:
+            return is_there
+        asked = (
+            is_offered(self.connection, self.subjects, routed(each.versions, capability), timeout_s)
+            for each in route.shares
+            if each.weight > 0
+        )
+        return any(await asyncio.gather(*asked))
+
+
+def _inherited(sticky: str) -> str:
+    """What work sticks to: what was said of it, or of what is served now."""
+    facts = served()
+    return sticky or (facts.sticky if facts is not None else "")
 
 
 def _run_of(id: str) -> str:

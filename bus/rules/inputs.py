@@ -99,7 +99,7 @@ def order(state: RunState, key: str, index: int | None) -> Order:
         attempt=item.attempt,
         input=msgspec.json.decode(msgspec.json.encode(input_of(state, key, index))),
         correlation=state.correlation,
-        sticky=state.sticky,
+        sticky=state.sticky or state.key,
         silence_timeout_s=state.plan.graph[key].phase.silence_timeout_s,
         begun=state.phases[key].begun,
         undoes=state.phases[key].undoing is not None,

@@ -36,9 +36,10 @@ _LONGEST_LOOK_S = 1.0
 class Seeing:
     """Of one instance. What it does counts by the log alone: two that see the same run through do no harm."""
 
-    def __init__(self, client: Client, attempts: Attempts) -> None:
+    def __init__(self, client: Client, attempts: Attempts, version: str) -> None:
         self._client = client
         self._attempts = attempts
+        self._version = version
 
     async def through(self, capability: Capability, room: Room, delivery: Delivery, circuit: Circuit | None) -> None:
         """Serve one place. The next in its lane is handed out when this one is acknowledged."""
@@ -78,7 +79,10 @@ class Seeing:
                 return True
             if self._attempts.draining:
                 return False
-            if _is_due(state):
+            if _is_due(state) and not self._is_ours(capability, state):
+                # The place stays here, so the order does, and the work goes to those whom a route gives it to.
+                self._client.ledger.dispatch(state, [(WORK, None)], in_line=True)
+            elif _is_due(state):
                 # Others may have a hand free.
                 if not await room.enter(_IN_LINE_S, handed=False):
                     return False
@@ -93,6 +97,12 @@ class Seeing:
             # Its time has not come, somebody else has it, or it waits to be redriven.
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, _LONGEST_LOOK_S) if not state.is_open else _LOOK_S
+
+    def _is_ours(self, capability: Capability, state: RunState) -> bool:
+        """Whether work may be done here: no route has given it to other versions."""
+        item = state.phases[WORK].item(None)
+        arm = item.arm if item is not None else None
+        return arm is None or self._client.signposts.arms(capability.name, self._version) == arm.versions
 
     async def _is_parked(self, capability: Capability, state: RunState) -> bool:
         """Whether work that was given up holds what stands behind it, until somebody redrives or discards it."""

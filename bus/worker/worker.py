@@ -19,6 +19,7 @@ from bus.broker.pull import Delivery
 from bus.client import Client
 from bus.connecting import connect
 from bus.errors import BusError
+from bus.format.subjects import routed
 from bus.guards.circuit import Circuit
 from bus.handlers.agent import Agent, Capability, special
 from bus.handlers.context import Context
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 logger = structlog.get_logger(__name__)
 
 _LOOK_S = 0.25
+_AGAIN_S = 1.0
 _STATM = Path("/proc/self/statm")
 
 
@@ -61,7 +63,7 @@ class Worker:
         self._life = Life(agent.name, agent.life)
         self._attempts = Attempts(client, agent, instance, self._apart)
         self._reception = Reception(client, agent, instance, self._attempts, self._apart)
-        self._seeing = Seeing(client, self._attempts)
+        self._seeing = Seeing(client, self._attempts, agent.version)
         self._subscriptions: list[Subscription] = []
         self._card = card(agent, instance, socket.gethostname(), os.getpid())
         self._standing = Standing(client, self._card)
@@ -131,6 +133,7 @@ class Worker:
             background = [
                 tasks.create_task(self._presence.beating()),
                 tasks.create_task(self._standing.mind(self._settle)),
+                tasks.create_task(self._mind_routes()),
                 tasks.create_task(self._heed(stop)),
                 tasks.create_task(self._mind_health()),
             ]
@@ -177,10 +180,34 @@ class Worker:
                 else:
                     each.close()
             if is_serving:
-                self._presence.offer(True)
+                self._presence.offer(True, await self._follow_routes())
         if quarantine is not None:
             logger.warning("in quarantine", by=quarantine.by, reason=quarantine.reason)
         self._presence.say()
+
+    async def _follow_routes(self) -> list[str]:
+        """Take what routes give to versions of this kind; returns the capabilities that such work is for."""
+        signposts = self._client.signposts
+        await signposts.known()
+        found: list[str] = []
+        for name in self._agent.capabilities:
+            versions = signposts.arms(name, self._agent.version)
+            needs = {routed(versions, name)} if versions is not None else set()
+            await self._desks[name].follow(needs)
+            found += needs
+        return found
+
+    async def _mind_routes(self) -> None:
+        """Settle again whenever routes have changed; until cancelled."""
+        while True:
+            change = self._client.signposts.change()
+            try:
+                await self._settle()
+            except BusError as error:
+                logger.warning("routes not followed", error=str(error))
+                await asyncio.sleep(_AGAIN_S)
+                continue
+            await change.wait()
 
     async def _mind_health(self) -> None:
         """Take as much as is good for it."""
