@@ -121,7 +121,7 @@ class Asking(Steering):
         it `ordered`. With a `version` it is for instances of an agent of that one that serve it `versioned`, and waits
         for them; with a range (`>=1.2,<2`), for the newest in it that is there. Where operators share work out among
         versions (`set_route`), all that is `sticky` to the same goes the same way, by default that of one key, or one
-        story. Raises Refused if the id was used for other work, NoLiveAgent if no version that is there is in the range.
+        story. Raises Refused if the id was used for other work, NoLiveAgent if no version in the range is there.
         """
         if version is not None and key:
             raise SettingsError("say a key or a version: the order of a key is kept across versions")
@@ -221,7 +221,8 @@ class Asking(Steering):
         Question and answer are in the log when this returns; with `fast` nothing is stored, and the work is done at
         most once. Raises NoLiveAgent at once if nobody offers the capability, WorkFailed if the work was given up,
         TimedOut after `timeout_s`, which is also the work's own deadline; within a handler, no more than is left of
-        its own. Cancelling the task that waits for the answer cancels the work, if it is stored. `sticky` as for `send`.
+        its own. Cancelling the task that waits for the answer cancels the work, if it is stored. `sticky` is as in
+        `send`.
         """
         given = as_json(value)
         timeout_s = self._time_left(capability, timeout_s)

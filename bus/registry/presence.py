@@ -128,8 +128,8 @@ class Presence:
             self._everyone = self._connection.subscribe(self._subjects.everyone, self._answer_all)
 
     def offer(self, is_offered: bool, needs: Iterable[str] = ()) -> None:
-        """Whether work is taken, also what routes give to versions of this kind (`needs`): who asks for a capability that
-        nobody offers is told so at once by the server."""
+        """Whether work is taken, also what routes give to versions of this kind (`needs`): who asks for what nobody
+        offers is told so at once by the server."""
         asked = {self._subjects.who(each) for each in needs} if is_offered else set()
         for name, each in self._capabilities.items() if is_offered else ():
             asked |= {self._subjects.who(name)}

@@ -40,7 +40,7 @@ class Routing:
         """
         shares = shares_of(capability, weights)
         revision, position = await self._newest(capability, seen)
-        await self._say(capability, ROUTE_SET, RouteSet(by, capability, shares, revision + 1, reason), position)
+        await self._tell_route(capability, ROUTE_SET, RouteSet(by, capability, shares, revision + 1, reason), position)
         return await self.route(capability)
 
     async def remove_route(self, capability: str, *, by: str, reason: str = "", seen: int | None = None) -> Turn:
@@ -49,7 +49,7 @@ class Routing:
         if (await self.route(capability)).route is None:
             raise NotFound(f"{capability!r} has no route: it was removed")
         revision, position = await self._newest(capability, seen)
-        await self._say(capability, ROUTE_REMOVED, RouteRemoved(by, capability, revision + 1, reason), position)
+        await self._tell_route(capability, ROUTE_REMOVED, RouteRemoved(by, capability, revision + 1, reason), position)
         return await self.route(capability)
 
     async def routes(self) -> list[Turn]:
@@ -58,7 +58,7 @@ class Routing:
         return [said for name in sorted(self.signposts.standing) if (said := self.signposts.turn(name)[0]) is not None]
 
     async def route(self, capability: str) -> Turn:
-        """The newest revision of a capability's route. Raises NotFound if it never had one, InvalidName, Unavailable."""
+        """The newest revision of a capability's route. Raises NotFound if it never had one, Unavailable."""
         self.subjects.route(capability)
         await self.signposts.look()
         said, _ = self.signposts.turn(capability)
@@ -87,7 +87,7 @@ class Routing:
             raise Refused(f"the route of {capability!r} is at revision {revision}, not {seen}: look at it first")
         return revision, position
 
-    async def _say(self, capability: str, kind: str, what: object, expected: int) -> None:
+    async def _tell_route(self, capability: str, kind: str, what: object, expected: int) -> None:
         message = envelope(kind, what, id=uuid4().hex, source=self.source, time=utc_now())
         try:
             await self.log.append(self.subjects.route(capability), message, expected=expected)

@@ -5,6 +5,8 @@ then on: what a piece of work needs of them costs no way to the server.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from functools import partial
 
 import structlog
 
@@ -50,7 +52,8 @@ class Signposts:
             told = self._connection.subscribe(live_copy(self._log.subjects.routes), self._hear)
             forget = self._connection.on_reconnect(self._hinted.set)
             self._following = asyncio.create_task(self._follow())
-            self._following.add_done_callback(lambda _: (forget(), told.unsubscribe()))
+            for end in (forget, told.unsubscribe):
+                self._following.add_done_callback(partial(_call, end))
         async with self._reading:
             before = dict(self.standing)
             async for record in self._log.read(self._log.subjects.routes, after=self._position):
@@ -111,3 +114,7 @@ class Signposts:
                 logger.warning("routes not followed", error=str(error))
                 await asyncio.sleep(_AGAIN_S)
                 self._hinted.set()
+
+
+def _call(end: Callable[[], None], _task: asyncio.Task[None]) -> None:
+    end()

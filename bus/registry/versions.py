@@ -1,5 +1,5 @@
-"""Versions of agents, and ranges of them: `>=1.2,<2` or `1.*`, as Python packages are asked for, `*` for all of them, or
-one version as it is.
+"""Versions of agents, and ranges of them: `>=1.2,<2` or `1.*`, as Python packages are asked for, `*` for all, or one
+version as it is.
 """
 
 from __future__ import annotations
@@ -65,11 +65,10 @@ def closest(version: str, ranges: Iterable[str]) -> str | None:
 def _specifiers(wanted: str) -> SpecifierSet:
     from packaging.specifiers import InvalidSpecifier, SpecifierSet  # noqa: PLC0415 - as above
 
+    has_operator = wanted.lstrip()[:1] in tuple(_OPERATORS)
     try:
         # `1.*` is short for `==1.*`, and `*` for no condition.
-        return SpecifierSet(
-            wanted if wanted.lstrip()[:1] in tuple(_OPERATORS) else f"=={wanted}" if wanted != ALL else ""
-        )
+        return SpecifierSet("" if wanted == ALL else wanted if has_operator else f"=={wanted}")
     except InvalidSpecifier as error:
         raise SettingsError(
             f"{wanted!r} is not a range of versions: write '>=1.2,<2', '1.*', or one version, 1.2.0"

@@ -1,7 +1,7 @@
-"""The arms of one capability at one instance: what a route gives to versions of its kind is asked for, and listened for.
+"""The arms of one capability at one instance: what a route gives to versions of its kind is asked and listened for.
 
-An instance belongs to one arm of a route at most; there are two for a moment when routes change. Whatever comes this way
-is the capability's own work: it has the same hands, breaker and cache.
+An instance belongs to one arm of a route at most. Whatever comes this way is the capability's own work: it has the same
+hands, breaker and cache.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from bus.client import Client
 from bus.log.streams import EVERYBODY, ensure_consumer, set_up_work
 
 FORGOTTEN_S = 3600.0
-"""What only one instance, or some versions, take is forgotten so long after those have ended; the work itself is not."""
+"""What only one instance, or some versions, take is forgotten so long after they have ended; the work itself is not."""
 
 
 class Arms:
