@@ -7,6 +7,8 @@ import socket
 from collections.abc import Collection, Iterable
 from contextlib import aclosing, suppress
 
+import msgspec
+
 from agents.leadership import PLACE
 from bus.address import Started
 from bus.client import Client
@@ -26,7 +28,8 @@ _AGENT, _SUPERVISOR = "agent/", "supervisor"
 
 async def members(client: Client, holders: Iterable[str], connected: Collection[str] | None) -> dict[str, Member]:
     """Everybody who answers; of the others those who hold something, or are connected. Raises Unavailable."""
-    there = await client.agents()
+    await client.signposts.known()
+    there = [_with_arms(client, each) for each in await client.agents()]
     found = {each.instance: _member(each, "alive") for each in there if each.status != "suspected"}
     suspects = {each.instance for each in there} | set(holders)
     suspects |= {each.rpartition("/")[2] for each in connected or () if each.startswith(_AGENT)}
@@ -34,6 +37,13 @@ async def members(client: Client, holders: Iterable[str], connected: Collection[
     for member in await asyncio.gather(*(_ask(client, each) for each in silent)):
         found[member.instance] = member
     return found
+
+
+def _with_arms(client: Client, there: Instance) -> Instance:
+    """With what routes give to its version: that is work of its own kind, too."""
+    needs = client.signposts.needs(there.capabilities, there.version)
+    arms = {needed: there.capabilities[name] for name, needed in needs.items()}
+    return msgspec.structs.replace(there, capabilities={**there.capabilities, **arms})
 
 
 async def lead(client: Client, connected: Collection[str] | None, started: Started | None) -> Lead:

@@ -13,6 +13,7 @@ from typing import Literal
 import msgspec
 from msgspec.structs import replace
 
+from bus.rules.route import need
 from bus.rules.run import Attempt, Item, PhaseState, RunState
 from projections.history import History
 
@@ -41,7 +42,7 @@ class Concern(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Living(msgspec.Struct, frozen=True):
-    """Who is there: the instances that answer, and the capabilities that any of them offers."""
+    """Who is there: the instances that answer, and the capabilities that any of them offers, those of arms included."""
 
     instances: Set[str]
     capabilities: Set[str]
@@ -107,8 +108,8 @@ def _of_item(
         return None
     if item.ready_at > now:
         return _retrying(state, phase, item)
-    capability = state.capability(phase.key)
-    if living is None or capability in living.capabilities or _age_s(item.ready_at, now) < _PATIENCE_S:
+    capability = state.capability(phase.key) or ""
+    if living is None or need(capability, item.arm) in living.capabilities or _age_s(item.ready_at, now) < _PATIENCE_S:
         return None
     return Concern(
         run=state.run,
@@ -116,8 +117,8 @@ def _of_item(
         since=item.ready_at,
         phase=phase.key,
         item=item.index,
-        cause=f"no live agent offers {capability!r}",
-        next_step="phasebus agent run FILE.py:agent",
+        cause=f"no live agent offers {capability!r}" + (f" of version {item.arm.versions}" if item.arm else ""),
+        next_step=f"phasebus route show {capability}" if item.arm else "phasebus agent run FILE.py:agent",
     )
 
 

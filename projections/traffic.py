@@ -1,6 +1,7 @@
 """Traffic: how much work there is, how long it waits and how long it takes, per capability and the agent that does it.
 
-Rows are of one capability and one agent. Those of all agents, or of all capabilities, are added up when somebody asks.
+Rows are of one capability and one agent; where a route shares the work out, of one arm of it. Those of all agents, or
+of all capabilities, are added up when somebody asks.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ _NOTHING = Minute()
 
 
 class Traffic(msgspec.Struct, frozen=True, gc=False, kw_only=True):
-    """All the work of one capability that one agent did. `queued` is how long it waited, `worked` how long it took.
+    """All the work of one capability that one agent did, as one of those whom a route gave it to (`arm`, the versions),
+    if one did. `queued` is how long it waited, `worked` how long it took.
 
     `minutes` are the last sixty before `last_at`, by their number since 1970. What came from the cache took no time,
     and is counted apart.
@@ -41,6 +43,7 @@ class Traffic(msgspec.Struct, frozen=True, gc=False, kw_only=True):
 
     capability: str
     agent: str
+    arm: str = ""
     taken: int = 0
     completed: int = 0
     failed: int = 0
@@ -79,12 +82,17 @@ def rates(row: Traffic, now: datetime, *, minutes: int = 5) -> Rates:
 
 def by_capability(rows: Iterable[Traffic]) -> dict[str, Traffic]:
     """The same of all agents together, by capability."""
-    return _added(rows, lambda row: row.capability, {"agent": ""})
+    return _added(rows, lambda row: row.capability, {"agent": "", "arm": ""})
+
+
+def by_arm(rows: Iterable[Traffic], capability: str) -> dict[str, Traffic]:
+    """What each arm of a capability's routes has got, of all agents together, by its versions; '' is what none got."""
+    return _added((row for row in rows if row.capability == capability), lambda row: row.arm, {"agent": ""})
 
 
 def by_agent(rows: Iterable[Traffic]) -> dict[str, Traffic]:
     """The same of all capabilities together, by agent."""
-    return _added(rows, lambda row: row.agent, {"capability": ""})
+    return _added(rows, lambda row: row.agent, {"capability": "", "arm": ""})
 
 
 def _fold(rows: Rows[Any], happening: Happening) -> None:
@@ -94,8 +102,8 @@ def _fold(rows: Rows[Any], happening: Happening) -> None:
     memory = MEMORY + commit.run
     run, facts = after(rows.get(memory), commit)
     for fact in facts:
-        key = f"{fact.capability}/{fact.agent}"
-        row = rows.get(key) or Traffic(capability=fact.capability, agent=fact.agent, last_at=fact.at)
+        key = f"{fact.capability}/{fact.agent}" + (f"/{fact.arm}" if fact.arm else "")
+        row = rows.get(key) or Traffic(capability=fact.capability, agent=fact.agent, arm=fact.arm, last_at=fact.at)
         rows[key] = _with(row, fact)
     if run is not None:
         rows[memory] = run
@@ -163,6 +171,6 @@ def _sum(rows: list[Traffic]) -> Traffic:
 
 
 TRAFFIC: Projection[Any] = Projection(
-    name="traffic", version=1, row=Traffic, memory=Underway, fold=_fold, subjects=["run.*"], whole=True
+    name="traffic", version=2, row=Traffic, memory=Underway, fold=_fold, subjects=["run.*"], whole=True
 )
-"""How much work there is, how long it waits and takes, by `capability/agent`."""
+"""How much work there is, how long it waits and takes, by `capability/agent`, or `capability/agent/versions`."""

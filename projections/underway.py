@@ -54,21 +54,24 @@ class Holding(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
 
 class Underway(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=True):
-    """A run: what its phases need, what waits (and since when) and what is held, by phase, or by phase and item."""
+    """A run: what its phases need, what waits (and since when) and what is held, by phase, or by phase and item; and to
+    which versions routes gave it, where they did."""
 
     capabilities: Capabilities = Capabilities()
     waiting: Mapping[str, datetime] = {}
     held: Mapping[str, Holding] = {}
+    arms: Mapping[str, str] = {}
 
 
 class Taken(NamedTuple):
-    """Somebody took a piece of work, which had waited for so long."""
+    """Somebody took a piece of work, which had waited for so long. `arm` are the versions that a route gave it to."""
 
     capability: str
     agent: str
     instance: str
     at: datetime
     queue_s: float
+    arm: str = ""
 
 
 class Ended(NamedTuple):
@@ -82,6 +85,7 @@ class Ended(NamedTuple):
     outcome: Outcome
     problem: Problem | None = None
     is_cached: bool = False
+    arm: str = ""
 
 
 Fact = Taken | Ended
@@ -127,7 +131,7 @@ def _after(before: Underway, commit: Commit) -> tuple[Underway | None, Sequence[
             step(run, event)
     if archived(commit):
         return None, run.facts
-    return Underway(run.capabilities, run.waiting, run.held), run.facts
+    return Underway(run.capabilities, run.waiting, run.held, run.arms), run.facts
 
 
 class _Run:
@@ -138,6 +142,7 @@ class _Run:
         self.capabilities = before.capabilities
         self.waiting = dict(before.waiting)
         self.held = dict(before.held)
+        self.arms = before.arms
         self.facts: list[Fact] = []
 
     def start(self, event: RunStarted) -> None:
@@ -147,7 +152,12 @@ class _Run:
         self.capabilities = turned(self.capabilities, event)
 
     def ready(self, event: PhaseReady) -> None:
-        self.waiting[_place(event.phase, event.item)] = event.due_at or self.at
+        place = _place(event.phase, event.item)
+        self.waiting[place] = event.due_at or self.at
+        if event.arm is not None:
+            self.arms = {**self.arms, place: event.arm.versions}
+        elif place in self.arms:
+            self.arms = {other: arm for other, arm in self.arms.items() if other != place}
 
     def take(self, event: PhaseStarted) -> None:
         place = _place(event.phase, event.item)
@@ -155,7 +165,8 @@ class _Run:
         self.held[place] = Holding(event.attempt, event.agent, event.instance, self.at)
         queue_s = (self.at - since).total_seconds()
         capability = self.capabilities[event.phase]
-        self.facts.append(Taken(capability, event.agent, event.instance, self.at, queue_s))
+        arm = self.arms.get(place, "")
+        self.facts.append(Taken(capability, event.agent, event.instance, self.at, queue_s, arm))
 
     def complete(self, event: PhaseCompleted) -> None:
         if event.attempt is not None:
@@ -175,7 +186,7 @@ class _Run:
 
     def end(self, _event: Event) -> None:
         self._end_all(list(self.held))
-        self.waiting = {}
+        self.waiting, self.arms = {}, {}
 
     def _drop(self, phase: str, item: int | None) -> None:
         """What is open of it will not be done: of the phase as a whole, all its items."""
@@ -206,7 +217,8 @@ class _Run:
         if had is not None:
             work_s = (self.at - had.since).total_seconds()
             capability = self.capabilities[phase]
-            ended = Ended(capability, had.agent, had.instance, self.at, work_s, outcome, problem, is_cached)
+            arm = self.arms.get(_place(phase, item), "")
+            ended = Ended(capability, had.agent, had.instance, self.at, work_s, outcome, problem, is_cached, arm)
             self.facts.append(ended)
 
 

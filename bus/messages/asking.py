@@ -30,7 +30,7 @@ from bus.errors import (
 )
 from bus.format.envelope import encode, envelope
 from bus.format.messages import MESSAGES
-from bus.format.subjects import Subjects, live_copy, mailbox, routed, versioned
+from bus.format.subjects import Subjects, live_copy, mailbox, versioned
 from bus.log.durability import Durability
 from bus.log.log import Log
 from bus.log.record import is_record, read_record
@@ -425,23 +425,11 @@ class Asking(Steering):
         return answer_of(state, phase, gives)
 
     async def _unserved(self, capabilities: Sequence[str], *, ordered: bool = False) -> list[str]:
-        offered = await asyncio.gather(*(self._is_offered(each, ordered=ordered) for each in capabilities))
-        return [each for each, is_there in zip(capabilities, offered, strict=True) if not is_there]
-
-    async def _is_offered(self, capability: str, *, ordered: bool) -> bool:
-        """Whether somebody takes such work; where a route shares it out, somebody whom it gives any to."""
-        await self.signposts.known()
         timeout_s = self.settings.request_timeout_s
-        is_there = await is_offered(self.connection, self.subjects, capability, timeout_s, ordered=ordered)
-        route = self.signposts.standing.get(capability)
-        if route is None or not is_there:
-            return is_there
-        asked = (
-            is_offered(self.connection, self.subjects, routed(each.versions, capability), timeout_s)
-            for each in route.shares
-            if each.weight > 0
+        offered = await asyncio.gather(
+            *(self.signposts.is_offered(each, timeout_s, ordered=ordered) for each in capabilities)
         )
-        return any(await asyncio.gather(*asked))
+        return [each for each, is_there in zip(capabilities, offered, strict=True) if not is_there]
 
 
 def _inherited(sticky: str) -> str:

@@ -5,15 +5,16 @@ then on: what a piece of work needs of them costs no way to the server.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import structlog
 
 from bus.broker.connection import Connection, Message
 from bus.errors import BusError, MalformedMessage
-from bus.format.subjects import live_copy
+from bus.format.subjects import live_copy, routed
 from bus.log.log import Log
+from bus.registry.presence import is_offered
 from bus.registry.routes import Turn, turn
 from bus.registry.versions import closest
 from bus.rules.events import Arm
@@ -87,6 +88,26 @@ class Signposts:
         """Whom new work of a capability is given to, if a route says so."""
         route = self.standing.get(capability)
         return route.arm(sticky) if route is not None else None
+
+    def needs(self, capabilities: Iterable[str], version: str) -> dict[str, str]:
+        """What of these routes give to an instance of this version: each capability, and the one such work is for."""
+        found = ((each, self.arms(each, version)) for each in capabilities)
+        return {each: routed(versions, each) for each, versions in found if versions is not None}
+
+    async def is_offered(self, capability: str, timeout_s: float, *, ordered: bool = False) -> bool:
+        """Whether somebody takes such work now; where a route shares it out, somebody whom it gives any to.
+
+        Raises Unavailable.
+        """
+        await self.known()
+        ask = partial(is_offered, self._connection, self._log.subjects)
+        route = self.standing.get(capability)
+        # Of those who serve its lanes, anybody will do: work has its place there, and goes to whom it is given.
+        is_there = (ordered or route is None) and await ask(capability, timeout_s, ordered=ordered)
+        if route is None or (ordered and not is_there):
+            return is_there
+        asked = (ask(routed(each.versions, capability), timeout_s) for each in route.shares if each.weight > 0)
+        return any(await asyncio.gather(*asked))
 
     async def close(self) -> None:
         """Follow nothing more."""

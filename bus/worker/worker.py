@@ -19,7 +19,6 @@ from bus.broker.pull import Delivery
 from bus.client import Client
 from bus.connecting import connect
 from bus.errors import BusError
-from bus.format.subjects import routed
 from bus.guards.circuit import Circuit
 from bus.handlers.agent import Agent, Capability, special
 from bus.handlers.context import Context
@@ -189,13 +188,10 @@ class Worker:
         """Take what routes give to versions of this kind; returns the capabilities that such work is for."""
         signposts = self._client.signposts
         await signposts.known()
-        found: list[str] = []
+        needs = signposts.needs(self._agent.capabilities, self._agent.version)
         for name in self._agent.capabilities:
-            versions = signposts.arms(name, self._agent.version)
-            needs = {routed(versions, name)} if versions is not None else set()
-            await self._desks[name].follow(needs)
-            found += needs
-        return found
+            await self._desks[name].follow({needs[name]} if name in needs else set())
+        return list(needs.values())
 
     async def _mind_routes(self) -> None:
         """Settle again whenever routes have changed; until cancelled."""

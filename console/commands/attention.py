@@ -28,7 +28,10 @@ async def attention(client: Client, printer: Printer) -> None:
     runs = (await build(client, RUNS)).rows.values()
     there = [each for each in await client.agents() if each.status != "suspected"]
     taking = [each for each in there if each.status == "live"]
-    living = Living({each.instance for each in there}, {name for each in taking for name in each.capabilities})
+    await client.signposts.known()
+    offered = {name for each in taking for name in each.capabilities}
+    offered |= {need for each in taking for need in client.signposts.needs(each.capabilities, each.version).values()}
+    living = Living({each.instance for each in there}, offered)
     now = utc_now()
     found = concerns(runs, living, learn(runs), now)
     for concern in found:
