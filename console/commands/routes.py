@@ -108,12 +108,14 @@ async def show(client: Client, printer: Printer, capability: str) -> None:
     """
     from bus.clock import utc_now
     from projections.catchup import build
+    from projections.projection import MEMORY
     from projections.traffic import TRAFFIC, by_arm
 
     async with _refusals(capability):
         newest = await client.route(capability)
     live = await _live(client, capability)
-    arms = by_arm((await build(client, TRAFFIC)).rows.values(), capability)
+    view = await build(client, TRAFFIC)
+    arms = by_arm((row for key, row in view.rows.items() if not key.startswith(MEMORY)), capability)
     turns = [each async for each in client.turns(capability)]
     if printer.as_json:
         printer.record({"route": newest, "live": live, "arms": arms, "turns": turns})
@@ -123,10 +125,8 @@ async def show(client: Client, printer: Printer, capability: str) -> None:
     rows = [_row(newest, each, live, arms) for each in [*shares, *(each for each in arms if each not in shares)]]
     printer.table(["VERSIONS", "WEIGHT", "PART", "LIVE", "TAKEN", "FAILED", "MEDIAN", "P95", "QUEUED"], rows)
     printer.line()
-    printer.table(
-        ["SHARES", "REVISION", "SINCE", "BY", "REASON"],
-        [[_parts(each), *_facts(each, now)] for each in turns[:_HISTORY]],
-    )
+    before = [[_parts(each), *_facts(each, now)] for each in turns[:_HISTORY]]
+    printer.table(["SHARES", "REVISION", "SINCE", "BY", "REASON"], before)
     if len(turns) > _HISTORY:
         printer.hint(f"{len(turns) - _HISTORY} older revisions: phasebus route show {capability} --json")
 

@@ -8,11 +8,12 @@ from functools import partial
 
 import pytest
 
-from bus import Agent, connect
+from bus import Agent, Reject, connect
 from bus.broker.server import Server
 from console.failure import NOT_FOUND, OK, REFUSED, USAGE
 from tests.harness import BOUND_S, serving, supervised, until
 from tests.integration.test_guard_commands import typed as typed_now
+from tests.integration.test_routes import follows
 
 
 async def typed(server: Server, *words: str, code: int = OK) -> str:
@@ -25,7 +26,7 @@ def pricer(version: str) -> Agent:
     @agent.capability("price")
     async def price(number: int) -> str:
         if version == "2.0.0" and number % 2:
-            raise ValueError("odd")
+            raise Reject("odd")
         return version
 
     return agent
@@ -36,7 +37,7 @@ async def test_a_route_is_set_seen_compared_and_removed(server: Server) -> None:
         assert "no routes" in await typed(server, "route", "ls")
         said = await typed(server, "route", "set", "price", "1.*=50", "2.0.0=50", "--by", "ann", "--reason", "canary")
         assert said == "price: 1.* 50.0%, 2.0.0 50.0% (revision 1)\n"
-        await until(lambda: client.signposts.is_offered("price", 1.0))
+        await follows(client, "price", "1.*", "2.0.0")
         runs = [(await client.send("price", number)).run for number in range(12)]
         states = [await client.result(run, timeout_s=BOUND_S) for run in runs]
         lines = (await typed(server, "route", "ls")).splitlines()

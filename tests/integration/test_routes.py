@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from functools import partial
 
 import msgspec
 import pytest
@@ -14,6 +15,7 @@ from bus import Agent, Client, Context, Phase, Plan, Retry, connect, ref
 from bus.broker.server import Server
 from bus.cache.cache import Cache
 from bus.errors import NoLiveAgent, NotFound, Refused, SettingsError
+from bus.format.subjects import routed
 from bus.rules.events import Arm
 from bus.runs.recovery import STARVED
 from bus.runs.task import WORK
@@ -44,14 +46,10 @@ def pricer(version: str, done: Counter[str] | None = None, *, concurrency: int =
     return agent
 
 
-async def follows(client: Client, *capabilities: str) -> None:
+async def follows(client: Client, capability: str, *versions: str) -> None:
     """Wait until those who are there take what the route gives them."""
-    for capability in capabilities:
-        await until(lambda name=capability: _is_offered(client, name))
-
-
-async def _is_offered(client: Client, capability: str) -> bool:
-    return not await client._unserved([capability])
+    for each in versions:
+        await until(partial(client.signposts.is_offered, routed(each, capability), 1.0))
 
 
 async def arm_of(client: Client, run: str, phase: str = WORK) -> Arm | None:
@@ -65,7 +63,7 @@ async def test_each_version_gets_its_part_and_the_log_says_who_got_what(server: 
     done: Counter[str] = Counter()
     async with serving(server, pricer("1.4.0", done), pricer("2.0.0", done)):
         turn = await client.set_route("price", {"1.*": 75, "2.0.0": 25}, by="ann", reason="canary")
-        await follows(client, "price")
+        await follows(client, "price", "1.*", "2.0.0")
         runs = [(await client.send("price", number)).run for number in range(SENT)]
         arms = [await arm_of(client, run) for run in runs]
         # Six standard deviations of 200 at one in four.
@@ -84,7 +82,7 @@ async def test_questions_are_shared_out_and_what_is_sticky_to_the_same_goes_the_
 ) -> None:
     async with serving(server, pricer("1.4.0"), pricer("2.0.0")):
         await client.set_route("price", {"1.*": 50, "2.0.0": 50}, by="ann")
-        await follows(client, "price")
+        await follows(client, "price", "1.*", "2.0.0")
         got = Counter([await client.ask("price", 1, str, fast=fast) for _ in range(100)])
         assert 20 < got["2.0.0"] < 80
         for customer in ("ada", "ben", "cem", "dan"):
@@ -118,7 +116,7 @@ async def test_phases_of_a_run_go_the_same_way_and_so_do_their_retries(server: S
     )
     async with supervised(server), serving(server, flaky("1.0"), flaky("2.0")):
         await client.set_route("write", {"1.0": 50, "2.0": 50}, by="ann")
-        await follows(client, "write")
+        await follows(client, "write", "1.0", "2.0")
         seen = set()
         for number in range(6):
             run = (await client.start(plan, {"of": [1, 2, 3]}, run=f"letters-{number}")).run
@@ -139,12 +137,12 @@ async def test_a_change_of_weights_holds_in_every_process_without_anybody_being_
         await other.ask("price", 0, str)
         await client.set_route("price", {"1.*": 100, "2.*": 0}, by="ann")
         await until(lambda: other.signposts.standing.get("price"))
-        await follows(client, "price")
+        await follows(client, "price", "1.*")
         done.clear()
         assert {await other.ask("price", 1, str) for _ in range(20)} == {"1.4.0"}
         await client.set_route("price", {"1.*": 0, "2.*": 100}, by="ann")
         await until(lambda: other.signposts.standing["price"].revision == 2)
-        await follows(client, "price")
+        await follows(client, "price", "2.*")
         assert {await other.ask("price", 1, str) for _ in range(20)} == {"2.0.0"}
         await client.remove_route("price", by="ann", reason="all are new")
         await until(lambda: not other.signposts.standing)
@@ -164,7 +162,7 @@ async def test_what_waits_for_versions_that_get_nothing_any_more_is_done_by_the_
 
     async with supervised(server), serving(server, pricer("1.4.0"), agent):
         await client.set_route("price", {"1.*": 0, "2.0.0": 100}, by="ann")
-        await follows(client, "price")
+        await follows(client, "price", "2.0.0")
         runs = [(await client.send("price", number)).run for number in range(5)]
         await until(lambda: _held(client, 1))
         await client.set_route("price", {"1.*": 100, "2.0.0": 0}, by="ann", reason="it hangs")
@@ -187,7 +185,7 @@ async def _ended(client: Client, runs: list[str], count: int) -> bool:
 async def test_questions_go_to_the_others_at_once_if_an_arm_is_gone(server: Server, client: Client) -> None:
     async with serving(server, pricer("1.4.0")):
         await client.set_route("price", {"1.*": 50, "2.0.0": 50}, by="ann")
-        await follows(client, "price")
+        await follows(client, "price", "1.*")
         assert {await client.ask("price", 1, str, fast=fast) for fast in (True, False) for _ in range(20)} == {"1.4.0"}
         runs = [(await client.send("price", number)).run for number in range(20)]
         arms = [await arm_of(client, run) for run in runs]
@@ -201,7 +199,7 @@ async def test_what_an_instance_that_is_gone_has_left_behind_is_done_by_the_othe
     async with supervised(server, lease_s=0.5, beat_s=0.2), serving(server, pricer("1.4.0")):
         async with serving(server, pricer("2.0.0")):
             await client.set_route("price", {"1.*": 1, "2.0.0": 1e9}, by="ann")
-            await follows(client, "price")
+            await follows(client, "price", "1.*", "2.0.0")
             assert await client.ask("price", 1, str) == "2.0.0"
         run = (await client.start(plan)).run
         assert await arm_of(client, run, "two") == Arm("1.*", 1, instead_of="2.0.0")
@@ -247,7 +245,7 @@ async def test_work_with_a_key_keeps_its_order_while_its_versions_change(server:
 
     async with supervised(server), serving(server, booker("1.0"), booker("2.0")):
         await client.set_route("book", {"1.0": 50, "2.0": 50}, by="ann")
-        await follows(client, "book")
+        await follows(client, "book", "1.0", "2.0")
         runs: dict[str, list[str]] = {}
         for number in range(8):
             if number == 4:
@@ -280,7 +278,7 @@ async def test_what_is_cached_and_what_stands_by_go_on_as_they_were(server: Serv
 
     async with serving(server, cached("2.0.0"), cached("2.0.0", standby=True)):
         await client.set_route("price", {"2.0.0": 1}, by="ann")
-        await follows(client, "price")
+        await follows(client, "price", "2.0.0")
         for _ in range(3):
             await client.result((await client.send("price", 7)).run, timeout_s=BOUND_S)
         assert done == {"2.0.0": 1}
@@ -315,7 +313,7 @@ async def test_who_hears_topics_is_routed_and_what_is_told_is_not(server: Server
         await client.set_route("agent.listener.mail", {"*": 1}, by="ann")
     async with serving(server, listener("1"), listener("2")):
         await client.set_route("agent.listener.on.news", {"1": 0, "2": 1}, by="ann")
-        await follows(client, "agent.listener.on.news")
+        await follows(client, "agent.listener.on.news", "2")
         for number in range(5):
             await client.publish("news.today", number)
         await until(lambda: heard.total() == 5)
@@ -366,5 +364,5 @@ async def test_those_who_come_later_take_their_part_at_once(server: Server, clie
         await client.set_route("price", {"1.*": 0.001, "*": 1e6}, by="ann")
         async with serving(server, pricer("dev")):
             await agents_there(client, 2)
-            await follows(client, "price")
+            await follows(client, "price", "*")
             assert await client.ask("price", 1, str) == "dev"
