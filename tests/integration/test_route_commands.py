@@ -52,7 +52,7 @@ async def test_a_route_is_set_seen_compared_and_removed(server: Server) -> None:
         arm = states[0].phases["work"].items[0].arm
         assert arm is not None
         assert f"for {arm.versions} by revision 1 of the route" in await typed(server, "run", "show", runs[0])
-        assert "by revision 1 of the route" in await typed(server, "events", "ls", "--run", runs[0])
+        assert "by revision 1 of the route" in await typed(server, "events", "cat", "--run", runs[0])
         assert "anybody" in await typed(server, "route", "rm", "price", "--by", "ben")
         assert "no routes" in await typed(server, "route", "ls")
         assert "anybody" in await typed(server, "route", "show", "price")
