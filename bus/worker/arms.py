@@ -39,6 +39,11 @@ class Arms:
     def __contains__(self, intake: Intake) -> bool:
         return intake in self._intakes.values()
 
+    @property
+    def needs(self) -> set[str]:
+        """What is taken."""
+        return set(self._intakes)
+
     async def follow(self, needs: set[str]) -> None:
         """Take what is for these, and for no others any more. Raises Unavailable, Misconfigured."""
         for need in self._intakes.keys() - needs:

@@ -108,11 +108,11 @@ class Desk:
 
     async def follow(self, needs: set[str]) -> None:
         """Take what routes give to versions of this kind: work for these capabilities. Raises as `open`."""
-        if self._intake is not None:
+        if self._intake is not None and needs != self._arms.needs:
             await self._arms.follow(needs)
             self._place()
             self._fill()
-            self._listen()
+            self._listen_to_arms()
 
     def rank(self, rank: int | None) -> None:
         """Come after instances with a lower number, 0 to 9; None: take nothing until there is one again."""
@@ -154,12 +154,18 @@ class Desk:
         if self._listening is not None:
             self._listening.unsubscribe()
             self._listening = None
-        # What may be cached is looked up, and that is for work in the log.
-        is_listening = self._intake is not None and self._rank is not None and self._capability.cache is None
-        self._arms.listen(spare=(self._rank or 0) > 0 if is_listening else None)
-        if is_listening:
+        self._listen_to_arms()
+        if self._is_listening:
             subject = self._client.subjects.hand(self._capability.name, spare=(self._rank or 0) > 0)
             self._listening = self._client.connection.subscribe(subject, self._hear, queue="instances")
+
+    def _listen_to_arms(self) -> None:
+        self._arms.listen(spare=(self._rank or 0) > 0 if self._is_listening else None)
+
+    @property
+    def _is_listening(self) -> bool:
+        # What may be cached is looked up, and that is for work in the log.
+        return self._intake is not None and self._rank is not None and self._capability.cache is None
 
     def _take(self, intake: Intake, delivery: Delivery) -> None:
         if self._intake is not intake and intake not in self._arms:
