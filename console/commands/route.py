@@ -9,10 +9,7 @@ from console.lazy import LazyGroup
 _COMMANDS = {
     "set": ("console.commands.routes:set_", "Share a capability's work out among versions."),
     "ls": ("console.commands.routes:ls", "List the routes that stand."),
-    "show": (
-        "console.commands.routes:show",
-        "Show a route, what came of the work that each arm got, and how it was before.",
-    ),
+    "show": ("console.commands.routes:show", "Show a route, what came of each arm's work, and how it was before."),
     "rm": ("console.commands.routes:rm", "Let a capability's work be for anybody who has it."),
 }
 

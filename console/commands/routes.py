@@ -102,7 +102,7 @@ async def ls(client: Client, printer: Printer) -> None:
 @click.argument("capability")
 @on_bus
 async def show(client: Client, printer: Printer, capability: str) -> None:
-    """Show a route, what came of the work that each arm got, and how it was before.
+    """Show a route, what came of each arm's work, and how it was before.
 
     The figures count all attempts in the log, whichever revision gave them.
     """
