@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 _VALUE = "JSON | @FILE | -"
 
 
+_sticky = click.option(
+    "--sticky", default="", metavar="WORD", help="Where routes share work out, the same word goes the same way."
+)
+
+
 def _delivery_options(command: Any) -> Any:
     """How `send` and `tell` may be told when, and how often."""
     for option in (
@@ -40,6 +45,7 @@ def _delivery_options(command: Any) -> Any:
 @click.option("--timeout", "timeout_s", type=float, default=30.0, metavar="SECONDS", help="30 unless told.")
 @click.option("--fast", is_flag=True, help="Store nothing; the work is done at most once.")
 @click.option("--stream", "is_streamed", is_flag=True, help="Print what the handler emits while it works.")
+@_sticky
 @on_live_bus
 async def ask(
     client: Client,
@@ -49,6 +55,7 @@ async def ask(
     timeout_s: float,
     fast: bool,
     is_streamed: bool,
+    sticky: str,
 ) -> int:
     """Have work done, and print the answer. Exit code 1 if the work was given up."""
     from bus.errors import WorkFailed
@@ -57,12 +64,12 @@ async def ask(
         raise click.UsageError("--fast stores nothing, so there is nothing to stream: leave one of the two out")
     try:
         if is_streamed:
-            stream = client.stream(capability, value, timeout_s=timeout_s)
+            stream = client.stream(capability, value, timeout_s=timeout_s, sticky=sticky)
             async for part in stream:
                 printer.record({"index": part.index, "attempt": part.attempt, "part": part.value})
             answer = await stream.answer()
         else:
-            answer = await client.ask(capability, value, timeout_s=timeout_s, fast=fast)
+            answer = await client.ask(capability, value, timeout_s=timeout_s, fast=fast, sticky=sticky)
     except WorkFailed as failed:
         printer.hint(str(failed))
         return FAILED
@@ -74,6 +81,7 @@ async def ask(
 @click.argument("capability")
 @click.argument("value", callback=read_input, metavar=_VALUE)
 @_delivery_options
+@_sticky
 @on_live_bus
 async def send(client: Client, printer: Printer, capability: str, value: msgspec.Raw, **how: Any) -> None:
     """Hand work to whoever has a capability. Prints its run's id."""

@@ -57,6 +57,9 @@ def read_input(_context: click.Context, _parameter: click.Parameter, value: str 
 @click.option("--from", "first", metavar="PHASE", help="Leave out the phases in front of this one.")
 @click.option("--to", "last", metavar="PHASE", help="Leave out the phases behind this one.")
 @click.option("--force", is_flag=True, help="Compute all of it anew, whatever is in the cache.")
+@click.option(
+    "--sticky", default="", metavar="WORD", help="Where routes share work out, the same word goes the same way."
+)
 @on_live_bus
 async def start(
     client: Client,
@@ -69,13 +72,16 @@ async def start(
     first: str | None,
     last: str | None,
     force: bool,
+    sticky: str,
 ) -> int:
     """Start a run of a plan; prints its id."""
     from console.lookup import refusals
     from console.offers import lonely
 
     with refusals(run or ""):
-        receipt = await client.start(plan, value, run=run, fail_fast=fail_fast, first=first, last=last, force=force)
+        receipt = await client.start(
+            plan, value, run=run, fail_fast=fail_fast, first=first, last=last, force=force, sticky=sticky
+        )
     if printer.as_json:
         printer.record(receipt)
     else:

@@ -1,4 +1,4 @@
-"""Routes while processes and the server are killed: no work is lost, doubled or left waiting, and the log says who got what."""
+"""Routes while processes and the server are killed: no work is lost, doubled or left waiting."""
 
 from __future__ import annotations
 
