@@ -25,7 +25,7 @@ from bus.messages.answers import decoded, output_of
 from bus.messages.handing import Handing
 from bus.messages.handover import ASKED, HANDED, Answered, Asked, Busy, Failed, Handed, Recorded, Reply
 from bus.messages.sending import Sending
-from bus.messages.ways import inherited, ways
+from bus.messages.ways import inherited, until_followed, ways
 from bus.rules.commands import Begin
 from bus.rules.events import Arm
 from bus.rules.route import need
@@ -138,15 +138,18 @@ class Asking(Sending):
         Raises NoLiveAgent.
         """
         await self.signposts.known()
-        for arm in ways(self.signposts, task.capability, run, sticky):
-            handed = Handed(task, given, inherited(sticky), arm)
-            try:
-                return await self._handing.put(HANDED, run, need(task.capability, arm), handed, _FIRST_WORD_S), arm
-            except NoResponders:
-                continue
-            except (BusError, MalformedMessage):
-                # Too large, or the line is lost: the log's own way is the one that insists.
-                return None, arm
+        is_new = True
+        while is_new:
+            for arm in ways(self.signposts, task.capability, run, sticky):
+                handed = Handed(task, given, inherited(sticky), arm)
+                try:
+                    return await self._handing.put(HANDED, run, need(task.capability, arm), handed, _FIRST_WORD_S), arm
+                except NoResponders:
+                    continue
+                except (BusError, MalformedMessage):
+                    # Too large, or the line is lost: the log's own way is the one that insists.
+                    return None, arm
+            is_new = await until_followed(self.signposts, task.capability)
         # An instance that stops takes nothing more this way, and still is one.
         if await self._unserved([task.capability]):
             raise NoLiveAgent(task.capability)
@@ -163,6 +166,8 @@ class Asking(Sending):
                     reply = await self._handing.put(ASKED, run, need(task.capability, arm), question, task.timeout_s)
                     break
             else:
+                if await until_followed(self.signposts, task.capability):
+                    continue
                 raise NoLiveAgent(task.capability)
             match reply:
                 case Answered():

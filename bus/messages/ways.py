@@ -6,10 +6,12 @@ goes on to the next arm. The supervisor does the same for what is in the log.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 
 import structlog
 
+from bus.clock import utc_now
 from bus.errors import BusError
 from bus.format.subjects import routed
 from bus.registry.signposts import Signposts
@@ -21,6 +23,8 @@ from bus.runs.runs import Runs
 from bus.runs.task import WORK
 
 logger = structlog.get_logger(__name__)
+
+_SOON_S = 0.02
 
 
 def inherited(sticky: str) -> str:
@@ -41,6 +45,14 @@ def ways(signposts: Signposts, capability: str, run: str, sticky: str) -> Iterat
     while (arm := route.arm(sticks_to, without=gone)) is not None:
         yield arm
         gone.append(arm.versions)
+
+
+async def until_followed(signposts: Signposts, capability: str) -> bool:
+    """Wait a moment, if nobody serves a route because it is new: then it is worth asking again."""
+    if not signposts.is_new(capability, utc_now()):
+        return False
+    await asyncio.sleep(_SOON_S)
+    return True
 
 
 async def go_on(signposts: Signposts, runs: Runs, state: RunState, timeout_s: float) -> None:

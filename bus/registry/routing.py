@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from uuid import uuid4
 
 import structlog
 
+from bus.broker.connection import Connection
 from bus.clock import utc_now
-from bus.errors import MalformedMessage, NotFound, Refused
+from bus.errors import MalformedMessage, NotFound, Refused, Unavailable
 from bus.format.envelope import envelope
-from bus.format.subjects import Subjects
+from bus.format.subjects import Subjects, routed
 from bus.log.log import Log, VersionConflict
+from bus.registry.arrivals import who_is_there
 from bus.registry.routes import ROUTE_REMOVED, ROUTE_SET, RouteRemoved, RouteSet, Turn, shares_of, turn
 from bus.registry.signposts import Signposts
 
 logger = structlog.get_logger(__name__)
+
+_FOLLOWED_S = 2.0
+_LOOK_S = 0.01
 
 
 class Routing:
@@ -26,6 +32,7 @@ class Routing:
     log: Log
     source: str
     signposts: Signposts
+    connection: Connection
 
     async def set_route(
         self, capability: str, weights: Mapping[str, float], *, by: str, reason: str = "", seen: int | None = None
@@ -33,15 +40,20 @@ class Routing:
         """Share the work of a capability out among versions of those who have it: `{"1.*": 95, "2.0.0": 5}`.
 
         An instance belongs to the range that names its version, else to the first that it is in, else to `*`; who
-        belongs to none gets nothing. It holds for what becomes ready from now on, in every process that hears of it,
-        some milliseconds later; what waits for versions that no longer get anything is sent their way, too. With `seen`
-        it is set only if that is still the newest revision. Raises SettingsError, InvalidName; Refused if somebody else
-        was faster; Unavailable.
+        belongs to none gets nothing. It holds for what becomes ready from now on, in every process as soon as that
+        hears of it; what waits for versions that no longer get anything goes to the others. Returns when those who are
+        there follow it, or two seconds later. With `seen` it is set only if that is still the newest revision.
+
+        Raises SettingsError, InvalidName; Refused if somebody else was faster; Unavailable.
         """
         shares = shares_of(capability, weights)
         revision, position = await self._newest(capability, seen)
         await self._tell_route(capability, ROUTE_SET, RouteSet(by, capability, shares, revision + 1, reason), position)
-        return await self.route(capability)
+        said = await self.route(capability)
+        with suppress(TimeoutError, Unavailable):
+            async with asyncio.timeout(_FOLLOWED_S):
+                await self._followed(capability)
+        return said
 
     async def remove_route(self, capability: str, *, by: str, reason: str = "", seen: int | None = None) -> Turn:
         """Let the work of a capability be for anybody who has it. Raises NotFound if there is no route, and as
@@ -77,6 +89,16 @@ class Routing:
                     continue
                 if said is not None:
                     yield said
+
+    async def _followed(self, capability: str) -> None:
+        """Wait until each arm of which somebody is there is served."""
+        there = await who_is_there(self.connection, self.log)
+        taking = [each for each in there if each.status == "live" and capability in each.capabilities]
+        for arm in {self.signposts.arms(capability, each.version) for each in taking} - {None}:
+            while True:
+                if await self.signposts.is_offered(routed(arm or "", capability), _FOLLOWED_S):
+                    break
+                await asyncio.sleep(_LOOK_S)
 
     async def _newest(self, capability: str, seen: int | None) -> tuple[int, int]:
         """The newest revision of a route, and where it stands."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
+from datetime import datetime, timedelta
 from functools import partial
 
 import structlog
@@ -23,6 +24,8 @@ from bus.rules.route import Route
 logger = structlog.get_logger(__name__)
 
 _AGAIN_S = 1.0
+# Instances hear of a route within some milliseconds, and make its consumers; a busy one takes longer.
+_HEARD = timedelta(seconds=2)
 
 
 class Signposts:
@@ -108,6 +111,11 @@ class Signposts:
             return is_there
         asked = (ask(routed(each.versions, capability), timeout_s) for each in route.shares if each.weight > 0)
         return any(await asyncio.gather(*asked))
+
+    def is_new(self, capability: str, now: datetime) -> bool:
+        """Whether its route was set so lately that those who are there may still be about to follow it."""
+        said = self._turns.get(capability)
+        return said is not None and now - said.at < _HEARD
 
     async def close(self) -> None:
         """Follow nothing more."""

@@ -334,9 +334,8 @@ async def test_nobody_undoes_what_somebody_else_has_set_unseen(client: Client) -
     await client.set_route("price", {"1.*": 80, "2.0.0": 20}, by="ben", seen=1)
     with pytest.raises(Refused, match="at revision 2, not 1"):
         await client.set_route("price", {"1.*": 100}, by="ann", seen=1)
-    outcomes = await asyncio.gather(
-        *(client.set_route("price", {"1.*": 50, "2.0.0": share}, by="cem") for share in (1, 2)), return_exceptions=True
-    )
+    both = (client.set_route("price", {"1.*": 50, "2.0.0": share}, by="cem", seen=2) for share in (1, 2))
+    outcomes = await asyncio.gather(*both, return_exceptions=True)
     assert sum(isinstance(each, Refused) for each in outcomes) == 1
     await client.remove_route("price", by="ann")
     with pytest.raises(NotFound):
