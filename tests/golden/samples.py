@@ -580,7 +580,7 @@ def handed_over(kind: str, data: object) -> bytes:
 
 HANDOVERS: dict[str, object] = {
     HANDED: Handed(Task("price", 30.0), msgspec.Raw(b'{"sku":"A-7"}'), "customer-7", Arm("2.0.0", 3)),
-    ASKED: Asked(msgspec.Raw(b'{"sku":"A-7"}'), LATER, "customer-7"),
+    ASKED: Asked(msgspec.Raw(b'{"sku":"A-7"}'), LATER, 0.02, "customer-7"),
 }
 REPLIES: dict[str, object] = {
     "task.busy.v1": Busy(),
