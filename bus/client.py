@@ -31,7 +31,7 @@ from bus.registry.routing import Routing
 from bus.registry.signposts import Signposts
 from bus.rules.commands import Begin
 from bus.rules.events import Commit, archived, is_ending
-from bus.rules.plan import Plan
+from bus.rules.plan import Key, Plan
 from bus.rules.run import RunState
 from bus.runs.ledger import Ledger
 from bus.runs.runs import Runs
@@ -99,8 +99,8 @@ class Client(Streaming, Topics, Scheduling, Redriving, Coordination, Deciding, G
         *,
         run: str | None = None,
         fail_fast: bool = False,
-        first: str | None = None,
-        last: str | None = None,
+        first: Key | None = None,
+        last: Key | None = None,
         force: bool = False,
         sticky: str = "",
     ) -> Receipt:
@@ -113,15 +113,16 @@ class Client(Streaming, Topics, Scheduling, Redriving, Coordination, Deciding, G
         Raises Refused if there is a run with that id, TooLarge, Unavailable.
         """
         if not isinstance(plan, Plan):
-            raise PlanError(f"a plan is a Plan, not {plan!r:.60}; `bus.planfile.read_plan` reads a file")
+            raise PlanError(f"a plan is a Plan, not {plan!r:.60}; `bus.runs.planfile.read_plan` reads a file")
         name = run or new_run(plan)
         if fail_fast:
             missing = await self._unserved(plan.capabilities)
             if missing:
                 raise NoLiveAgent(missing[0])
-        begin = Begin(plan, as_json(input if input is not None else {}), first, last, force=force, sticky=sticky)
+        begin, end = (None if each is None else str(each) for each in (first, last))
+        command = Begin(plan, as_json(input if input is not None else {}), begin, end, force=force, sticky=sticky)
         decided, missing = await asyncio.gather(
-            self.runs.submit(name, begin), self._unserved([] if fail_fast else plan.capabilities)
+            self.runs.submit(name, command), self._unserved([] if fail_fast else plan.capabilities)
         )
         return Receipt(name, decided.state.position, self.durability, missing)
 

@@ -125,6 +125,10 @@ class NotFound(BusError, LookupError):
     """No such run, phase, dead letter or agent in this log."""
 
 
+class NoRun(Refused, NotFound):
+    """What was asked of a run that is not in this log."""
+
+
 class Archived(Refused, NotFound):
     """The run was archived: it can be read where the archive is, and does not go on. Its id stays taken."""
 

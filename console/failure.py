@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -61,7 +62,8 @@ def report(failure: Failure, *, as_json: bool) -> None:
             "retryable": error_class != "permanent",
             "next_step": failure.next_step,
         }
-        sys.stdout.write(json.dumps(said | ({"cause": failure.cause} if failure.cause else {})) + "\n")
+        with suppress(OSError):  # a full disk can't take this either; stderr has said it
+            click.echo(json.dumps(said | ({"cause": failure.cause} if failure.cause else {})))
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:

@@ -140,6 +140,8 @@ class Agent:
         validated. An `async def` runs in the event loop, a `def` in a thread, both in a process of their own with
         `isolation="process"`: then the agent must stand at the top level of a module. Raises SettingsError.
         """
+        if not isinstance(name, str):
+            raise SettingsError("a capability has a name: @agent.capability('name')")
         if subjects.is_own(name):
             raise SettingsError(f"capability {name!r}: such names are for @agent.mail() and @agent.subscribe()")
         return self._register(
@@ -233,10 +235,10 @@ class Agent:
         subjects.capability(name)
         if name in self._capabilities:
             raise SettingsError(f"agent {self.name!r} has capability {name!r} twice")
-        if not 0 < timeout_s <= _LONGEST_S or concurrency < 1:
-            raise SettingsError(
-                f"capability {name!r}: timeout_s must be over 0, at most 10 years, concurrency 1 or more"
-            )
+        if not 0 < timeout_s <= _LONGEST_S:
+            raise SettingsError(f"capability {name!r}: timeout_s is {timeout_s}, it must be over 0, at most 10 years")
+        if not isinstance(concurrency, int) or concurrency < 1:
+            raise SettingsError(f"capability {name!r}: concurrency is {concurrency}, it must be a number from 1 on")
         if silence_s is not None and not 0 < silence_s <= _LONGEST_S:
             raise SettingsError(f"capability {name!r}: silence_s must be over 0, at most 10 years")
         if isolation not in (None, "process"):

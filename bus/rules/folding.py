@@ -119,7 +119,32 @@ class Folding:
         self.state.events += len(events)
 
     def _apply(self, state: RunState, event: Event, at: datetime) -> None:
+        # What there is most of comes first: they are tried in this order.
         match event:
+            case PhaseCompleted():
+                self._completed(state, event, at)
+            case PhaseReady():
+                self._ready(state, event, at)
+            case PhaseStarted():
+                phase = self._phase(state, event.phase, at)
+                phase.status = "in_progress"
+                item = _item(phase, event.item)
+                attempt = Attempt(
+                    number=event.attempt,
+                    agent=event.agent,
+                    instance=event.instance,
+                    started_at=at,
+                    deadline_at=event.deadline_at,
+                    because=event.because,
+                    arm=item.arm,
+                )
+                _put(phase, _with(item, status="in_progress", attempts=(*item.attempts, attempt)))
+            case PhaseProgressed():
+                phase = self._phase(state, event.phase, at)
+                item = _item(phase, event.item)
+                # What a handler says may fall back; what is shown does not.
+                furthest = max(event.fraction, item.attempts[-1].fraction)
+                _touch(phase, item, fraction=furthest, note=event.note)
             case RunCompleted():
                 _end(state, "completed", at)
             case RunFailed():
@@ -153,28 +178,6 @@ class Folding:
                 if event.item is None and not phase.items:
                     phase.items, phase.open_items = [Item(attempt=phase.epoch, died=phase.died)], 1
                 _put(phase, _with(_item(phase, event.item), given=Output(event.input)))
-            case PhaseReady():
-                self._ready(state, event, at)
-            case PhaseStarted():
-                phase = self._phase(state, event.phase, at)
-                phase.status = "in_progress"
-                item = _item(phase, event.item)
-                attempt = Attempt(
-                    number=event.attempt,
-                    agent=event.agent,
-                    instance=event.instance,
-                    started_at=at,
-                    deadline_at=event.deadline_at,
-                    because=event.because,
-                    arm=item.arm,
-                )
-                _put(phase, _with(item, status="in_progress", attempts=(*item.attempts, attempt)))
-            case PhaseProgressed():
-                phase = self._phase(state, event.phase, at)
-                item = _item(phase, event.item)
-                # What a handler says may fall back; what is shown does not.
-                furthest = max(event.fraction, item.attempts[-1].fraction)
-                _touch(phase, item, fraction=furthest, note=event.note)
             case PhaseEffectIntended():
                 phase = self._phase(state, event.phase, at)
                 item = _item(phase, event.item)
@@ -191,8 +194,6 @@ class Folding:
             case PhaseSaved():
                 phase = self._phase(state, event.phase, at)
                 _put(phase, _with(_item(phase, event.item), saved=Output(event.state)))
-            case PhaseCompleted():
-                self._completed(state, event, at)
             case PhaseAttemptFailed():
                 phase = self._phase(state, event.phase, at)
                 item = _item(phase, event.item)
@@ -290,8 +291,10 @@ class Folding:
         phase = self._phase(state, event.phase, at)
         if event.attempt is not None:
             output = Output(b"null" if event.output is msgspec.UNSET else event.output)
-            item = _touch(phase, _item(phase, event.item), ended_at=at, cached=event.cached)
-            _put(phase, _with(item, status="completed", output=output, ended_at=at))
+            item = _item(phase, event.item)
+            *earlier, last = item.attempts
+            attempts = (*earlier, replace(last, ended_at=at, cached=event.cached))
+            _put(phase, _with(item, status="completed", output=output, ended_at=at, attempts=attempts))
             phase.open_items -= 1
         if event.item is not None:
             return

@@ -269,7 +269,12 @@ async def test_a_message_nobody_could_read_is_shown_as_text_and_bytes(terminal: 
     ("words", "code", "says"),
     [
         ("run start bad.toml", 2, "bad.toml:8: "),
-        ("run start unserved.toml --input {", 2, "the input is not JSON"),
+        ("run start unserved.toml --input {", 2, "--input is not JSON"),
+        ("run signal nothing go --data {", 2, "next: for example: --data '{"),
+        ("run start unserved.toml --from 9", 2, "has no phase '9': it has "),
+        ("run rerun nothing -3", 3, "there is no run 'nothing'"),
+        ("run why nothing -3:0", 3, "there is no run 'nothing'"),
+        ("run rerun nothing -x", 2, "No such option"),
         ("run show nothing", 3, "there is no run 'nothing'"),
         ("dead show 99999", 3, "there is no dead letter 99999"),
         ("run start unserved.toml --fail-fast", 6, "no live agent for 'paint'"),
@@ -439,6 +444,30 @@ def test_a_reader_that_has_had_enough_is_not_told_so(terminal: Terminal) -> None
     finally:
         os.close(write)
     assert ended.stderr == b""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no disk that is always full")
+def test_a_full_disk_is_said_in_a_line(terminal: Terminal) -> None:
+    """The problem itself could not be written there either, and that raised once more."""
+    with Path("/dev/full").open("wb") as full:
+        ended = subprocess.run(
+            [PHASEBUS, "version", "--json"],
+            check=False,
+            cwd=terminal.folder,
+            env=terminal.environment,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            timeout=20,
+        )
+    assert (ended.returncode, ended.stderr) == (1, b"error: No space left on device\n")
+
+
+def test_a_run_that_is_held_says_so_and_what_lets_it_go_on(terminal: Terminal) -> None:
+    assert terminal.type("run", "start", "unserved.toml", "--id", "held").returncode == 0
+    assert terminal.type("run", "pause", "held", "--by", "ann").returncode == 0
+    assert "by ann: phasebus run resume held" in terminal.type("run", "show", "held").stdout
+    assert terminal.type("run", "resume", "held").returncode == 0
+    assert "resume" not in terminal.type("run", "show", "held").stdout
 
 
 def test_a_bus_outlives_its_server_and_leaves_nothing_but_its_log(tmp_path: Path, compiled: Path) -> None:
