@@ -87,7 +87,7 @@ class Backlog:
         connection, stream = self._client.connection, self._client.subjects.work_stream
         by_capability: defaultdict[str, list[tuple[RunState, Timer]]] = defaultdict(list)
         for state, timer in late:
-            by_capability[state.capability(timer.phase) or ""].append((state, timer))
+            by_capability[work(state, timer.phase, timer.item).capability].append((state, timer))
         found: list[tuple[RunState, Timer]] = []
         for capability, ready in by_capability.items():
             try:
@@ -128,4 +128,7 @@ class Backlog:
 def _is_ready(state: RunState, of: Work) -> bool:
     phase = state.phases.get(of.phase)
     item = phase.item(of.item) if phase is not None and state.is_open else None
-    return item is not None and (item.status, item.attempt) == ("ready", of.attempt)
+    if item is None or (item.status, item.attempt) != ("ready", of.attempt):
+        return False
+    # Sent another way, it has another message.
+    return work(state, of.phase, of.item).capability == of.capability

@@ -20,8 +20,9 @@ from agents.backlog import Backlog
 from agents.clerk import Clerk
 from agents.clockwork import Clockwork
 from agents.custody import Custody
+from agents.detours import Detours
 from agents.docket import Docket
-from agents.herald import Herald
+from agents.herald import Herald, Need
 from agents.leadership import Leadership
 from agents.registrar import Registrar
 from agents.sweep import Sweep
@@ -43,6 +44,7 @@ logger = structlog.get_logger(__name__)
 _TICK_S = 0.05
 _LOST_WORK_EVERY_S = 2.0
 _STARVED_EVERY_S = 1.0
+_DETOURS_EVERY_S = 0.5
 _FLOOR_EVERY_S = 5.0
 _SCHEDULES_EVERY_S = 1.0
 _SWEEP_EVERY_S = 1.0
@@ -114,6 +116,7 @@ class Supervisor:
             tasks.create_task(self._every(_TICK_S, self._act_on_time))
             tasks.create_task(self._every(self._lease_s / 6, custody.check))
             tasks.create_task(self._every(_LOST_WORK_EVERY_S, backlog.look))
+            tasks.create_task(self._every(_DETOURS_EVERY_S, Detours(self._client, self._docket).look))
             tasks.create_task(self._every(_STARVED_EVERY_S, self._mind_the_starved))
             tasks.create_task(self._every(_LOST_WORK_EVERY_S, self._mind_children))
             tasks.create_task(self._every(_LOST_WORK_EVERY_S, self._clerk.look))
@@ -209,10 +212,10 @@ class Supervisor:
         """Work that nobody took: because nobody offers to do it, or because nobody was free."""
         if not isinstance(command, Fail) or command.cause != "unclaimed":
             return command
-        capability = state.capability(command.phase) or ""
-        if await self._herald.is_offered(capability, ordered=state.is_in_line):
-            return replace(command, evidence=f"{capability!r} is offered, and nobody was free")
-        evidence = f"no live agent offers {capability!r}"
+        needed = Need.of(state, command.phase, command.item)
+        if await self._herald.is_offered(needed):
+            return replace(command, evidence=f"{needed} is offered, and nobody was free")
+        evidence = f"no live agent offers {needed}"
         return replace(command, cause="starved", problem=replace(command.problem, detail=evidence), evidence=evidence)
 
     async def _submit(self, run: str, command: Command) -> None:

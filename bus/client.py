@@ -27,6 +27,8 @@ from bus.messages.sending import Receipt
 from bus.messages.streaming import Streaming
 from bus.messages.topics import Topics
 from bus.registry.registry import Registry
+from bus.registry.routing import Routing
+from bus.registry.signposts import Signposts
 from bus.rules.commands import Begin
 from bus.rules.events import Commit, archived, is_ending
 from bus.rules.plan import Key, Plan
@@ -40,7 +42,7 @@ from bus.settings import Settings
 logger = structlog.get_logger(__name__)
 
 
-class Client(Streaming, Topics, Scheduling, Redriving, Coordination, Deciding, Guarding, Registry):
+class Client(Streaming, Topics, Scheduling, Redriving, Coordination, Deciding, Guarding, Registry, Routing):
     """One process's door to a bus. Made by `connect`, closed with it."""
 
     def __init__(
@@ -51,6 +53,7 @@ class Client(Streaming, Topics, Scheduling, Redriving, Coordination, Deciding, G
         ledger: Ledger,
         runs: Runs,
         guards: Guards,
+        signposts: Signposts,
         *,
         source: str,
         system_url: str | None,
@@ -66,6 +69,7 @@ class Client(Streaming, Topics, Scheduling, Redriving, Coordination, Deciding, G
         self.leases = Leases(connection, log, settings, source=source)
         self._decisions = Decisions(log, source=source)
         self.guards = guards
+        self.signposts = signposts
         self.source = source
         self.system_url = system_url
         self.operator_url = operator_url
@@ -98,13 +102,15 @@ class Client(Streaming, Topics, Scheduling, Redriving, Coordination, Deciding, G
         first: Key | None = None,
         last: Key | None = None,
         force: bool = False,
+        sticky: str = "",
     ) -> Receipt:
         """Start a run of `plan`; it is durable when this returns.
 
         `run` is its id, made from the plan's name if not given. With `first` and `last`, only the phases from the one
         to the other, in the plan's order, are run. With `fail_fast`, NoLiveAgent is raised, and nothing
-        stored, if somebody is missing now. With `force` nothing is taken from the cache. Raises Refused if there is a
-        run with that id, TooLarge, Unavailable.
+        stored, if somebody is missing now. With `force` nothing is taken from the cache. Where operators share work out
+        among versions (`set_route`), all that is `sticky` to the same goes the same way, by default that of one story.
+        Raises Refused if there is a run with that id, TooLarge, Unavailable.
         """
         if not isinstance(plan, Plan):
             raise PlanError(f"a plan is a Plan, not {plan!r:.60}; `bus.runs.planfile.read_plan` reads a file")
@@ -114,7 +120,7 @@ class Client(Streaming, Topics, Scheduling, Redriving, Coordination, Deciding, G
             if missing:
                 raise NoLiveAgent(missing[0])
         begin, end = (None if each is None else str(each) for each in (first, last))
-        command = Begin(plan, as_json(input if input is not None else {}), begin, end, force=force)
+        command = Begin(plan, as_json(input if input is not None else {}), begin, end, force=force, sticky=sticky)
         decided, missing = await asyncio.gather(
             self.runs.submit(name, command), self._unserved([] if fail_fast else plan.capabilities)
         )

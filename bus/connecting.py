@@ -22,6 +22,7 @@ from bus.log.durability import Durability, prove
 from bus.log.log import Log
 from bus.log.streams import info
 from bus.logs import configure_if_not
+from bus.registry.signposts import Signposts
 from bus.runs.ledger import Ledger
 from bus.runs.runs import Runs
 from bus.settings import Settings
@@ -73,13 +74,16 @@ async def connect(
         ledger = Ledger(log, connection, source=source)
         guards = Guards(log, connection, settings, source=source)
         stack.push_async_callback(guards.close)
+        signposts = Signposts(log, connection)
+        stack.push_async_callback(signposts.close)
         yield Client(
             settings,
             connection,
             log,
             ledger,
-            Runs(ledger, tasks),
+            Runs(ledger, tasks, signposts),
             guards,
+            signposts,
             source=source,
             system_url=login.system_url,
             operator_url=login.operator_url,

@@ -39,6 +39,7 @@ _COMMANDS = {
         "Run an agent's code against past runs, and list what would be different.",
     ),
     "dead": ("console.commands.dead:dead", "Work that was given up: look at it, send it again."),
+    "route": ("console.commands.route:route", "Share a capability's work out among versions: canary, A/B."),
     "breaker": (
         "console.commands.breaker:breaker",
         "Breakers of services and capabilities: look at them, open and close them.",

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Iterable
 
 from bus.client import Client
-from bus.registry.presence import is_offered
 from console.printer import Printer
 
 
@@ -14,9 +13,7 @@ async def unserved(client: Client, capabilities: Iterable[str]) -> list[str]:
     """Those of them that nobody offers at this moment, each once."""
     wanted = list(dict.fromkeys(capabilities))
     timeout_s = client.settings.request_timeout_s
-    offered = await asyncio.gather(
-        *(is_offered(client.connection, client.subjects, each, timeout_s) for each in wanted)
-    )
+    offered = await asyncio.gather(*(client.signposts.is_offered(each, timeout_s) for each in wanted))
     return [each for each, is_there in zip(wanted, offered, strict=True) if not is_there]
 
 

@@ -9,6 +9,8 @@ from collections.abc import Collection, Iterable, Sequence
 from contextlib import aclosing, suppress
 from datetime import datetime
 
+import msgspec
+
 from agents.leadership import PLACE
 from bus.address import Started
 from bus.client import Client
@@ -18,6 +20,7 @@ from bus.registry.card import AgentDeregistered, Card, read_event
 from bus.registry.presence import Held, read_beat
 from bus.registry.roster import Instance, instance_of
 from bus.rules.events import PhaseProgressed
+from bus.rules.route import need
 from bus.rules.run import RunState
 from bus.signals import Running, running
 from projections.attention import Living, Wait
@@ -34,7 +37,8 @@ _AGENT, _SUPERVISOR = "agent/", "supervisor"
 
 async def members(client: Client, holders: Iterable[str], connected: Collection[str] | None) -> dict[str, Member]:
     """Everybody who answers; of the others those who hold something, or are connected. Raises Unavailable."""
-    there = await client.agents()
+    await client.signposts.known()
+    there = [_with_arms(client, each) for each in await client.agents()]
     found = {each.instance: _member(each, "alive") for each in there if each.status != "suspected"}
     suspects = {each.instance for each in there} | set(holders)
     suspects |= {each.rpartition("/")[2] for each in connected or () if each.startswith(_AGENT)}
@@ -54,7 +58,7 @@ async def living(client: Client, runs: Collection[RunState]) -> Living:
     places = Counter[str]()
     for each in taking:
         places.update(each.capabilities)
-    places.subtract(state.capability(phase.key) or "" for state in runs for phase, _, _ in state.held())
+    places.subtract(need(state.capability(p.key) or "", i.arm) for state in runs for p, i, _ in state.held())
     return Living(
         {each.instance for each in found.values() if each.life != "gone"},
         {name for each in found.values() if not each.takes_nothing for name in each.capabilities},
@@ -94,6 +98,13 @@ async def waits(client: Client) -> dict[Asked, Wait]:
         wait = Wait(f"{words} {each.name!r}", f"{each.kind}.{each.name}", having)
         found[who.run, who.phase, who.item, who.attempt] = wait
     return found
+
+
+def _with_arms(client: Client, there: Instance) -> Instance:
+    """With what routes give to its version: that is work of its own kind, too."""
+    needs = client.signposts.needs(there.capabilities, there.version)
+    arms = {needed: there.capabilities[name] for name, needed in needs.items()}
+    return msgspec.structs.replace(there, capabilities={**there.capabilities, **arms})
 
 
 async def lead(client: Client, connected: Collection[str] | None, started: Started | None) -> Lead:

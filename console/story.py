@@ -46,6 +46,7 @@ from bus.rules.events import (
 )
 from console.printer import to_json
 from console.text import shortened
+from console.timeline import way
 
 _CHARACTERS = 100
 _TYPE_CHARACTERS = 40
@@ -120,7 +121,7 @@ def _said(event: Event) -> str:
             return f"{_place(event)} by {event.by}{how}{_because(event.reason)}: {to_json(event.input)}"
         case PhaseReady():
             due = f", due {event.due_at:%H:%M:%S}" if event.due_at is not None else ""
-            return f"{_attempt(event)}{due}"
+            return f"{_attempt(event)}{due}" + (f", {way(event.arm)}" if event.arm is not None else "")
         case PhaseStarted():
             because = f", because {event.because}" if event.because else ""
             return f"{_attempt(event)} on {event.instance}{because}"

@@ -12,6 +12,7 @@ from datetime import datetime
 
 import msgspec
 
+from bus.rules.events import Arm
 from bus.rules.run import SUCCEEDED, Attempt, Item, PhaseState, RunState
 from console.text import duration, escaped
 
@@ -175,6 +176,7 @@ def _details(phase: PhaseState, now: datetime, drawn: Glyphs) -> Iterator[str]:
     if phase.problem is not None and not broke_off:
         yield f"{drawn.broken} {escaped(str(phase.problem))}"
     yield from _provenance(phase, now)
+    yield from _ways(phase)
     worked = [item for item in phase.items if item.index is not None and item.attempts]
     if len(worked) > 1:
         slowest = max(worked, key=lambda item: _spent_s(item, now))
@@ -194,6 +196,20 @@ def _provenance(phase: PhaseState, now: datetime) -> Iterator[str]:
         yield f"{many}cached from {escaped(where)}, {since} ago"
     for because, count in Counter(attempt.because for attempt in latest if attempt.because).most_common(_NAMED):
         yield f"{'' if is_plain else f'{count} '}ran because {escaped(because)}"
+
+
+def _ways(phase: PhaseState) -> Iterator[str]:
+    """To whom a route gave it; of many items, how many to whom."""
+    is_plain = len(phase.items) == 1 and phase.items[0].index is None
+    for arm, count in Counter(item.arm for item in phase.items if item.arm is not None).most_common(_NAMED):
+        many = "" if is_plain else f"{count} of {len(phase.items)} "
+        yield f"{many}{way(arm)}"
+
+
+def way(arm: Arm) -> str:
+    """Whom a route gave work to, in words."""
+    instead = f", because nobody of {arm.instead_of} was there" if arm.instead_of else ""
+    return escaped(f"for {arm.versions} by revision {arm.route} of the route{instead}")
 
 
 def _story(item: Item, now: datetime) -> str:

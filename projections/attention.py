@@ -14,6 +14,7 @@ from typing import Literal
 import msgspec
 from msgspec.structs import replace
 
+from bus.rules.route import need
 from bus.rules.run import Attempt, Item, PhaseState, RunState
 from projections.history import History
 
@@ -93,7 +94,7 @@ Place = tuple[str, str, int | None, int]
 
 
 class Living(msgspec.Struct, frozen=True):
-    """Who is there: the instances that answer, and the capabilities that any of them offers.
+    """Who is there: the instances that answer, and the capabilities that any of them offers, those of arms included.
 
     As far as it is known also the capabilities whose places are all taken (`full`); who is `mute`, and why; when
     attempts under way `said` something of themselves, and what they wait for (`waits`); and the capabilities of which
@@ -174,6 +175,7 @@ def _of_item(
     capability = state.capability(phase.key)
     if living is None or capability is None:
         return None
+    needed = need(capability, item.arm)
     if capability in living.resting:
         return Concern(
             run=state.run,
@@ -185,8 +187,8 @@ def _of_item(
             cause=f"nobody takes work of {capability!r} while its breaker is open{living.resting[capability]}",
             next_step=f"phasebus breaker close {capability}",
         )
-    is_full = capability in living.full
-    if (capability in living.capabilities and not is_full) or _age_s(item.ready_at, now) < _PATIENCE_S:
+    is_full = needed in living.full
+    if (needed in living.capabilities and not is_full) or _age_s(item.ready_at, now) < _PATIENCE_S:
         return None
     return Concern(
         run=state.run,
@@ -195,8 +197,9 @@ def _of_item(
         since=item.ready_at,
         phase=phase.key,
         item=item.index,
-        cause=f"all places for {capability!r} are taken" if is_full else f"no live agent offers {capability!r}",
-        next_step="phasebus agent run FILE.py:agent",
+        cause=(f"all places for {capability!r} are taken" if is_full else f"no live agent offers {capability!r}")
+        + (f" of version {item.arm.versions}" if item.arm else ""),
+        next_step=f"phasebus route show {capability}" if item.arm else "phasebus agent run FILE.py:agent",
     )
 
 

@@ -1,6 +1,7 @@
 """Traffic: how much work there is, how long it waits and how long it takes, per capability and the agent that does it.
 
-Rows are of one capability and one agent. Those of all agents, or of all capabilities, are added up when somebody asks.
+Rows are of one capability and one agent; where a route shares the work out, of one arm of it. Those of all agents, or
+of all capabilities, are added up when somebody asks.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ _NOTHING = Minute()
 
 
 class Traffic(msgspec.Struct, frozen=True, gc=False, kw_only=True):
-    """All the work of one capability that one agent did. `queued` is how long it waited, `worked` how long it took.
+    """All the work of one capability that one agent did, as one of those whom a route gave it to (`arm`, the versions),
+    if one did. `queued` is how long it waited, `worked` how long it took.
 
     `minutes` are the last sixty before `last_at`, by their number since 1970. What came from the cache took no time,
     and is counted apart.
@@ -41,6 +43,7 @@ class Traffic(msgspec.Struct, frozen=True, gc=False, kw_only=True):
 
     capability: str
     agent: str
+    arm: str = ""
     taken: int = 0
     completed: int = 0
     failed: int = 0
@@ -79,19 +82,24 @@ def rates(row: Traffic, now: datetime, *, minutes: int = 5) -> Rates:
 
 def by_capability(rows: Iterable[Traffic]) -> dict[str, Traffic]:
     """The same of all agents together, by capability."""
-    return _added(rows, lambda row: row.capability, {"agent": ""})
+    return _added(rows, lambda row: row.capability, {"agent": "", "arm": ""})
+
+
+def by_arm(rows: Iterable[Traffic], capability: str) -> dict[str, Traffic]:
+    """What each arm of a capability's routes has got, of all agents together, by its versions; '' is what none got."""
+    return _added((row for row in rows if row.capability == capability), lambda row: row.arm, {"agent": ""})
 
 
 def by_agent(rows: Iterable[Traffic]) -> dict[str, Traffic]:
     """The same of all capabilities together, by agent."""
-    return _added(rows, lambda row: row.agent, {"capability": ""})
+    return _added(rows, lambda row: row.agent, {"capability": "", "arm": ""})
 
 
 def _stretch(rows: Rows[Any], happenings: Sequence[Happening]) -> None:
-    tallies: dict[tuple[str, str], _Tally] = {}
+    tallies: dict[tuple[str, ...], _Tally] = {}
     for facts in worked(rows, happenings):
         for fact in facts:
-            place = fact.capability, fact.agent
+            place = (fact.capability, fact.agent, *((fact.arm,) if fact.arm else ()))
             tally = tallies.get(place)
             if tally is None:
                 tally = tallies[place] = _Tally(rows.get("/".join(place)), fact)
@@ -104,7 +112,7 @@ class _Tally:
     """A row while facts are added to it."""
 
     def __init__(self, row: Traffic | None, first: Fact) -> None:
-        self._before = row or Traffic(capability=first.capability, agent=first.agent, last_at=first.at)
+        self._before = row or Traffic(capability=first.capability, agent=first.agent, arm=first.arm, last_at=first.at)
         self._taken = self._completed = self._failed = self._cancelled = self._cached = 0
         self._queued, self._worked = Adding(self._before.queued), Adding(self._before.worked)
         self._minutes = dict(self._before.minutes)
@@ -191,7 +199,7 @@ def _sum(rows: list[Traffic]) -> Traffic:
 
 TRAFFIC: Projection[Any] = Projection(
     name="traffic",
-    version=1,
+    version=2,
     row=Traffic,
     memory=Underway,
     fold=each_of(_stretch),
@@ -199,4 +207,4 @@ TRAFFIC: Projection[Any] = Projection(
     subjects=["run.*"],
     whole=True,
 )
-"""How much work there is, how long it waits and takes, by `capability/agent`."""
+"""How much work there is, how long it waits and takes, by `capability/agent`, or `capability/agent/versions`."""

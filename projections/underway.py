@@ -56,21 +56,24 @@ class Holding(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
 
 class Underway(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=True):
-    """A run: what its phases need, what waits (and since when) and what is held, by phase, or by phase and item."""
+    """A run: what its phases need, what waits (and since when) and what is held, by phase, or by phase and item; and to
+    which versions routes gave it, where they did."""
 
     capabilities: Capabilities = Capabilities()
     waiting: Mapping[str, datetime] = {}
     held: Mapping[str, Holding] = {}
+    arms: Mapping[str, str] = {}
 
 
 class Taken(NamedTuple):
-    """Somebody took a piece of work, which had waited for so long."""
+    """Somebody took a piece of work, which had waited for so long. `arm` are the versions that a route gave it to."""
 
     capability: str
     agent: str
     instance: str
     at: datetime
     queue_s: float
+    arm: str = ""
 
 
 class Ended(NamedTuple):
@@ -84,6 +87,7 @@ class Ended(NamedTuple):
     outcome: Outcome
     problem: Problem | None = None
     is_cached: bool = False
+    arm: str = ""
 
 
 Fact = Taken | Ended
@@ -150,7 +154,8 @@ def _folded(commits: Sequence[Commit], before: Mapping[str, Underway | None]) ->
             # Nothing of it is left in the log.
             runs[commit.run] = None
     after = {
-        name: None if run is None else Underway(run.capabilities, run.waiting, run.held) for name, run in runs.items()
+        name: None if run is None else Underway(run.capabilities, run.waiting, run.held, run.arms)
+        for name, run in runs.items()
     }
     return _Worked(commits, before, after, facts)
 
@@ -161,13 +166,14 @@ _LATEST = [_Worked((), {}, {}, ())]
 class _Run:
     """A run while commits are folded in."""
 
-    __slots__ = ("at", "capabilities", "facts", "held", "waiting")
+    __slots__ = ("arms", "at", "capabilities", "facts", "held", "waiting")
 
     def __init__(self, before: Underway) -> None:
         self.at = _NEVER
         self.capabilities = before.capabilities
         self.waiting = dict(before.waiting)
         self.held = dict(before.held)
+        self.arms = before.arms
         self.facts: list[Fact] = []
 
     def fold(self, commit: Commit) -> Sequence[Fact]:
@@ -185,7 +191,12 @@ class _Run:
         self.capabilities = turned(self.capabilities, event)
 
     def ready(self, event: PhaseReady) -> None:
-        self.waiting[_place(event.phase, event.item)] = event.due_at or self.at
+        place = _place(event.phase, event.item)
+        self.waiting[place] = event.due_at or self.at
+        if event.arm is not None:
+            self.arms = {**self.arms, place: event.arm.versions}
+        elif place in self.arms:
+            self.arms = {other: arm for other, arm in self.arms.items() if other != place}
 
     def take(self, event: PhaseStarted) -> None:
         place = _place(event.phase, event.item)
@@ -193,7 +204,8 @@ class _Run:
         self.held[place] = Holding(event.attempt, event.agent, event.instance, self.at)
         queue_s = (self.at - since).total_seconds()
         capability = self.capabilities[event.phase]
-        self.facts.append(Taken(capability, event.agent, event.instance, self.at, queue_s))
+        arm = self.arms.get(place, "")
+        self.facts.append(Taken(capability, event.agent, event.instance, self.at, queue_s, arm))
 
     def complete(self, event: PhaseCompleted) -> None:
         if event.attempt is not None:
@@ -213,7 +225,7 @@ class _Run:
 
     def end(self, _event: Event) -> None:
         self._end_all(list(self.held))
-        self.waiting = {}
+        self.waiting, self.arms = {}, {}
 
     def _drop(self, phase: str, item: int | None) -> None:
         """What is open of it will not be done: of the phase as a whole, all its items."""
@@ -244,7 +256,8 @@ class _Run:
         if had is not None:
             work_s = (self.at - had.since).total_seconds()
             capability = self.capabilities[phase]
-            ended = Ended(capability, had.agent, had.instance, self.at, work_s, outcome, problem, is_cached)
+            arm = self.arms.get(_place(phase, item), "")
+            ended = Ended(capability, had.agent, had.instance, self.at, work_s, outcome, problem, is_cached, arm)
             self.facts.append(ended)
 
 

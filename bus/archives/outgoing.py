@@ -246,10 +246,14 @@ class _Ops:
             log.subjects.ops("released"): "says which capabilities may go on",
         }
         self._letters = {letter.id for letter in letters.values()}
+        self._routes = log.subjects.route("any").removesuffix("any")
+        self._newest = _Newest(log)
 
     async def why(self, record: Record) -> str | None:
         if record.subject in self._stays:
             return self._stays[record.subject]
+        if record.subject.startswith(self._routes):
+            return await self._newest.why(record)
         return "its dead letter is there" if _letter_judged(record) in self._letters else None
 
 

@@ -6,6 +6,7 @@ parts (a dotted capability, an item of a phase), they are joined by `:`, which n
 
 from __future__ import annotations
 
+import hashlib
 import re
 from functools import lru_cache
 from typing import NamedTuple
@@ -79,9 +80,17 @@ def versioned(version: str, capability: str) -> str:
     return _dotted(f"{_OWN}.{name(token, 'version')}.v.{capability}", _NAME, "capability")
 
 
+def routed(versions: str, capability: str) -> str:
+    """The capability of doing what a route gives to these versions of those who have it. Raises InvalidName."""
+    # The words alone could be those of another range: `>=1` and `<1`.
+    digest = hashlib.blake2b(versions.encode(), digest_size=4).hexdigest()
+    words = re.sub("[^a-z0-9]+", "_", versions.lower()).strip("_")[:40] or "all"
+    return _dotted(f"{_OWN}.{words}-{digest}.r.{capability}", _NAME, "capability")
+
+
 def is_special(capability: str) -> bool:
-    """Whether it is that of one instance, or one version, of those that have a capability."""
-    return is_own(capability) and capability.split(".")[2:3] in (["at"], ["v"])
+    """Whether it is that of one instance, or of some versions, of those that have a capability."""
+    return is_own(capability) and capability.split(".")[2:3] in (["at"], ["v"], ["r"])
 
 
 def is_own(capability: str) -> bool:
@@ -126,6 +135,7 @@ class Subjects:
         self.agents = f"{namespace}.agent.*.*"
         self.dead_letters = f"{namespace}.dead.*"
         self.leases = f"{namespace}.lease.>"
+        self.routes = f"{namespace}.ops.route.*"
         self.decisions = f"{namespace}.decision.*"
         self.limits_bucket = f"{self.stream}_LIMITS"
         self.breakers = f"{namespace}.breaker.*"
@@ -203,6 +213,10 @@ class Subjects:
     def skipped(self, schedule: str) -> str:
         """The occurrences of a schedule that were not started."""
         return f"{self.namespace}.ops.skipped.{name(schedule, 'schedule')}"
+
+    def route(self, capability: str) -> str:
+        """How operators have shared out the work of a capability."""
+        return f"{self.namespace}.ops.route.{capability_token(capability)}"
 
     def lease(self, path: str) -> str:
         """Who got, gave back and lost what `path` names: `lock.deploy`, `leader.indexer`, `permit.gpu.2`."""

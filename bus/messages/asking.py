@@ -27,7 +27,10 @@ from bus.messages.answers import decoded, output_of
 from bus.messages.handing import Handing
 from bus.messages.handover import ASKED, HANDED, Answered, Asked, Busy, Enclosed, Failed, Handed, Recorded, Reply
 from bus.messages.sending import Sending
+from bus.messages.ways import inherited, until_followed, ways
 from bus.rules.commands import Begin
+from bus.rules.events import Arm
+from bus.rules.route import need
 from bus.runs.causality import served
 from bus.runs.steering import as_json, new_run
 from bus.runs.task import WORK, Task
@@ -60,6 +63,7 @@ class Asking(Sending):
         *,
         timeout_s: float = ...,
         fast: bool = ...,
+        sticky: str = ...,
         key: str = ...,
     ) -> T: ...
 
@@ -72,6 +76,7 @@ class Asking(Sending):
         *,
         timeout_s: float = ...,
         fast: bool = ...,
+        sticky: str = ...,
         key: str = ...,
     ) -> Any: ...
 
@@ -83,6 +88,7 @@ class Asking(Sending):
         *,
         timeout_s: float = 30.0,
         fast: bool = False,
+        sticky: str = "",
         key: str = "",
     ) -> T | Any:
         """Have work done, and wait for the answer, decoded as `gives` (plain JSON values without it).
@@ -90,8 +96,9 @@ class Asking(Sending):
         Question and answer are in the log when this returns; with `fast` nothing is stored, and the work is done at
         most once. Raises NoLiveAgent at once if nobody offers the capability, WorkFailed if the work was given up,
         TimedOut after `timeout_s`, which is also the work's own deadline; within a handler, no more than is left of
-        its own. With a `key` it is done in the order of all that is sent with the same one, as `send` says.
-        Cancelling the task that waits for the answer cancels the work.
+        its own. With a `key` it is done in the order of all that is sent with the same one, and with `sticky` it goes
+        the way of all that is sticky to the same, as `send` says. Cancelling the task that waits for the answer cancels
+        the work.
         """
         if fast and key:
             raise SettingsError("a fast question is stored nowhere and can't stand in line: leave out fast or the key")
@@ -102,9 +109,10 @@ class Asking(Sending):
         try:
             async with asyncio.timeout(timeout_s):
                 if fast:
-                    output = await self._answer(run, task, given)
+                    output = await self._answer(run, task, given, sticky)
                 else:
-                    output = await (self._in_line(run, task, given, key) if key else self._work(run, task, given))
+                    in_line = self._in_line(run, task, given, key, sticky) if key else None
+                    output = await (in_line or self._work(run, task, given, sticky))
         except TimeoutError:
             if fast:
                 self.runs.soon(self._handing.withdraw(run))
@@ -122,51 +130,66 @@ class Asking(Sending):
                 raise TimedOut(f"{capability!r} was not asked: the handler that asks has no time left")
         return timeout_s
 
-    async def _work(self, run: str, task: Task, given: msgspec.Raw) -> msgspec.Raw:
+    async def _work(self, run: str, task: Task, given: msgspec.Raw, sticky: str) -> msgspec.Raw:
         """The result of work, as the log has it."""
-        handed = await self._hand_over(run, task, given)
+        handed, arm = await self._hand_over(run, task, given, sticky)
         if isinstance(handed, Answered):
             return handed.output
         if not isinstance(handed, Recorded):
             # It was begun nevertheless if its word was lost: the run tells.
             with contextlib.suppress(Refused):
-                await self.runs.submit(run, Begin(task.plan, given))
+                await self.runs.submit(run, Begin(task.plan, given, sticky=sticky, arm=arm))
         state = await self._ended(run)
         return output_of(state, WORK)
 
-    async def _in_line(self, run: str, task: Task, given: msgspec.Raw, key: str) -> msgspec.Raw:
+    async def _in_line(self, run: str, task: Task, given: msgspec.Raw, key: str, sticky: str) -> msgspec.Raw:
         """The result of work that waits for its turn. Raises NoLiveAgent if nobody gives any."""
         if await self._unserved([task.capability], ordered=True):
             raise NoLiveAgent(task.capability)
-        await self.runs.submit(run, Begin(task.plan, given, key=key))
+        await self.runs.submit(run, Begin(task.plan, given, key=key, sticky=sticky))
         return output_of(await self._ended(run), WORK)
 
-    async def _hand_over(self, run: str, task: Task, given: msgspec.Raw) -> Reply | None:
-        """What an instance says that was handed the work directly; None: nobody has it, as far as anybody knows.
+    async def _hand_over(
+        self, run: str, task: Task, given: msgspec.Raw, sticky: str
+    ) -> tuple[Reply | None, Arm | None]:
+        """What an instance says that was handed the work directly, and where a route has sent that; None: nobody has
+        it, as far as anybody knows.
 
         Raises NoLiveAgent.
         """
-        try:
-            return await self._handing.put(HANDED, run, task.capability, Handed(task, given), _FIRST_WORD_S)
-        except NoResponders:
-            # An instance that stops takes nothing more this way, and still is one.
-            if await self._unserved([task.capability]):
-                raise NoLiveAgent(task.capability) from None
-        except (BusError, MalformedMessage):
-            # Too large, or the line is lost: the log's own way is the one that insists.
-            pass
-        return None
+        await self.signposts.known()
+        is_new = True
+        while is_new:
+            for arm in ways(self.signposts, task.capability, run, sticky):
+                handed = Handed(task, given, inherited(sticky), arm)
+                try:
+                    return await self._handing.put(HANDED, run, need(task.capability, arm), handed, _FIRST_WORD_S), arm
+                except NoResponders:
+                    continue
+                except (BusError, MalformedMessage):
+                    # Too large, or the line is lost: the log's own way is the one that insists.
+                    return None, arm
+            is_new = await until_followed(self.signposts, task.capability)
+        # An instance that stops takes nothing more this way, and still is one.
+        if await self._unserved([task.capability]):
+            raise NoLiveAgent(task.capability)
+        return None, None
 
-    async def _answer(self, run: str, task: Task, given: msgspec.Raw) -> msgspec.Raw:
+    async def _answer(self, run: str, task: Task, given: msgspec.Raw, sticky: str) -> msgspec.Raw:
         """The answer to a question that is not stored. Raises NoLiveAgent, WorkFailed, TooLarge, Unavailable."""
         deadline_at = utc_now() + timedelta(seconds=task.timeout_s)
         patience_s, pause_s = _PATIENCE_S, _PAUSE_S
+        await self.signposts.known()
         while True:
-            question = Asked(given, deadline_at, patience_s)
-            try:
-                reply = await self._handing.put(ASKED, run, task.capability, question, task.timeout_s)
-            except NoResponders:
-                raise NoLiveAgent(task.capability) from None
+            question = Asked(given, deadline_at, patience_s, inherited(sticky))
+            for arm in ways(self.signposts, task.capability, run, sticky):
+                with contextlib.suppress(NoResponders):
+                    reply = await self._handing.put(ASKED, run, need(task.capability, arm), question, task.timeout_s)
+                    break
+            else:
+                if await until_followed(self.signposts, task.capability):
+                    continue
+                raise NoLiveAgent(task.capability)
             match reply:
                 case Answered():
                     return reply.output

@@ -18,7 +18,7 @@ from bus.errors import MalformedMessage
 from bus.format.envelope import UNDECODABLE, decode, decode_data
 from bus.format.payload import is_inline
 from bus.problem import Problem
-from bus.rules.events import Body, Instant, PhaseCompleted, RunCompleted
+from bus.rules.events import Arm, Body, Instant, PhaseCompleted, RunCompleted
 from bus.runs.task import Task
 
 HANDED = "task.handed.v1"
@@ -27,10 +27,12 @@ LARGE_ANSWER = "task.answer.v1"
 
 
 class Handed(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Work for the log: the envelope names its run and its story."""
+    """Work for the log: the envelope names its run and its story. `arm` is where a route has sent it."""
 
     task: Task
     input: msgspec.Raw
+    sticky: str = ""
+    arm: Arm | None = None
 
 
 class Asked(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -42,6 +44,7 @@ class Asked(msgspec.Struct, frozen=True, omit_defaults=True):
     input: msgspec.Raw
     deadline_at: Instant
     patience_s: float = 0.02
+    sticky: str = ""
 
 
 class _Reply(msgspec.Struct, frozen=True, tag_field="reply"):

@@ -17,8 +17,9 @@ from bus.format.subjects import Subjects, mailbox, versioned
 from bus.log.durability import Durability
 from bus.log.log import Log
 from bus.messages.answers import Answers
+from bus.messages.ways import go_on
 from bus.registry.arrivals import who_is_there
-from bus.registry.presence import is_offered
+from bus.registry.signposts import Signposts
 from bus.registry.versions import check_range, is_range, newest
 from bus.rules.commands import Begin
 from bus.rules.plan import DAY_S, TASK
@@ -51,6 +52,7 @@ class Sending(Answers):
     subjects: Subjects
     settings: Settings
     durability: Durability
+    signposts: Signposts
 
     async def send(
         self,
@@ -63,6 +65,7 @@ class Sending(Answers):
         delay_s: float | None = None,
         key: str = "",
         version: str | None = None,
+        sticky: str = "",
     ) -> Receipt:
         """Hand work to whoever has `capability`; it is durable when this returns, and given up after `timeout_s`.
 
@@ -71,8 +74,9 @@ class Sending(Answers):
         is done when all that was sent to the capability with the same key before has ended, by an instance that serves
         it `ordered`; what has a time to begin at takes its place then. With a `version` it is for instances of an agent
         of that one that serve it `versioned`, and waits for them; with a range (`>=1.2,<2`), for the newest in it that
-        is there. Raises Refused if the id was used for other work, NoLiveAgent if no version that is there is in the
-        range.
+        is there. Where operators share work out among versions (`set_route`), all that is `sticky` to the same goes the
+        same way, by default that of one key, or one story. Raises Refused if the id was used for other work,
+        NoLiveAgent if no version in the range is there.
         """
         if version is not None and key:
             raise SettingsError(
@@ -82,7 +86,7 @@ class Sending(Answers):
             capability = await self._of_version(capability, version)
         task = Task(capability, timeout_s)
         run = new_run(task.plan) if id is None else run_of(id)
-        begin = Begin(task.plan, as_json(value), due_at=_due(at, delay_s), key=key)
+        begin = Begin(task.plan, as_json(value), due_at=_due(at, delay_s), key=key, sticky=sticky)
         if key and id is not None:
             # Its place is stored before it is: what was sent before gets no second one.
             with suppress(NotFound):
@@ -96,6 +100,8 @@ class Sending(Answers):
             raise submitted
         if isinstance(unserved, BaseException):
             raise unserved
+        if not unserved and self.signposts.standing:
+            self.runs.soon(go_on(self.signposts, self.runs, submitted.state, self.settings.request_timeout_s))
         return Receipt(run, submitted.state.position, self.durability, unserved)
 
     async def _of_version(self, capability: str, wanted: str) -> str:
@@ -143,7 +149,7 @@ class Sending(Answers):
     async def _unserved(self, capabilities: Sequence[str], *, ordered: bool = False) -> list[str]:
         timeout_s = self.settings.request_timeout_s
         offered = await asyncio.gather(
-            *(is_offered(self.connection, self.subjects, each, timeout_s, ordered=ordered) for each in capabilities)
+            *(self.signposts.is_offered(each, timeout_s, ordered=ordered) for each in capabilities)
         )
         return [each for each, is_there in zip(capabilities, offered, strict=True) if not is_there]
 

@@ -18,6 +18,7 @@ from bus.log.record import Record
 from bus.messages.answers import answer_of
 from bus.messages.asking import Asking
 from bus.messages.parts import PARTS, Parts
+from bus.messages.ways import go_on
 from bus.rules.commands import Begin
 from bus.rules.events import is_ending
 from bus.rules.run import RunState
@@ -70,18 +71,25 @@ class Streaming(Asking):
     log: Log
 
     @overload
-    def stream(self, capability: str, value: object, chunk: type[T], *, timeout_s: float = ...) -> Stream[T]: ...
+    def stream(
+        self, capability: str, value: object, chunk: type[T], *, timeout_s: float = ..., sticky: str = ...
+    ) -> Stream[T]: ...
 
     @overload
-    def stream(self, capability: str, value: object, chunk: None = ..., *, timeout_s: float = ...) -> Stream[Any]: ...
+    def stream(
+        self, capability: str, value: object, chunk: None = ..., *, timeout_s: float = ..., sticky: str = ...
+    ) -> Stream[Any]: ...
 
-    def stream(self, capability: str, value: object, chunk: Any = None, *, timeout_s: float = 300.0) -> Stream[Any]:
+    def stream(
+        self, capability: str, value: object, chunk: Any = None, *, timeout_s: float = 300.0, sticky: str = ""
+    ) -> Stream[Any]:
         """Have work done, and get what its handler emits, decoded as `chunk`, while it is done: `async for`.
 
-        The work is sent when that begins, durably; `timeout_s` bounds it, and the waiting.
+        The work is sent when that begins, durably; `timeout_s` bounds it, and the waiting. `sticky` is as in `send`.
         """
         task = Task(capability, self._time_left(capability, timeout_s))
-        return Stream(self, new_run(task.plan), chunk, task, as_json(value), after=Cursor(0), timeout_s=task.timeout_s)
+        begin = Begin(task.plan, as_json(value), sticky=sticky)
+        return Stream(self, new_run(task.plan), chunk, begin, after=Cursor(0), timeout_s=task.timeout_s)
 
     @overload
     def parts(self, run: str, chunk: type[T], *, after: int | str = ..., timeout_s: float = ...) -> Stream[T]: ...
@@ -94,7 +102,7 @@ class Streaming(Asking):
         cursor; ends with the run. Raises SettingsError for what is neither.
         """
         where = Cursor(after) if isinstance(after, int) else Cursor.read(after)
-        return Stream(self, run, chunk, None, msgspec.Raw(b"null"), after=where, timeout_s=timeout_s)
+        return Stream(self, run, chunk, None, after=where, timeout_s=timeout_s)
 
 
 class Stream(AsyncIterator[Part[T]]):
@@ -105,8 +113,7 @@ class Stream(AsyncIterator[Part[T]]):
         client: Streaming,
         run: str,
         chunk: Any,
-        task: Task | None,
-        given: msgspec.Raw,
+        begin: Begin | None,
         *,
         after: Cursor,
         timeout_s: float,
@@ -114,8 +121,7 @@ class Stream(AsyncIterator[Part[T]]):
         self.run = run
         self._client = client
         self._chunk = chunk
-        self._task = task
-        self._given = given
+        self._begin = begin
         self._after = after
         self._timeout_s = timeout_s
         self._state: RunState | None = None
@@ -130,22 +136,24 @@ class Stream(AsyncIterator[Part[T]]):
 
     async def answer(self, gives: Any = None) -> Any:
         """The work's answer, waited for, decoded as `gives`. Raises as `ask`."""
-        if self._task is not None:
-            await self._begin(self._task)
+        if self._begin is not None:
+            await self._send(self._begin)
         state = self._state or await self._client.result(self.run, timeout_s=self._timeout_s)
         return answer_of(state, WORK, gives)
 
-    async def _begin(self, task: Task) -> None:
-        if await self._client._unserved([task.capability]):
-            raise NoLiveAgent(task.capability)
-        decided = await self._client.runs.submit(self.run, Begin(task.plan, self._given))
-        self._task, self._after = None, Cursor(decided.state.position)
+    async def _send(self, begin: Begin) -> None:
+        client = self._client
+        if missing := await client._unserved(begin.plan.capabilities):
+            raise NoLiveAgent(missing[0])
+        state = (await client.runs.submit(self.run, begin)).state
+        self._begin, self._after = None, Cursor(state.position)
+        await go_on(client.signposts, client.runs, state, client.settings.request_timeout_s)
 
     async def _parts(self) -> AsyncGenerator[Part[T], None]:
         client, subjects = self._client, self._client.subjects
         deadline_s = asyncio.get_running_loop().time() + self._timeout_s
-        if self._task is not None:
-            await self._begin(self._task)
+        if self._begin is not None:
+            await self._send(self._begin)
         else:
             state = await client.runs.load(self.run)
             if state.position <= self._after.position and not state.is_open:

@@ -7,7 +7,7 @@ and not stored; what follows from their absence is.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Literal
 
@@ -107,7 +107,7 @@ class Presence:
         self._beat = beat
         self._every_s = every_s
         self._said = asyncio.Event()
-        self._offered: list[Subscription] = []
+        self._offered: dict[str, Subscription] = {}
         self._everyone: Subscription | None = None
 
     @asynccontextmanager
@@ -127,22 +127,20 @@ class Presence:
         if self._everyone is None:
             self._everyone = self._connection.subscribe(self._subjects.everyone, self._answer_all)
 
-    def offer(self, is_offered: bool) -> None:
-        """Whether work is taken: who asks for a capability that nobody offers is told so at once by the server."""
-        if is_offered and not self._offered:
-            asked = [self._subjects.who(name) for name in self._capabilities]
-            asked += [
-                self._subjects.who(name, ordered=True) for name, each in self._capabilities.items() if each.ordered
-            ]
-            for name, each in self._capabilities.items():
-                asked += [self._subjects.who(personal(self._instance, name))] if each.broadcast else []
-                asked += [self._subjects.who(versioned(self._version, name))] if each.versioned else []
+    def offer(self, is_offered: bool, needs: Iterable[str] = ()) -> None:
+        """Whether work is taken, also what routes give to versions of this kind (`needs`): who asks for what nobody
+        offers is told so at once by the server."""
+        asked = {self._subjects.who(each) for each in needs} if is_offered else set()
+        for name, each in self._capabilities.items() if is_offered else ():
+            asked |= {self._subjects.who(name)}
+            asked |= {self._subjects.who(name, ordered=True)} if each.ordered else set()
+            asked |= {self._subjects.who(personal(self._instance, name))} if each.broadcast else set()
+            asked |= {self._subjects.who(versioned(self._version, name))} if each.versioned else set()
+        for subject in asked - self._offered.keys():
             # One of them answers: a thousand would be woken by each question.
-            self._offered = [self._connection.subscribe(each, self._answer_who, queue="instances") for each in asked]
-        elif not is_offered:
-            for subscription in self._offered:
-                subscription.unsubscribe()
-            self._offered = []
+            self._offered[subject] = self._connection.subscribe(subject, self._answer_who, queue="instances")
+        for subject in self._offered.keys() - asked:
+            self._offered.pop(subject).unsubscribe()
 
     def say(self) -> None:
         """Beat now: something has changed."""

@@ -1,8 +1,10 @@
-"""Versions of agents, and ranges of them: `>=1.2,<2`, as Python packages are asked for, or one version as it is."""
+"""Versions of agents, and ranges of them: `>=1.2,<2` or `1.*`, as Python packages are asked for, `*` for all, or one
+version as it is.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -11,7 +13,9 @@ from bus.errors import SettingsError
 if TYPE_CHECKING:
     from packaging.specifiers import SpecifierSet
 
+ALL = "*"
 _OPERATORS = "<>=!~"
+_ANY_OF = ".*"
 
 
 def check_range(wanted: str) -> str:
@@ -28,8 +32,8 @@ def fits(version: str, wanted: str) -> bool:
 
     As with packages, a pre-release is in a range only if that names one. Raises SettingsError for what is no range.
     """
-    if not is_range(wanted):
-        return version == wanted
+    if wanted == ALL or not is_range(wanted):
+        return wanted in (ALL, version)
     from packaging.version import InvalidVersion  # noqa: PLC0415 - only who asks for a range pays for it
 
     try:
@@ -48,16 +52,24 @@ def newest(versions: Sequence[str]) -> str:
 
 def is_range(wanted: str) -> bool:
     """Whether it stands for several versions."""
-    return wanted.lstrip()[:1] in tuple(_OPERATORS)
+    return wanted == ALL or wanted.endswith(_ANY_OF) or wanted.lstrip()[:1] in tuple(_OPERATORS)
+
+
+def closest(version: str, ranges: Iterable[str]) -> str | None:
+    """Which of some ranges a version belongs to: the one that names it, else the first it is in, else `*`."""
+    fitting = [each for each in ranges if fits(version, each)]
+    return min(fitting, key=lambda each: (each == ALL, is_range(each)), default=None)
 
 
 @lru_cache(maxsize=64)
 def _specifiers(wanted: str) -> SpecifierSet:
     from packaging.specifiers import InvalidSpecifier, SpecifierSet  # noqa: PLC0415 - as above
 
+    has_operator = wanted.lstrip()[:1] in tuple(_OPERATORS)
     try:
-        return SpecifierSet(wanted)
+        # `1.*` is short for `==1.*`, and `*` for no condition.
+        return SpecifierSet("" if wanted == ALL else wanted if has_operator else f"=={wanted}")
     except InvalidSpecifier as error:
         raise SettingsError(
-            f"{wanted!r} is not a range of versions: write '>=1.2,<2', '==1.*', or one version, 1.2.0"
+            f"{wanted!r} is not a range of versions: write '>=1.2,<2', '1.*', or one version, 1.2.0"
         ) from error

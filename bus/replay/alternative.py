@@ -7,7 +7,7 @@ it does.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from itertools import zip_longest
 
@@ -23,6 +23,7 @@ from bus.rules.events import (
     Commit,
     Event,
     PhaseProgressed,
+    PhaseReady,
     ResultRefused,
     RunArchived,
     RunStarted,
@@ -196,9 +197,13 @@ def _bound(state: RunState, command: Complete | Answer) -> datetime | None:
     return item.holder.deadline_at if item is not None and item.holder is not None else None
 
 
-def _parted(commit: Commit, happened: Iterable[Event]) -> Finding | None:
-    """The first event of a commit that is not as it was. The plan itself is not compared."""
-    for was, now in zip_longest(filter(_has_moved, commit.events), happened):
+def _parted(commit: Commit, happened: Sequence[Event]) -> Finding | None:
+    """The first event of a commit that is not as it was. The plan itself is not compared, and neither is who did it."""
+    moved = list(filter(_has_moved, commit.events))
+    if not happened and all(isinstance(event, PhaseReady) for event in moved):
+        # What was waiting was sent another way.
+        return None
+    for was, now in zip_longest(moved, happened):
         if was is None or now is None:
             said = f"{type_of(was)} would not happen" if now is None else f"{type_of(now)} would happen"
             return Finding(commit.position, getattr(was or now, "phase", ""), said)
@@ -215,4 +220,4 @@ def _has_moved(event: Event) -> bool:
 
 def _plain(event: Event) -> object:
     plain = msgspec.json.decode(msgspec.json.encode(event))
-    return plain | {"plan": None} if isinstance(event, RunStarted) else plain
+    return plain | {"plan": None} if isinstance(event, RunStarted) else plain | {"arm": None}

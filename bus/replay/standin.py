@@ -51,6 +51,7 @@ class StandIn(Client):
             fork.ledger,
             fork.runs,
             fork.guards,
+            fork.signposts,
             source=fork.source,
             system_url=fork.system_url,
             operator_url=fork.operator_url,
@@ -71,6 +72,7 @@ class StandIn(Client):
         timeout_s: float = 30.0,
         fast: bool = False,
         key: str = "",
+        sticky: str = "",
     ) -> Any:
         given = as_json(value)
         self._time_left(capability, timeout_s)
@@ -92,6 +94,7 @@ class StandIn(Client):
         at: datetime | None = None,
         delay_s: float | None = None,
         key: str = "",
+        sticky: str = "",
         version: str | None = None,
     ) -> Receipt:
         given, run = as_json(value), run_of(id) if id is not None else ""
@@ -120,7 +123,9 @@ class StandIn(Client):
             raise self._nobody(capability)
         return receipts
 
-    def stream(self, capability: str, value: object, chunk: Any = None, *, timeout_s: float = 300.0) -> Stream[Any]:
+    def stream(
+        self, capability: str, value: object, chunk: Any = None, *, timeout_s: float = 300.0, sticky: str = ""
+    ) -> Stream[Any]:
         found = self._interview.ask("work", capability, as_json(value))
         if found is None:
             raise self._nobody(capability)
@@ -136,6 +141,7 @@ class StandIn(Client):
         first: Key | None = None,
         last: Key | None = None,
         force: bool = False,
+        sticky: str = "",
     ) -> Receipt:
         if not isinstance(plan, Plan):
             raise PlanError(f"a plan is a Plan, not {plan!r:.60}; `bus.planfile.read_plan` reads a file")

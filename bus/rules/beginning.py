@@ -12,13 +12,14 @@ from bus.rules.commands import Begin
 from bus.rules.draft import Draft
 from bus.rules.events import Commit, Event, PhaseApproved, PhaseCompleted, PhaseReady, PhaseSkipped, RunStarted
 from bus.rules.folding import evolve
+from bus.rules.route import NO_ROUTES, Routes
 from bus.rules.run import RunState
 
 OUTSIDE = "outside of"
 """How the reason begins why a phase was left out of a run of a part of its plan."""
 
 
-def begin(command: Begin, run: str, now: datetime) -> Sequence[Event]:
+def begin(command: Begin, run: str, now: datetime, routes: Routes = NO_ROUTES) -> Sequence[Event]:
     """The events a run begins with: what it is, what it takes over, what is left out of it, and what opens at once."""
     deadline = (command.due_at or command.since or now) + timedelta(seconds=command.plan.timeout_s)
     started = RunStarted(
@@ -28,8 +29,10 @@ def begin(command: Begin, run: str, now: datetime) -> Sequence[Event]:
         parent=command.parent,
         force=command.force,
         key=command.key,
+        sticky=command.sticky,
     )
-    draft = Draft(evolve(None, Commit(run, "", now, 0, [started])), now)
+    born = evolve(None, Commit(run, "", now, 0, [started], correlation=command.correlation))
+    draft = Draft(born, now, routes, command.arm)
     adopted = [key for key in command.plan.graph if key in command.adopted]
     for key in adopted:
         draft.emit(_adoption(draft.state, key, command))

@@ -8,7 +8,7 @@ from datetime import datetime
 import msgspec
 
 from bus.problem import Problem
-from bus.rules.events import Cause, Parent, Source
+from bus.rules.events import Arm, Cause, Parent, Source
 from bus.rules.plan import Plan
 
 
@@ -19,7 +19,8 @@ class Begin(msgspec.Struct, frozen=True):
     taken from the cache. `correlation` is that of what it was started from: within a handler, of what that serves.
     Without one, a run begins a story of its own. With `due_at` nothing of it can be taken before then, and its time
     counts from then on; with `since`, from then: it has been on its way. With a `key` it stands in line behind what was
-    begun with the same one (tasks only).
+    begun with the same one (tasks only). `sticky` is what keeps its work together where routes share work out; `arm` is
+    where such a route has sent it already (tasks only).
     """
 
     plan: Plan
@@ -34,6 +35,8 @@ class Begin(msgspec.Struct, frozen=True):
     due_at: datetime | None = None
     since: datetime | None = None
     key: str = ""
+    sticky: str = ""
+    arm: Arm | None = None
 
 
 class Reuse(msgspec.Struct, frozen=True):
@@ -262,6 +265,15 @@ class GiveUp(msgspec.Struct, frozen=True):
     phase: str
 
 
+class Reroute(msgspec.Struct, frozen=True):
+    """Let a ready attempt go the way that routes give such work now, `without` versions of which nobody lives."""
+
+    phase: str
+    item: int | None
+    attempt: int
+    without: tuple[str, ...] = ()
+
+
 class Together(msgspec.Struct, frozen=True):
     """Several commands as one: all of them are carried out, in order, or none."""
 
@@ -291,5 +303,6 @@ Command = (
     | Rollback
     | Report
     | GiveUp
+    | Reroute
     | Together
 )

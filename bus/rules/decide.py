@@ -30,6 +30,7 @@ from bus.rules.commands import (
     Progress,
     Redrive,
     Report,
+    Reroute,
     Resume,
     Revive,
     Rollback,
@@ -62,8 +63,11 @@ from bus.rules.events import (
 from bus.rules.folding import Folding
 from bus.rules.gates import answer, report, signal
 from bus.rules.holding import find, is_holder, label, under_way
+from bus.rules.inputs import work
 from bus.rules.passes import cancel_and_undo, checkpoint, must_not_roll_back, redrive, roll_back, skip
+from bus.rules.rerouting import reroute
 from bus.rules.revival import revive
+from bus.rules.route import NO_ROUTES, Routes, need
 from bus.rules.run import TERMINAL, Item, Late, PhaseState, RunState
 from bus.rules.undoing import to_undo
 
@@ -71,19 +75,24 @@ from bus.rules.undoing import to_undo
 _NO_TIME = timedelta(seconds=0.05)
 
 
-def decide(state: RunState | None, command: Command, *, run: str, now: datetime) -> Sequence[Event]:
-    """What happens because of the command: events in order, never none. Raises Refused if nothing may."""
+def decide(
+    state: RunState | None, command: Command, *, run: str, now: datetime, routes: Routes = NO_ROUTES
+) -> Sequence[Event]:
+    """What happens because of the command: events in order, never none. Raises Refused if nothing may.
+
+    `routes` are those that stand: what becomes ready goes the way they say.
+    """
     if isinstance(command, Together):
-        return _together(state, command, run, now)
+        return _together(state, command, run, now, routes)
     if isinstance(command, Begin):
         if state is not None:
             raise Refused(f"run {run} has already started")
-        return begin(command, run, now)
+        return begin(command, run, now, routes)
     if state is None:
         raise NoRun(f"there is no run {run!r} in this log")
     if state.archived:
         raise Refused(f"run {run} is archived: it can be read, and does not go on")
-    draft = Draft(state, now)
+    draft = Draft(state, now, routes)
     match command:
         case Take():
             _take(draft, command)
@@ -126,6 +135,8 @@ def decide(state: RunState | None, command: Command, *, run: str, now: datetime)
             report(draft, command)
         case GiveUp():
             _give_up(draft, command)
+        case Reroute():
+            reroute(draft, command)
         case Cancel():
             draft.must_be_open()
             if command.rollback:
@@ -144,20 +155,22 @@ def decide(state: RunState | None, command: Command, *, run: str, now: datetime)
     return draft.events
 
 
-def _together(state: RunState | None, command: Together, run: str, now: datetime) -> Sequence[Event]:
+def _together(state: RunState | None, command: Together, run: str, now: datetime, routes: Routes) -> Sequence[Event]:
     folding = Folding(state)
     happened: list[Event] = []
     for each in command.commands:
-        caused = decide(folding.state, each, run=run, now=now)
+        caused = decide(folding.state, each, run=run, now=now, routes=routes)
         position = (folding.state.position if folding.state is not None else 0) + 1
-        folding.add(Commit(run, "", now, position, caused))
+        correlation = each.correlation if isinstance(each, Begin) else None
+        folding.add(Commit(run, "", now, position, caused, correlation=correlation))
         happened += caused
     return happened
 
 
 def _take(draft: Draft, command: Take) -> None:
     phase, item = find(draft.state, command.phase, command.item)
-    needed = draft.state.capability(phase.key)
+    capability = draft.state.capability(phase.key)
+    needed = need(capability, item.arm) if capability is not None else None
     if needed != command.capability:
         raise Refused(f"{label(phase, item)} needs {needed!r}, not {command.capability!r}")
     if draft.state.paused_at is not None:
@@ -213,7 +226,9 @@ def _go_on(draft: Draft, offer: Offer, instance: str) -> None:
     if draft.state.paused_at is not None or draft.now >= draft.state.deadline_at:
         return
     for event in draft.events:
-        if isinstance(event, PhaseReady) and draft.state.capability(event.phase) == offer.capability:
+        if isinstance(event, PhaseReady) and (
+            work(draft.state, event.phase, event.item).capability == offer.capability
+        ):
             item = draft.state.phases[event.phase].item(event.item)
             assert item is not None, "what is ready has been opened"
             _start(draft, event.phase, item, offer.agent, instance, offer.timeout_s)

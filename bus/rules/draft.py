@@ -10,11 +10,13 @@ from collections import deque
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-import msgspec
+from msgspec import UNSET
+from msgspec.structs import replace
 
 from bus.errors import Refused
 from bus.problem import Problem
 from bus.rules.events import (
+    Arm,
     Event,
     PhaseCancelled,
     PhaseCompleted,
@@ -34,6 +36,7 @@ from bus.rules.folding import Folding
 from bus.rules.inputs import child_name, input_of, is_wanted, items_of
 from bus.rules.plan import Plan, WaitFor
 from bus.rules.references import Unresolved
+from bus.rules.route import NO_ROUTES, Routes
 from bus.rules.run import TERMINAL, Item, PhaseState, RunState
 from bus.rules.undoing import to_undo, undoing_of
 
@@ -47,8 +50,10 @@ PLAN = "the plan"
 class Draft:
     """Events decided so far, and the state as it is with them: later rules see what earlier ones did."""
 
-    def __init__(self, state: RunState, now: datetime) -> None:
+    def __init__(self, state: RunState, now: datetime, routes: Routes = NO_ROUTES, arm: Arm | None = None) -> None:
         self.now = now
+        self.routes = routes
+        self._arm = arm
         self.events: list[Event] = []
         self._folding = Folding(state)
 
@@ -63,8 +68,20 @@ class Draft:
             raise Refused(f"run {self.state.run} has ended: it is {self.state.status}")
 
     def emit(self, *events: Event) -> None:
+        if self.routes or self._arm is not None:
+            events = tuple(self._on_its_way(each) if isinstance(each, PhaseReady) else each for each in events)
         self.events.extend(events)
         self._folding.apply(events, self.now)
+
+    def _on_its_way(self, event: PhaseReady) -> PhaseReady:
+        """With whom a route gives it to, if there is one: retries go where the attempt before went."""
+        if event.arm is not None or self._arm is not None:
+            return replace(event, arm=event.arm or self._arm)
+        route = self.routes.get(self.state.capability(event.phase) or "")
+        if route is None:
+            return event
+        item = self.state.phases[event.phase].item(event.item)
+        return replace(event, arm=route.arm(self.state.sticks_to, item.arm if item is not None else None))
 
     def item_ended(self, key: str, item: Item) -> None:
         """An item has ended: let the next one of a bounded `each` go, or end the phase, and see what follows."""
@@ -110,7 +127,7 @@ class Draft:
             return
         key = rollback.left[0]
         about = undoing_of(self.state, key)
-        effects = msgspec.UNSET if about.effects is None else about.effects.raw
+        effects = UNSET if about.effects is None else about.effects.raw
         self.emit(PhaseUndoing(phase=key, input=about.input.raw, output=about.output.raw, effects=effects))
         item = self.state.phases[key].items[0]
         self.emit(PhaseReady(phase=key, attempt=item.attempt + 1))
@@ -130,7 +147,7 @@ class Draft:
         if rollback is not None and rollback.left:
             if rollback.problem is not None:
                 detail = "; ".join(filter(None, [problem.detail, f"it was undone because {rollback.problem}"]))
-                problem = msgspec.structs.replace(problem, detail=detail)
+                problem = replace(problem, detail=detail)
             self.emit(RunFailed(problem=problem))
             return
         undo = to_undo(state, state.phases) if state.plan.on_failure == "rollback" else ()

@@ -61,11 +61,20 @@ class Source(msgspec.Struct, frozen=True, omit_defaults=True):
     item: int | None = None
 
 
+class Arm(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Whom a route gave work to: these versions, by this revision of it; `instead_of` others, of which nobody lived."""
+
+    versions: str
+    route: int
+    instead_of: str = ""
+
+
 class RunStarted(_Event, frozen=True, tag="run.started.v1"):
     """A run exists: its plan (kept for its whole life), its input, and the instant at which it is given up.
 
     With `force` nothing of it is taken from the cache. With a `key` it stands in line behind all that was sent to its
-    capability under that key (`bus.runs.lane`).
+    capability under that key (`bus.runs.lane`). Where routes share its work out, all that is `sticky` to the same goes
+    the same way.
     """
 
     plan: Plan
@@ -74,6 +83,7 @@ class RunStarted(_Event, frozen=True, tag="run.started.v1"):
     parent: Parent | None = None
     force: bool = False
     key: str = ""
+    sticky: str = ""
 
 
 class RunCompleted(_Event, frozen=True, tag="run.completed.v1"):
@@ -200,12 +210,14 @@ class PhaseInputReplaced(_Event, frozen=True, tag="phase.input_replaced.v1"):
 
 
 class PhaseReady(_Event, frozen=True, tag="phase.ready.v1"):
-    """The attempt waits to be taken, from `due_at` on if that is given."""
+    """The attempt waits to be taken, from `due_at` on if that is given; by those of `arm`, if a route shares such work
+    out."""
 
     phase: str
     attempt: int
     item: int | None = None
     due_at: Instant | None = None
+    arm: Arm | None = None
 
 
 class PhaseStarted(_Event, frozen=True, tag="phase.started.v1"):

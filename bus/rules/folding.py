@@ -128,6 +128,7 @@ class Folding:
             case PhaseStarted():
                 phase = self._phase(state, event.phase, at)
                 phase.status = "in_progress"
+                item = _item(phase, event.item)
                 attempt = Attempt(
                     number=event.attempt,
                     agent=event.agent,
@@ -135,8 +136,8 @@ class Folding:
                     started_at=at,
                     deadline_at=event.deadline_at,
                     because=event.because,
+                    arm=item.arm,
                 )
-                item = _item(phase, event.item)
                 _put(phase, _with(item, status="in_progress", attempts=(*item.attempts, attempt)))
             case PhaseProgressed():
                 phase = self._phase(state, event.phase, at)
@@ -264,7 +265,9 @@ class Folding:
         origin = item.origin or self._position
         _put(
             phase,
-            _with(item, status="ready", attempt=event.attempt, ready_at=event.due_at or at, origin=origin),
+            _with(
+                item, status="ready", attempt=event.attempt, ready_at=event.due_at or at, origin=origin, arm=event.arm
+            ),
         )
         if event.item is None or phase.status == "pending":
             phase.status = "ready"
@@ -381,6 +384,7 @@ def _born(commit: Commit) -> RunState:
         origin=commit.position,
         force=first.force,
         key=first.key,
+        sticky=first.sticky,
     )
 
 
@@ -402,6 +406,7 @@ def _anew(item: Item, *, afresh: bool) -> Item:
         origin=0,
         death=None,
         died=item.death or item.died,
+        arm=None,
         **left,
     )
 

@@ -11,6 +11,7 @@ import msgspec
 from bus.format.subjects import Work
 from bus.rules.conditions import holds
 from bus.rules.references import ABSENT, ITEM, RUN_INPUT, Unresolved, follow, resolve
+from bus.rules.route import need
 from bus.rules.run import Output, RunState
 
 
@@ -27,6 +28,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     attempt: int
     input: Any
     correlation: str
+    sticky: str = ""
     item: int | None = None
     silence_timeout_s: float | None = None
     begun: int = 1
@@ -97,6 +99,7 @@ def order(state: RunState, key: str, index: int | None) -> Order:
         attempt=item.attempt,
         input=msgspec.json.decode(msgspec.json.encode(input_of(state, key, index))),
         correlation=state.correlation,
+        sticky=state.sticky or state.key,
         silence_timeout_s=state.plan.graph[key].phase.silence_timeout_s,
         begun=state.phases[key].begun,
         undoes=state.phases[key].undoing is not None,
@@ -110,7 +113,7 @@ def work(state: RunState, key: str, index: int | None) -> Work:
     capability = state.capability(key)
     item = state.phases[key].item(index)
     assert item is not None and capability is not None, f"phase {key} is open and has a capability"
-    return Work(capability, state.run, key, index, item.attempt)
+    return Work(need(capability, item.arm), state.run, key, index, item.attempt)
 
 
 def _root(state: RunState, root: str) -> Any:

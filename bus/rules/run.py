@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from bus.problem import Problem
-from bus.rules.events import Parent, Source
+from bus.rules.events import Arm, Parent, Source
 from bus.rules.plan import Plan
 
 RunStatus = Literal["in_progress", "completed", "failed", "cancelled"]
@@ -51,7 +51,8 @@ class Attempt(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """One try, numbered from 1; the number is also its fencing epoch. Without `ended_at` it is under way.
 
     `cause` is how it ended without a result (`bus.events.Cause`, or `cancelled`), `evidence` what a recoverer had seen.
-    `cached` is where its output was taken from, `because` why it was not, where it could have been.
+    `cached` is where its output was taken from, `because` why it was not, where it could have been; `arm` is whom a
+    route had given it to.
     """
 
     number: int
@@ -68,6 +69,7 @@ class Attempt(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     duration_s: float | None = None
     because: str = ""
     cached: Source | None = None
+    arm: Arm | None = None
 
     @property
     def has_spoken(self) -> bool:
@@ -103,7 +105,8 @@ class Item(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     `earlier` how many of the attempts belong to passes before this one. `effects` are what its handlers did outside,
     each once: with what came of it, or None while nobody knows whether it happened. `saved` is how far they got, in
     their own words. `given` is an input that somebody put in place of the plan's, `origin` the position of the commit
-    that opened it in this pass, `death` is how it was given up, and `died` how it had been before.
+    that opened it in this pass, `death` is how it was given up, and `died` how it had been before. `arm` is whom a
+    route gives it to.
     """
 
     index: int | None = None
@@ -121,6 +124,7 @@ class Item(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     death: Death | None = None
     died: Death | None = None
     saved: Output | None = None
+    arm: Arm | None = None
 
     @property
     def unknown(self) -> list[str]:
@@ -237,7 +241,7 @@ class RunState(msgspec.Struct, gc=False, kw_only=True):
     Once `archived`, it can be read, and nothing more happens to it.
     `unknown_events` of the `events` are of types this version does not know: what they say is not in this state.
     `late` are the results that came for attempts that were over. With `force` nothing is taken from the cache.
-    With a `key` it was begun in line (`bus.runs.lane`).
+    With a `key` it was begun in line (`bus.runs.lane`). `sticky` is what its starter said that it sticks to.
     """
 
     run: str
@@ -265,6 +269,12 @@ class RunState(msgspec.Struct, gc=False, kw_only=True):
     checkpoints: dict[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
     force: bool = False
     key: str = ""
+    sticky: str = ""
+
+    @property
+    def sticks_to(self) -> str:
+        """What keeps its work together where routes share work out: by default, the story it belongs to."""
+        return self.sticky or self.key or self.correlation
 
     def capability(self, key: str) -> str | None:
         """What the phase's work needs now: its own capability, or that which undoes it."""

@@ -20,7 +20,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
 
     `begun` is the pass of the run in which this piece of work was begun from nothing: 1, unless somebody had it done
     again. `undoes`: it undoes what the phase did. `correlation` is shared by everything that came of one beginning;
-    `causation` is the id of the message in the log that this attempt came of.
+    `causation` is the id of the message in the log that this attempt came of. `sticky` is what all that comes of it
+    sticks to where routes share work out, if its starter said so.
     """
 
     run: str = "run"
@@ -31,6 +32,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     agent: str = "agent"
     instance: str = "instance"
     correlation: str = "run"
+    sticky: str = ""
     causation: str | None = None
     deadline_at: datetime | None = None
     begun: int = 1

@@ -45,6 +45,7 @@ def begin(parent: RunState, phase: PhaseState) -> Step:
         parent=Parent(parent.run, phase.key),
         force=parent.force or phase.forced,
         correlation=parent.correlation,
+        sticky=parent.sticky,
     )
 
 

@@ -77,13 +77,19 @@ class Ledger:
                     yield commit
 
     def dispatch(
-        self, state: RunState, ready: Iterable[tuple[str, int | None]], *, causation: str | None = None
+        self,
+        state: RunState,
+        ready: Iterable[tuple[str, int | None]],
+        *,
+        causation: str | None = None,
+        in_line: bool = False,
     ) -> None:
         """Publish the work of items that can be taken, which the commit `causation` made ready, if that is known.
 
-        Harmless if it is already waiting: the server keeps one. What stands in line needs no message: its place is one.
+        Harmless if it is already waiting: the server keeps one. What stands in line needs no message: its place is one,
+        unless who has that says so (`in_line`).
         """
-        if state.is_in_line:
+        if state.is_in_line and not in_line:
             return
         for key, index in ready:
             waiting = work(state, key, index)

@@ -44,9 +44,9 @@ class Recovery(msgspec.Struct, frozen=True, omit_defaults=True):
     on_start: bool = False
 
 
-class Starved(msgspec.Struct, frozen=True):
+class Starved(msgspec.Struct, frozen=True, omit_defaults=True):
     """No live agent offers the capability, and `waiting` pieces of work need it; the oldest, `phase` of `run`, since
-    then. It is said once, until somebody offers it."""
+    then. It is said once, until somebody offers it. With `versions`, nobody of those whom its route gives any work."""
 
     by: str
     capability: str
@@ -54,6 +54,7 @@ class Starved(msgspec.Struct, frozen=True):
     run: str
     phase: str
     waiting: int
+    versions: str = ""
 
 
 def recovery(by: str, recovered: Sequence[Recovered], *, on_start: bool) -> Recovery:

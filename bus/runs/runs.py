@@ -20,10 +20,12 @@ from msgspec.structs import replace
 from bus.clock import utc_now
 from bus.errors import BusError, MalformedMessage, NotFound, Refused, TooLarge, Unavailable
 from bus.log.log import VersionConflict
+from bus.registry.signposts import Signposts
 from bus.rules.commands import Begin, Command, Together
 from bus.rules.decide import decide
 from bus.rules.events import Commit, Event, PhaseReady
 from bus.rules.folding import Folding, placed
+from bus.rules.route import Routes
 from bus.rules.run import RunState
 from bus.runs import children
 from bus.runs.causality import served
@@ -62,8 +64,9 @@ class _Lane(msgspec.Struct):
 class Runs:
     """Every run of a namespace, as one process sees and moves them. `tasks` outlives whatever is submitted."""
 
-    def __init__(self, ledger: Ledger, tasks: asyncio.TaskGroup) -> None:
+    def __init__(self, ledger: Ledger, tasks: asyncio.TaskGroup, signposts: Signposts) -> None:
         self._ledger = ledger
+        self._signposts = signposts
         self._tasks = tasks
         self._lanes: OrderedDict[str, _Lane] = OrderedDict()
 
@@ -80,7 +83,11 @@ class Runs:
         if (facts := served()) is not None:
             causation = causation or facts.causation
             if isinstance(command, Begin) and command.correlation is None:
-                command = replace(command, correlation=facts.correlation)
+                command = replace(
+                    command,
+                    correlation=facts.correlation,
+                    sticky=command.sticky or ("" if command.key else facts.sticky),
+                )
         lane = self._lane(run)
         waiting = _Waiting(command, asyncio.get_running_loop().create_future(), causation, id)
         lane.waiting.append(waiting)
@@ -168,9 +175,11 @@ class Runs:
         is_fresh = lane.state is None and _beginning(batch[0].command) is None
         state = await self._ledger.refresh(run, None) if is_fresh else lane.state
         identity = batch[0].id or uuid4().hex
+        await self._signposts.known()
+        routes = self._signposts.standing
         while True:
             now = utc_now()
-            decided, refused, after = _decide(run, state, batch, now)
+            decided, refused, after = _decide(run, state, batch, now, routes)
             if refused and not is_fresh:
                 # A refusal must be true now, not as of what this process happened to know.
                 state, is_fresh = await self._ledger.refresh(run, state), True
@@ -204,7 +213,7 @@ class Runs:
 
 
 def _decide(
-    run: str, state: RunState | None, batch: list[_Waiting], now: datetime
+    run: str, state: RunState | None, batch: list[_Waiting], now: datetime, routes: Routes
 ) -> tuple[list[tuple[_Waiting, Sequence[Event]]], list[tuple[_Waiting, Refused]], RunState | None]:
     """Each command on the state that the ones before it leave; and the state that the last one leaves."""
     decided: list[tuple[_Waiting, Sequence[Event]]] = []
@@ -212,7 +221,7 @@ def _decide(
     folding = Folding(state)
     for waiting in batch:
         try:
-            caused = decide(folding.state, waiting.command, run=run, now=now)
+            caused = decide(folding.state, waiting.command, run=run, now=now, routes=routes)
         except Refused as error:
             refused.append((waiting, error))
             continue

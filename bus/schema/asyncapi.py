@@ -104,6 +104,13 @@ _CHANNELS = (
         True,
     ),
     Channel(
+        "routes",
+        "ops.route.{capability}",
+        "How operators share a capability's work out among versions. The newest message is what stands.",
+        ("ops.route_set.v1", "ops.route_removed.v1"),
+        True,
+    ),
+    Channel(
         "leases",
         "lease.{lease}",
         "Who got, gave back and lost a lock, a permit or a lead.",

@@ -62,6 +62,7 @@ from bus.registry.orders import (
     AgentReleased,
 )
 from bus.registry.presence import Beat, Present
+from bus.registry.routes import ROUTE_REMOVED, ROUTE_SET, RouteRemoved, RouteSet
 from bus.rules.dead import LETTERS
 from bus.rules.events import COMMIT, EVENTS, Body, Known
 from bus.runs.halts import Halt
@@ -144,6 +145,8 @@ def vocabulary() -> dict[str, Entry]:
         AGENT_DRAINED: Entry("data", AgentDrained),
         AGENT_QUARANTINED: Entry("data", AgentQuarantined),
         AGENT_RELEASED: Entry("data", AgentReleased),
+        ROUTE_SET: Entry("data", RouteSet),
+        ROUTE_REMOVED: Entry("data", RouteRemoved),
         LETTER_REDRIVEN: Entry("data", LetterRedriven),
         LETTER_DISCARDED: Entry("data", LetterDiscarded),
         REDRIVE_BEGUN: Entry("data", RedriveBegun),

@@ -121,7 +121,7 @@ class Attempts:
                 return
             # Nobody else waits for this capability: what the result makes ready may stay with us. What may be cached
             # is looked up first.
-            offers = not delivery.pending and capability.cache is None
+            offers = work.capability if not delivery.pending and capability.cache is None else ""
             while decided is not None and (started := _next_start(decided, self._instance)) is not None:
                 part = started.phase if started.item is None else f"{started.phase}:{started.item}"
                 with structlog.contextvars.bound_contextvars(phase=part, attempt=started.attempt):
@@ -140,7 +140,7 @@ class Attempts:
                     if decided is not None:
                         await self._recall.keep(capability, recalled, decided)
                     passage = circuit.passing() if circuit is not None else None
-                    offers = offers and (circuit is None or circuit.state.status == "closed")
+                    offers = offers if circuit is None or circuit.state.status == "closed" else ""
 
     async def take(self, capability: Capability, work: Work, causation: str, circuit: Circuit | None) -> None:
         """Take this attempt, if it can be taken, and make it. What goes wrong is recorded, not raised."""
@@ -222,7 +222,7 @@ class Attempts:
             work.phase,
             work.item,
             work.attempt,
-            capability.name,
+            work.capability,
             self._agent.name,
             self._instance,
             capability.timeout_s,
@@ -254,7 +254,7 @@ class Attempts:
         pulse: Pulse,
         *,
         passage: Passage | None,
-        offers: bool = False,
+        offers: str = "",
         key: str = "",
         because: str = "",
         beginning: Beginning | None = None,
@@ -291,6 +291,7 @@ class Attempts:
             agent=self._agent.name,
             instance=self._instance,
             correlation=order.correlation,
+            sticky=order.sticky,
             causation=causation,
             deadline_at=deadline_at,
             begun=order.begun,
@@ -325,8 +326,8 @@ class Attempts:
             if (lost := await _flushed(emitter)) is not None:
                 result = lost
             self.tallies[capability.name].count(took_s, result if isinstance(result, Problem) else None)
-            offer = Offer(capability.name, self._agent.name, capability.timeout_s)
-            goes_on = offers and not self.draining and not self.is_paused(capability)
+            offer = Offer(offers, self._agent.name, capability.timeout_s)
+            goes_on = bool(offers) and not self.draining and not self.is_paused(capability)
             decided = await self._conclude(order, result, submit, offer if goes_on else None, key)
             if capability.name in self.brakes and decided is not None and _has_died(decided, order):
                 # Before anything more is asked for: the log says so to everybody else a moment later.

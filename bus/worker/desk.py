@@ -16,6 +16,7 @@ from bus.guards.circuit import Circuit
 from bus.handlers.agent import Capability
 from bus.log.streams import EVERYBODY, ensure_consumer, set_up_cache, set_up_work
 from bus.registry.presence import Load
+from bus.worker.arms import FORGOTTEN_S, Arms
 from bus.worker.brake import Brake
 from bus.worker.lanes import Lanes
 from bus.worker.room import Room
@@ -26,8 +27,6 @@ logger = structlog.get_logger(__name__)
 _HAND_ON_S = 0.02
 # So long does pulled work wait for room here before somebody else may have it.
 _IN_LINE_S = 0.2
-# What only one instance, or one version, takes is forgotten so long after that has ended; the work itself is not.
-_FORGOTTEN_S = 3600.0
 
 
 class Serving(Protocol):
@@ -62,6 +61,7 @@ class Desk:
         self.brake = Brake(client, capability.name, lambda _on: self._place()) if pauses else None
         self._intake: Intake | None = None
         self._lanes = Lanes(client, capability, instance, self._line) if capability.ordered else None
+        self._arms = Arms(client, self._take, self._hear, tasks)
         self._listening: Subscription | None = None
         self._rank: int | None = 0
         self._braking: asyncio.Task[None] | None = None
@@ -106,6 +106,14 @@ class Desk:
             task.add_done_callback(self._pulling.discard)
         self._listen()
 
+    async def follow(self, needs: set[str]) -> None:
+        """Take what routes give to versions of this kind: work for these capabilities. Raises as `open`."""
+        if self._intake is not None and needs != self._arms.needs:
+            await self._arms.follow(needs)
+            self._place()
+            self._fill()
+            self._listen_to_arms()
+
     def rank(self, rank: int | None) -> None:
         """Come after instances with a lower number, 0 to 9; None: take nothing until there is one again."""
         if rank != self._rank:
@@ -120,11 +128,13 @@ class Desk:
             self._intake = None
         if self._lanes is not None:
             self._lanes.close()
+        self._arms.close()
         self._listen()
 
     def cancel(self) -> None:
         """End what is left: pulling, and what was begun, which is handed back."""
         self.close()
+        self._arms.cancel()
         others = [task for task in (self._braking, self._resting) if task is not None]
         for task in (*self._pulling, *others, *self.serving):
             task.cancel()
@@ -135,6 +145,7 @@ class Desk:
         if self._intake is not None:
             self._intake.rank(self._rank or 0)
             self._intake.hold(is_held)
+        self._arms.place(self._rank or 0, held=is_held)
         if self._lanes is not None:
             self._lanes.place(self._rank or 0, held=is_held)
 
@@ -143,13 +154,21 @@ class Desk:
         if self._listening is not None:
             self._listening.unsubscribe()
             self._listening = None
-        # What may be cached is looked up, and that is for work in the log.
-        if self._intake is not None and self._rank is not None and self._capability.cache is None:
-            subject = self._client.subjects.hand(self._capability.name, spare=self._rank > 0)
+        self._listen_to_arms()
+        if self._is_listening:
+            subject = self._client.subjects.hand(self._capability.name, spare=(self._rank or 0) > 0)
             self._listening = self._client.connection.subscribe(subject, self._hear, queue="instances")
 
+    def _listen_to_arms(self) -> None:
+        self._arms.listen(spare=(self._rank or 0) > 0 if self._is_listening else None)
+
+    @property
+    def _is_listening(self) -> bool:
+        # What may be cached is looked up, and that is for work in the log.
+        return self._intake is not None and self._rank is not None and self._capability.cache is None
+
     def _take(self, intake: Intake, delivery: Delivery) -> None:
-        if self._intake is not intake:
+        if self._intake is not intake and intake not in self._arms:
             delivery.nak(_HAND_ON_S)
             return
         self._begin(self._pulled(delivery))
@@ -191,6 +210,7 @@ class Desk:
     def _ask(self) -> None:
         if self._intake is not None:
             self._intake.grant(max(self._room.free - self._intake.credit, 0))
+            self._arms.grant(self._room.free)
         if self._lanes is not None and self._room.free:
             self._lanes.grant()
 
@@ -202,7 +222,7 @@ class Desk:
     async def _ensure(self) -> str:
         client = self._client
         name = self._capability.name
-        inactive_s = _FORGOTTEN_S if is_special(name) else None
+        inactive_s = FORGOTTEN_S if is_special(name) else None
         return await ensure_consumer(client.connection, client.subjects, name, client.settings, inactive_s=inactive_s)
 
     async def _restore(self) -> None:

@@ -50,6 +50,7 @@ class Questions:
             agent=self._agent.name,
             instance=self._instance,
             correlation=asked.correlationid or run,
+            sticky=question.sticky,
             causation=asked.causationid,
             deadline_at=question.deadline_at,
             report=lambda _fraction, _note: SAID,

@@ -26,6 +26,7 @@ from bus.handlers.agent import Agent, Capability
 from bus.rules.commands import Reuse
 from bus.rules.events import PhaseCompleted, Source
 from bus.rules.inputs import input_of
+from bus.rules.route import need
 from bus.rules.run import RunState
 from bus.runs.ledger import commit_in
 from bus.runs.runs import Decided
@@ -174,4 +175,4 @@ def _can_be_taken(state: RunState, work: Work) -> bool:
     if phase is None or item is None or phase.undoing is not None or state.archived:
         return False
     is_ready = (item.status, item.attempt) == ("ready", work.attempt)
-    return is_ready and state.capability(work.phase) == work.capability
+    return is_ready and need(state.capability(work.phase) or "", item.arm) == work.capability

@@ -39,6 +39,7 @@ from bus.problem import Problem
 from bus.registry.presence import Held
 from bus.rules.commands import Begin, Take
 from bus.rules.inputs import Order
+from bus.rules.route import need
 from bus.runs.runs import Decided
 from bus.runs.task import WORK
 from bus.worker.attempts import Attempts
@@ -166,8 +167,16 @@ class Reception:
 
         plan = handed.task.plan
         came_at = utc_now()
-        begin = Begin(plan, handed.input, correlation=asked.correlationid, since=came_at)
-        take = Take(WORK, None, 1, capability.name, self._agent.name, self._instance, capability.timeout_s)
+        begin = Begin(
+            plan,
+            handed.input,
+            correlation=asked.correlationid,
+            since=came_at,
+            sticky=handed.sticky,
+            arm=handed.arm,
+        )
+        needed = need(capability.name, handed.arm)
+        take = Take(WORK, None, 1, needed, self._agent.name, self._instance, capability.timeout_s)
         beginning = Beginning(
             self._client.runs, run, begin, take, causation=asked.causationid, pulse=pulse, stored=stored
         )
@@ -178,6 +187,7 @@ class Reception:
             attempt=1,
             input=msgspec.json.decode(handed.input),
             correlation=asked.correlationid or run,
+            sticky=handed.sticky,
         )
         bound_s = min(capability.timeout_s, handed.task.timeout_s)
         beginning.arm()

@@ -30,13 +30,14 @@ _HAND_ON_S = 0.05
 class Seeing:
     """Of one instance. What it does counts by the log alone: two that see the same run through do no harm."""
 
-    def __init__(self, client: Client, attempts: Attempts) -> None:
+    def __init__(self, client: Client, attempts: Attempts, version: str) -> None:
         self._client = client
         self._attempts = attempts
+        self._version = version
 
     async def through(self, capability: Capability, room: Room, delivery: Delivery, circuit: Circuit | None) -> None:
         """Serve one place. The next in its lane is handed out when this one is acknowledged."""
-        turn = Turn(self._client, self._attempts, capability, room, circuit)
+        turn = Turn(self._client, self._attempts, capability, self._version, room, circuit)
         try:
             async with self._kept(delivery):
                 message = await self._message(delivery)

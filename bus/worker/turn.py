@@ -44,11 +44,18 @@ class Turn:
     """What one delivery of a lane is served with. It returns whether that is done, or somebody else is to go on."""
 
     def __init__(
-        self, client: Client, attempts: Attempts, capability: Capability, room: Room, circuit: Circuit | None
+        self,
+        client: Client,
+        attempts: Attempts,
+        capability: Capability,
+        version: str,
+        room: Room,
+        circuit: Circuit | None,
     ) -> None:
         self._client = client
         self._attempts = attempts
         self._capability = capability
+        self._version = version
         self._room = room
         self._circuit = circuit
         self._parking = Parking(client, capability.name)
@@ -150,7 +157,10 @@ class Turn:
                 return "parked" if await self._is_dead(state, discarded) else "over"
             if self._attempts.draining:
                 return "not_now"
-            if _is_due(state):
+            if _is_due(state) and not self._is_ours(state):
+                # The place stays here, so the order does, and the work goes to those whom a route gives it to.
+                self._client.ledger.dispatch(state, [(WORK, None)], in_line=True)
+            elif _is_due(state):
                 # Others may have a hand free.
                 if not await self._room.enter(_IN_LINE_S, handed=False):
                     return "not_now"
@@ -164,6 +174,12 @@ class Turn:
             # Its time has not come, or somebody else has it.
             await asyncio.sleep(_LOOK_S)
             state = await self._client.runs.load(state.run)
+
+    def _is_ours(self, state: RunState) -> bool:
+        """Whether work may be done here: no route has given it to other versions."""
+        item = state.phases[WORK].item(None)
+        arm = item.arm if item is not None else None
+        return arm is None or self._client.signposts.arms(self._capability.name, self._version) == arm.versions
 
     async def _is_dead(self, state: RunState, discarded: str) -> bool:
         """Whether work that was given up holds what comes after it, until somebody redrives or discards it."""

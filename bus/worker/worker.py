@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 logger = structlog.get_logger(__name__)
 
 _LOOK_S = 0.25
+_AGAIN_S = 1.0
 _STATM = Path("/proc/self/statm")
 
 
@@ -61,7 +62,7 @@ class Worker:
         self._life = Life(agent.name, agent.life)
         self._attempts = Attempts(client, agent, instance, self._apart)
         self._reception = Reception(client, agent, instance, self._attempts, self._apart)
-        self._seeing = Seeing(client, self._attempts)
+        self._seeing = Seeing(client, self._attempts, agent.version)
         self._subscriptions: list[Subscription] = []
         self._card = card(agent, instance, socket.gethostname(), os.getpid())
         self._standing = Standing(client, self._card)
@@ -131,6 +132,7 @@ class Worker:
             background = [
                 tasks.create_task(self._presence.beating()),
                 tasks.create_task(self._standing.mind(self._settle)),
+                tasks.create_task(self._mind_routes()),
                 tasks.create_task(self._heed(stop)),
                 tasks.create_task(self._mind_health()),
             ]
@@ -177,10 +179,31 @@ class Worker:
                 else:
                     each.close()
             if is_serving:
-                self._presence.offer(True)
+                self._presence.offer(True, await self._follow_routes())
         if quarantine is not None:
             logger.warning("in quarantine", by=quarantine.by, reason=quarantine.reason)
         self._presence.say()
+
+    async def _follow_routes(self) -> list[str]:
+        """Take what routes give to versions of this kind; returns the capabilities that such work is for."""
+        signposts = self._client.signposts
+        await signposts.known()
+        needs = signposts.needs(self._agent.capabilities, self._agent.version)
+        for name in self._agent.capabilities:
+            await self._desks[name].follow({needs[name]} if name in needs else set())
+        return list(needs.values())
+
+    async def _mind_routes(self) -> None:
+        """Settle again whenever routes have changed; until cancelled."""
+        while True:
+            change = self._client.signposts.change()
+            try:
+                await self._settle()
+            except BusError as error:
+                logger.warning("routes not followed", error=str(error))
+                await asyncio.sleep(_AGAIN_S)
+                continue
+            await change.wait()
 
     async def _mind_health(self) -> None:
         """Take as much as is good for it."""

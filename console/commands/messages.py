@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 _VALUE = "JSON | @FILE | -"
 
 
+_sticky = click.option(
+    "--sticky", default="", metavar="WORD", help="Where routes share work out, the same word goes the same way."
+)
+
+
 def _delivery_options(command: Any) -> Any:
     """How `send` and `tell` may be told when, and how often."""
     for option in (
@@ -42,6 +47,7 @@ def _delivery_options(command: Any) -> Any:
 @click.option("--fast", is_flag=True, help="Store nothing; the work is done at most once.")
 @click.option("--key", default="", metavar="KEY", help="In the order of all that is sent with the same one.")
 @click.option("--stream", "is_streamed", is_flag=True, help="Print what the handler emits while it works.")
+@_sticky
 @on_live_bus
 async def ask(
     client: Client,
@@ -52,6 +58,7 @@ async def ask(
     fast: bool,
     key: str,
     is_streamed: bool,
+    sticky: str,
 ) -> int:
     """Have work done, and print the answer. Exit code 1 if the work was given up."""
     from bus.errors import WorkFailed
@@ -62,12 +69,12 @@ async def ask(
         raise click.UsageError("--stream has no --key: leave one of the two out")
     try:
         if is_streamed:
-            stream = client.stream(capability, value, timeout_s=timeout_s)
+            stream = client.stream(capability, value, timeout_s=timeout_s, sticky=sticky)
             async for part in stream:
                 printer.record({"index": part.index, "attempt": part.attempt, "part": part.value})
             answer = await stream.answer()
         else:
-            answer = await client.ask(capability, value, timeout_s=timeout_s, fast=fast, key=key)
+            answer = await client.ask(capability, value, timeout_s=timeout_s, fast=fast, key=key, sticky=sticky)
     except WorkFailed as failed:
         printer.hint(str(failed))
         return FAILED
@@ -79,6 +86,7 @@ async def ask(
 @click.argument("capability")
 @click.argument("value", callback=read_input, metavar=_VALUE)
 @_delivery_options
+@_sticky
 @on_live_bus
 async def send(client: Client, printer: Printer, capability: str, value: msgspec.Raw, **how: Any) -> None:
     """Hand work to whoever has a capability. Prints its run's id."""

@@ -64,6 +64,9 @@ def _called(parameter: click.Parameter) -> str:
 @click.option("--from", "first", metavar="PHASE", help="Leave out the phases in front of this one.")
 @click.option("--to", "last", metavar="PHASE", help="Leave out the phases behind this one.")
 @click.option("--force", is_flag=True, help="Compute all of it anew, whatever is in the cache.")
+@click.option(
+    "--sticky", default="", metavar="WORD", help="Where routes share work out, the same word goes the same way."
+)
 @on_live_bus
 async def start(
     client: Client,
@@ -76,6 +79,7 @@ async def start(
     first: str | None,
     last: str | None,
     force: bool,
+    sticky: str,
 ) -> int:
     """Start a run of a plan; prints its id."""
     from console.lookup import refusals
@@ -85,7 +89,9 @@ async def start(
         if key is not None and key not in plan.graph:
             raise Failure(USAGE, f"plan {plan.name!r} has no phase {key!r}: it has {', '.join(plan.graph)}")
     with refusals(run):
-        receipt = await client.start(plan, value, run=run, fail_fast=fail_fast, first=first, last=last, force=force)
+        receipt = await client.start(
+            plan, value, run=run, fail_fast=fail_fast, first=first, last=last, force=force, sticky=sticky
+        )
     if printer.as_json:
         printer.record(receipt)
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from bus.rules.route import need
 from projections.attention import Mute
 from projections.doctor.facts import Facts, Member
 from projections.doctor.finding import Code, Finding
@@ -47,9 +48,11 @@ def resting(facts: Facts) -> Iterator[Finding]:
     for state in facts.runs:
         for phase in state.phases.values() if state.is_open and state.paused_at is None else ():
             capability = state.capability(phase.key)
-            having = [each for each in alive if capability is not None and capability in each.capabilities]
-            waiting = any(item.status == "ready" for item in phase.items)
-            if capability is None or not waiting or not having or any(_takes(each, capability) for each in having):
+            waiting = next((item for item in phase.items if item.status == "ready"), None)
+            if capability is None or waiting is None:
+                continue
+            having = [each for each in alive if need(capability, waiting.arm) in each.capabilities]
+            if not having or any(_takes(each, capability) for each in having):
                 continue
             first = having[0]
             why = first.takes_nothing or "paused after a dead letter"

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 from bus.guards.breaker import BreakerState
+from bus.rules.route import need
 from bus.rules.run import PhaseState, RunState
 from projections.attention import Concern, Living, Reason, concerns
 from projections.doctor.crew import takes
@@ -95,6 +96,8 @@ def untaken(facts: Facts) -> Iterator[Finding]:
                 item.ready_at
                 for item in phase.items
                 if item.status == "ready" and item.ready_at is not None and _age_s(facts, item.ready_at) > _BUSY_S
+                # Of whom a route gives it to nobody may be there: that is told as such.
+                if takes(facts, need(capability, item.arm))
             ]
             if waiting:
                 yield _untaken(facts, state, phase, capability, places, waiting)

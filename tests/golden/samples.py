@@ -80,9 +80,11 @@ from bus.registry.orders import (
     Whom,
 )
 from bus.registry.presence import Beat, Held, Load, Present
+from bus.registry.routes import ROUTE_REMOVED, ROUTE_SET, RouteRemoved, RouteSet
 from bus.rules.dead import LETTER, UNREADABLE, DeadLetter, Try, Unreadable
 from bus.rules.events import (
     COMMIT,
+    Arm,
     Event,
     Parent,
     PhaseApproved,
@@ -122,6 +124,7 @@ from bus.rules.events import (
 from bus.rules.plan import Approval, Phase, Plan
 from bus.rules.references import ref
 from bus.rules.retry import RetryPolicy
+from bus.rules.route import Share
 from bus.runs.halts import Halt
 from bus.runs.hearing import AGAIN, Again
 from bus.runs.lane import PARKED, PLACED, RESUMED, UNPARKED, Parked, Resumed, Unparked
@@ -174,6 +177,7 @@ EVENTS: dict[str, Sequence[Event]] = {
                 deadline_at=LATER,
                 parent=Parent("ci-1", "sub"),
                 key="customer-7",
+                sticky="customer-7",
                 force=True,
             ),
             RunStarted(plan=PLAN, input=msgspec.Raw(b'{"path":"src"}'), deadline_at=LATER),
@@ -226,7 +230,10 @@ EVENTS: dict[str, Sequence[Event]] = {
             ),
             PhaseInputReplaced(phase="collect", input=msgspec.Raw(b"null"), by="ann"),
         ],
-        [PhaseReady(phase="-8", item=0, attempt=2, due_at=LATER), PhaseReady(phase="collect", attempt=1)],
+        [
+            PhaseReady(phase="-8", item=0, attempt=2, due_at=LATER, arm=Arm("1.*", 3, "2.0.0")),
+            PhaseReady(phase="collect", attempt=1),
+        ],
         [
             PhaseStarted(
                 phase="-8",
@@ -471,7 +478,7 @@ RECOVERIES = {
         others=3,
         on_start=True,
     ),
-    STARVED: Starved("supervisor-1", "code.analyse", AT, RUN, "-8", 2),
+    STARVED: Starved("supervisor-1", "code.analyse", AT, RUN, "-8", 2, "2.0.0"),
 }
 BEAT = Beat(
     agent="coder",
@@ -512,6 +519,10 @@ ORDERS = {
     AGENT_DRAINED: AgentDrained("ann", Whom("coder", "coder-1"), "new host"),
     AGENT_QUARANTINED: AgentQuarantined("ann", Whom("coder", version=">=1.2,<2"), "wrong prices"),
     AGENT_RELEASED: AgentReleased("ann", Whom("coder")),
+}
+ROUTES = {
+    ROUTE_SET: RouteSet("ann", "price", (Share("1.*", 95.0), Share("2.0.0", 5.0)), 3, "canary"),
+    ROUTE_REMOVED: RouteRemoved("ann", "price", 4, "all are new"),
 }
 HALT = Halt([Held(RUN, "-8", 0, 2), Held(RUN, "collect", None, 1)], "the run was cancelled by ann")
 
@@ -568,8 +579,8 @@ def handed_over(kind: str, data: object) -> bytes:
 
 
 HANDOVERS: dict[str, object] = {
-    HANDED: Handed(Task("price", 30.0), msgspec.Raw(b'{"sku":"A-7"}')),
-    ASKED: Asked(msgspec.Raw(b'{"sku":"A-7"}'), LATER),
+    HANDED: Handed(Task("price", 30.0), msgspec.Raw(b'{"sku":"A-7"}'), "customer-7", Arm("2.0.0", 3)),
+    ASKED: Asked(msgspec.Raw(b'{"sku":"A-7"}'), LATER, 0.02, "customer-7"),
 }
 REPLIES: dict[str, object] = {
     "task.busy.v1": Busy(),
@@ -612,7 +623,7 @@ MESSAGES: dict[str, bytes] = {
     **{kind: about_agent(kind, said) for kind, said in CACHE.items()},
     **{kind: about_agent(kind, said) for kind, said in COORDINATION.items()},
     **{kind: about_agent(kind, said) for kind, said in {**BREAKERS, **LIMITS, **CALLS}.items()},
-    **{kind: about_agent(kind, said) for kind, said in (AGENTS | ORDERS).items()},
+    **{kind: about_agent(kind, said) for kind, said in (AGENTS | ORDERS | ROUTES).items()},
     **{kind: about_agent(kind, said) for kind, said in RECOVERIES.items()},
     PUBLISHED: about_agent(PUBLISHED, {"number": 7}),
     PARTS: about_work(PARTS, Parts(2, 4, [msgspec.Raw(b'"one"'), msgspec.Raw(b'{"two":2}')]), attempt=2),

@@ -169,6 +169,7 @@ def test_the_channels_are_the_subjects_of_the_namespace(described: dict[str, Any
         "agents": subjects.agent("git", "git-1"),
         "dead": subjects.dead("git.collect"),
         "operations": subjects.ops("dead"),
+        "routes": subjects.route("git.collect"),
         "leases": subjects.lease("permit.gpu.2"),
         "barriers": subjects.barrier("ready"),
         "decisions": subjects.decision("d-1"),

@@ -96,6 +96,18 @@ async def test_what_was_archived_leaves_the_log_and_is_read_as_before(
         assert [record.position for record in whole] == sorted({record.position for record in [*before, *left]})
 
 
+async def test_a_route_stands_although_what_it_was_before_is_archived(
+    server: Server, client: Client, folder: Path
+) -> None:
+    for share in (5, 20):
+        await client.set_route("price", {"1.*": 100 - share, "2.0.0": share}, by="ann")
+    await archive(client, folder, AT_ONCE, by="ann")
+    assert len(await stored(client.log, client.subjects.routes)) == 1
+    async with connect(server.url) as later:
+        (turn,) = await later.routes()
+        assert turn.route is not None and (turn.revision, turn.route.part("2.0.0")) == (2, 0.2)
+
+
 async def test_every_way_to_read_sees_archive_and_log_as_one(server: Server, client: Client, folder: Path) -> None:
     await client.log.append("bus.topic.old", message("first"))
     await ended(client, "gone")
