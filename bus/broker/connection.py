@@ -300,16 +300,16 @@ class Connection:
             del self._streams[token]
             forget()
 
-    def subscribe(self, subject: str, callback: Callback, *, queue: str = "") -> Subscription:
+    def subscribe(self, subject: str, callback: Callback, *, queue: str = "", once: bool = False) -> Subscription:
         """Call `callback` for every message on `subject` (wildcards allowed), from the read loop: it must not block.
 
-        An exception it raises is logged and counted. With `queue`, each message goes to one member of that group.
-        Raises InvalidName, and Unavailable if the connection is closed.
+        An exception it raises is logged and counted. With `queue`, each message goes to one member of that group. With
+        `once` it ends with the first message, of which the server need not be told. Raises InvalidName, and Unavailable if the connection is closed.
         """
         check_filter(subject)
         if queue and not _SUBJECT.fullmatch(queue):
             raise InvalidName(f"queue {queue!r} can't be subscribed to: a token is empty or has spaces")
-        return Subscription(self._client, self._client.gain_interest(subject, queue, callback))
+        return Subscription(self._client, self._client.gain_interest(subject, queue, callback, once=once))
 
     async def flush(self, timeout_s: float) -> None:
         """Wait until the server has taken everything published so far. Raises Unavailable."""

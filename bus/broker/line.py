@@ -64,15 +64,23 @@ class Line(Client):
             self._write_is_due = True
             asyncio.get_running_loop().call_soon(self._write)
 
-    def gain_interest(self, subject: str, queue: str, callback: Callback) -> int:
-        self._sid += 1
+    def gain_interest(self, subject: str, queue: str, callback: Callback, *, once: bool = False) -> int:
+        sid = self._sid = self._sid + 1
         if self.is_connected:
-            self.send(f"SUB {subject} {queue} {self._sid}\r\n".encode())
+            self.send(f"SUB {subject} {queue} {sid}\r\n".encode(), f"UNSUB {sid} 1\r\n".encode() if once else b"")
         elif self.is_closed:
             raise Unavailable("the connection is closed")
-        self._subs[self._sid] = Interest(self, self._sid, subject, queue)  # what a reconnect subscribes to again
-        self.callbacks[self._sid] = callback
-        return self._sid
+        # What a reconnect subscribes to again.
+        self._subs[sid] = Interest(self, sid, subject, queue, max_msgs=int(once))
+
+        def take_first(message: Message) -> None:
+            # The server has ended it by itself.
+            self._subs.pop(sid, None)
+            self.callbacks.pop(sid, None)
+            callback(message)
+
+        self.callbacks[sid] = take_first if once else callback
+        return sid
 
     def lose_interest(self, sid: int) -> None:
         if self._subs.pop(sid, None) and self.is_connected:

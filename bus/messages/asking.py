@@ -303,9 +303,12 @@ class Asking(Steering):
 
     async def _request(self, kind: str, run: str, subject: str, what: object, timeout_s: float) -> Reply:
         facts = served()
+        # The server tells of what it has stored sooner than who had it stored. Of many at once that costs too much:
+        # then the instance's own word, which comes when the log has it, will do.
+        is_followed = isinstance(what, Handed) and self._asking < _FEW
         message = envelope(
             kind,
-            what,
+            msgspec.structs.replace(what, followed=True) if is_followed else what,
             id=uuid4().hex,
             source=self.source,
             time=utc_now(),
@@ -319,11 +322,8 @@ class Asking(Steering):
             if not told.done() and is_record(copy):
                 told.set_result(copy)
 
-        # The server tells of what it has stored sooner than who had it stored. Of many at once that costs too much:
-        # then the instance's own word, which comes when the log has it, will do.
         story = live_copy(self.subjects.run(run))
-        is_followed = kind == HANDED and self._asking < _FEW
-        following = self.connection.subscribe(story, take) if is_followed else None
+        following = self.connection.subscribe(story, take, once=True) if is_followed else None
         self._asking += 1
         try:
             forget = self.connection.ask(told, subject, encode(message), timeout_s=timeout_s)

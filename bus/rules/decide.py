@@ -80,7 +80,7 @@ _NO_TIME = timedelta(seconds=0.05)
 def decide(state: RunState | None, command: Command, *, run: str, now: datetime) -> Sequence[Event]:
     """What happens because of the command: events in order, never none. Raises Refused if nothing may."""
     if isinstance(command, Together):
-        return _together(state, command, run, now)
+        return carry_out(Folding(state), command, run=run, now=now)[1]
     if isinstance(command, Begin):
         if state is not None:
             raise Refused(f"run {run} has already started")
@@ -144,15 +144,21 @@ def decide(state: RunState | None, command: Command, *, run: str, now: datetime)
     return draft.events
 
 
-def _together(state: RunState | None, command: Together, run: str, now: datetime) -> Sequence[Event]:
-    folding = Folding(state)
-    happened: list[Event] = []
-    for each in command.commands:
-        caused = decide(folding.state, each, run=run, now=now)
-        position = (folding.state.position if folding.state is not None else 0) + 1
-        folding.add(Commit(run, "", now, position, caused))
-        happened += caused
-    return happened
+def carry_out(folding: Folding, command: Command, *, run: str, now: datetime) -> tuple[Folding, Sequence[Event]]:
+    """`decide`, and the fold with what happens. Raises Refused; the fold it was given is then as it was."""
+    if isinstance(command, Together):
+        # All of them or none, so on a copy.
+        together, happened = Folding(folding.state), list[Event]()
+        for each in command.commands:
+            together, caused = carry_out(together, each, run=run, now=now)
+            happened += caused
+        return together, happened
+    state = folding.state
+    happened = list(decide(state, command, run=run, now=now))
+    correlation = command.correlation if isinstance(command, Begin) else None
+    position = (state.position if state is not None else 0) + 1
+    folding.add(Commit(run, "", now, position, happened, correlation=correlation))
+    return folding, happened
 
 
 def _begin(command: Begin, run: str, now: datetime) -> Sequence[Event]:

@@ -120,8 +120,29 @@ class Folding:
 
     def _apply(self, state: RunState, event: Event, at: datetime) -> None:
         match event:
+            # The usual ones first: they are compared in this order.
+            case PhaseReady():
+                self._ready(state, event, at)
+            case PhaseStarted():
+                phase = self._phase(state, event.phase, at)
+                phase.status = "in_progress"
+                attempt = Attempt(
+                    number=event.attempt,
+                    agent=event.agent,
+                    instance=event.instance,
+                    started_at=at,
+                    deadline_at=event.deadline_at,
+                    because=event.because,
+                )
+                item = _item(phase, event.item)
+                _put(phase, _with(item, status="in_progress", attempts=(*item.attempts, attempt)))
+            case PhaseCompleted():
+                self._completed(state, event, at)
             case RunCompleted():
                 _end(state, "completed", at)
+            case RunStarted():
+                # It was read by `_born`.
+                pass
             case RunFailed():
                 _end(state, "failed", at, event.problem)
             case RunCancelled():
@@ -153,21 +174,6 @@ class Folding:
                 if event.item is None and not phase.items:
                     phase.items, phase.open_items = [Item(attempt=phase.epoch, died=phase.died)], 1
                 _put(phase, _with(_item(phase, event.item), given=Output(event.input)))
-            case PhaseReady():
-                self._ready(state, event, at)
-            case PhaseStarted():
-                phase = self._phase(state, event.phase, at)
-                phase.status = "in_progress"
-                attempt = Attempt(
-                    number=event.attempt,
-                    agent=event.agent,
-                    instance=event.instance,
-                    started_at=at,
-                    deadline_at=event.deadline_at,
-                    because=event.because,
-                )
-                item = _item(phase, event.item)
-                _put(phase, _with(item, status="in_progress", attempts=(*item.attempts, attempt)))
             case PhaseProgressed():
                 phase = self._phase(state, event.phase, at)
                 item = _item(phase, event.item)
@@ -190,8 +196,6 @@ class Folding:
             case PhaseSaved():
                 phase = self._phase(state, event.phase, at)
                 _put(phase, _with(_item(phase, event.item), saved=Output(event.state)))
-            case PhaseCompleted():
-                self._completed(state, event, at)
             case PhaseAttemptFailed():
                 phase = self._phase(state, event.phase, at)
                 item = _item(phase, event.item)
@@ -239,7 +243,6 @@ class Folding:
             case ResultRefused():
                 state.late = (*state.late, Late(event.phase, event.item, event.attempt, event.instance))
             case _:
-                # A start was read by `_born`.
                 pass
 
     def _phase(self, state: RunState, key: str, at: datetime) -> PhaseState:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import resource
 import socket
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 logger = structlog.get_logger(__name__)
 
 _LOOK_S = 0.25
+_GARBAGE_AFTER = 10_000
 _STATM = Path("/proc/self/statm")
 
 
@@ -312,10 +314,18 @@ async def serve(agent: Agent, stop: asyncio.Event, **settings: Any) -> None:
 
 def run_agent(agent: Agent) -> None:
     """Serve until SIGTERM or SIGINT; a second one ends the process at once. Without a bus, the process ends."""
+    _collect_less()
     try:
         asyncio.run(until_signalled(lambda stop: serve(agent, stop)))
     except BusError as error:
         raise SystemExit(f"error: {error}") from error
+
+
+def _collect_less() -> None:
+    """Look for garbage less often, in a process that is ours: hardly anything here is in a cycle, and with a hundred
+    attempts under way each look found nothing and took a fifth of the time."""
+    gc.freeze()
+    gc.set_threshold(_GARBAGE_AFTER, 20, 20)
 
 
 def _only_error(group: ExceptionGroup[Exception]) -> Exception:
