@@ -6,6 +6,7 @@ another registrar, goes before.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import aclosing
 from uuid import uuid4
@@ -19,7 +20,7 @@ from bus.format.envelope import envelope
 from bus.log.log import VersionConflict
 from bus.log.record import Record
 from bus.registry.arrivals import event_in
-from bus.registry.card import AGENT_LOST, AgentLost, Card, Loss
+from bus.registry.card import AGENT_LOST, AgentLost, Card, Loss, without_schemas
 
 logger = structlog.get_logger(__name__)
 
@@ -27,6 +28,7 @@ logger = structlog.get_logger(__name__)
 class _Registered(msgspec.Struct, frozen=True):
     agent: str
     position: int
+    card: bytes
 
 
 class Registrar:
@@ -36,9 +38,23 @@ class Registrar:
         self._client = client
         self._registered: dict[str, _Registered] = {}
         self._position = 0
+        self._moved = asyncio.Event()
 
     def __iter__(self) -> Iterator[str]:
         return iter(list(self._registered))
+
+    def __len__(self) -> int:
+        return len(self._registered)
+
+    def cards(self) -> Iterator[tuple[str, bytes]]:
+        """Each instance and its card, without schemas, as JSON."""
+        return ((instance, each.card) for instance, each in self._registered.items())
+
+    async def has_read(self, position: int) -> None:
+        """Wait until the log was followed up to a position."""
+        while self._position < position:
+            self._moved.clear()
+            await self._moved.wait()
 
     @property
     def floor(self) -> int:
@@ -48,6 +64,7 @@ class Registrar:
     async def follow(self, after: int) -> None:
         """Follow the log for ever. Raises Unavailable."""
         self._position = after
+        self._moved.set()
         async with aclosing(self._client.log.follow(self._client.subjects.agents, after=after)) as records:
             async for record in records:
                 self._note(record)
@@ -72,6 +89,8 @@ class Registrar:
         event = event_in(record)
         self._position = record.position
         if isinstance(event, Card):
-            self._registered[event.instance] = _Registered(event.agent, record.position)
+            card = msgspec.json.encode(without_schemas(event))
+            self._registered[event.instance] = _Registered(event.agent, record.position, card)
         elif event is not None:
             self._registered.pop(event.instance, None)
+        self._moved.set()

@@ -148,6 +148,16 @@ class Connection:
         return str(self._client._server_info.get("version", ""))
 
     @property
+    def name(self) -> str:
+        """As the server knows it."""
+        return str(self._client.options["name"])
+
+    @property
+    def is_clustered(self) -> bool:
+        """Whether the server is one of several: another one may fall silent without this line noticing."""
+        return bool(self._client._server_info.get("cluster"))
+
+    @property
     def disconnects(self) -> int:
         """How often the line was lost so far."""
         return self._client.disconnects
@@ -304,7 +314,8 @@ class Connection:
         """Call `callback` for every message on `subject` (wildcards allowed), from the read loop: it must not block.
 
         An exception it raises is logged and counted. With `queue`, each message goes to one member of that group. With
-        `once` it ends with the first message, of which the server need not be told. Raises InvalidName, and Unavailable if the connection is closed.
+        `once` it ends with the first message, of which the server need not be told. Raises InvalidName, and Unavailable
+        if the connection is closed.
         """
         check_filter(subject)
         if queue and not _SUBJECT.fullmatch(queue):

@@ -22,6 +22,7 @@ from nats.aio.client import PING_PROTO, PONG_PROTO, Client, Server, Srv
 from nats.aio.subscription import Subscription as Interest
 from nats.aio.transport import TcpTransport
 
+from bus.broker.rhythm import until_next_s
 from bus.broker.wire import Frames, Message, text
 from bus.errors import Unavailable
 
@@ -31,7 +32,8 @@ Callback = Callable[[Message], None]
 
 _BACKLOG_BYTES = 16 * 2**20
 _READ_BYTES = 64 * 1024
-_PING_S = 3
+# A line that is dead without a word is given up when a second one is due and the first has no answer.
+_PING_S = 4
 _random = random.SystemRandom()
 
 
@@ -217,6 +219,15 @@ class Line(Client):
         if self._pongs and not (pong := self._pongs.pop(0)).done():
             pong.set_result(True)
 
+    async def _ping_interval(self) -> None:
+        name = str(self.options["name"])
+        while self._pings_outstanding <= self.options["max_outstanding_pings"]:
+            await asyncio.sleep(until_next_s(time.time(), self.options["ping_interval"], name))
+            if self.is_connected:
+                self._pings_outstanding += 1
+                await self._send_ping()
+        await self._process_op_err(errors.StaleConnectionError())
+
     async def _send_ping(self, future: asyncio.Future[bool] | None = None) -> None:
         # Not queued: a ping left over from a broken line would answer for the next one's.
         self._pongs.append(future or asyncio.get_running_loop().create_future())
@@ -272,5 +283,5 @@ def options(url: str, name: str, credentials: Path | None) -> dict[str, Any]:
         "max_reconnect_attempts": -1,
         "reconnect_time_wait": 0.2,
         "ping_interval": _PING_S,
-        "max_outstanding_pings": 2,
+        "max_outstanding_pings": 1,
     }

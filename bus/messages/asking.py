@@ -142,7 +142,7 @@ class Asking(Steering):
         """The capability of the version that is wanted, or of the newest in a range of them."""
         if not is_range(check_range(wanted)):
             return versioned(wanted, capability)
-        there = await who_is_there(self.connection, self.log)
+        there = await who_is_there(self.connection, self.log, self.settings.beat_s)
         fitting = [
             each.version
             for each in there
@@ -305,10 +305,12 @@ class Asking(Steering):
         facts = served()
         # The server tells of what it has stored sooner than who had it stored. Of many at once that costs too much:
         # then the instance's own word, which comes when the log has it, will do.
-        is_followed = isinstance(what, Handed) and self._asking < _FEW
+        is_followed = False
+        if isinstance(what, Handed) and self._asking < _FEW:
+            what, is_followed = msgspec.structs.replace(what, followed=True), True
         message = envelope(
             kind,
-            msgspec.structs.replace(what, followed=True) if is_followed else what,
+            what,
             id=uuid4().hex,
             source=self.source,
             time=utc_now(),

@@ -242,8 +242,6 @@ class Folding:
                 state.unknown_events += 1
             case ResultRefused():
                 state.late = (*state.late, Late(event.phase, event.item, event.attempt, event.instance))
-            case _:
-                pass
 
     def _phase(self, state: RunState, key: str, at: datetime) -> PhaseState:
         """The phase, to be changed: a copy that belongs to this fold."""

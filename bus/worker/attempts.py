@@ -62,7 +62,8 @@ _CAUSES: dict[str, Cause] = {
 class Attempts:
     """What one instance of an agent has in hand. `draining` ends the taking of more; `state` is its lifespan's.
 
-    `apart` makes the answers of isolated handlers. `tallies` counts what came of each capability.
+    `apart` makes the answers of isolated handlers. `tallies` counts what came of each capability. `took` is called when
+    an attempt is held where none was.
     """
 
     def __init__(self, client: Client, agent: Agent, instance: str, apart: Answer) -> None:
@@ -75,6 +76,7 @@ class Attempts:
         self._logger = logger.bind()
         self._held: dict[Held, Pulse] = {}
         self._doubted: set[Held] = set()
+        self.took: Callable[[], None] = lambda: None
         self.tallies = {name: Tally() for name in agent.capabilities}
         self.state: Any = None
         self.brakes: dict[str, Brake] = {}
@@ -192,6 +194,8 @@ class Attempts:
     def hold(self, held: Held, pulse: Pulse) -> None:
         """The log gives this attempt to the instance: its beats say that it has it."""
         self._held[held] = pulse
+        if len(self._held) == 1:
+            self.took()
 
     def is_paused(self, capability: Capability) -> bool:
         """Whether nothing of it is taken since something died."""
@@ -268,7 +272,7 @@ class Attempts:
         said = partial(self._call, order)
         report: Report = Reporter(self._client.runs, held, self._instance, pulse).report
         if beginning is None:
-            self._held[held] = pulse
+            self.hold(held, pulse)
             submit: Callable[[Command], Awaitable[Decided]] = partial(
                 self._client.runs.submit, order.run, causation=causation
             )

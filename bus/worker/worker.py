@@ -68,6 +68,7 @@ class Worker:
         self._card = card(agent, instance, socket.gethostname(), os.getpid())
         self._standing = Standing(client, self._card)
         self._presence = Presence(client.connection, client.subjects, self._card, self._beat, client.settings.beat_s)
+        self._attempts.took = self._presence.took
         self._desks: dict[str, Desk] = {}
         self._draining = asyncio.Event()
         self._settling = asyncio.Lock()
