@@ -6,12 +6,15 @@ its name and the reason, and no value is printed: it may be a secret.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+import msgspec
+from msgspec import Meta
 
 from bus.errors import InvalidName, SettingsError
 from bus.format import subjects
@@ -20,49 +23,73 @@ _PREFIX = "PHASEBUS_"
 _VARIABLES = {"url": "NATS_URL", "context": "NATS_CONTEXT"}
 
 
-class Settings(BaseModel):
-    """How a process talks to the bus. Durations are seconds."""
+class Secret:
+    """A text that nothing prints by accident."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    __slots__ = ("_text",)
 
-    url: SecretStr | None = Field(None, description="nats://user:password@host:port, several joined by commas")
-    context: str | None = Field(None, description="name of a NATS context file, used when there is no url")
-    system_url: SecretStr | None = Field(None, description="login of the system account: crashes are seen at once")
-    operator_url: SecretStr | None = Field(None, description="login that may take what was archived out of the log")
-    credentials: Path | None = Field(None, description="a .creds file, or one that holds an nkey seed")
-    namespace: str = Field("bus", description="prefix of every subject; its upper case is the stream's name")
-    replicas: int = Field(1, ge=1, le=5, description="copies of the log, on as many servers")
-    durability: Literal["synced", "fast"] = Field("synced", description="synced: on disk before it is acknowledged")
-    archive: Path | None = Field(None, description="folder of an archive: what it holds is read as if still in the log")
-    projections: str | None = Field(None, description="where rows are kept: sqlite:///FILE or postgresql://...")
-    append_timeout_s: float = Field(30.0, gt=0, description="how long an append is tried again before it is given up")
-    request_timeout_s: float = Field(5.0, gt=0, description="how long one answer of the server is waited for")
-    payload_limit_bytes: int = Field(64 * 2**20, ge=1, le=2**30, description="no larger payload is written or read")
-    compress_above_bytes: int = Field(16_384, ge=0, description="payloads larger than this are compressed, if it helps")
-    beat_s: float = Field(1.0, gt=0, le=60, description="an instance says that it lives this often")
-    lease_s: float = Field(3.0, gt=0, le=600, description="silent for longer, an instance loses what it holds")
-    grace_s: float = Field(10.0, ge=0, description="how long a stopping process may finish what it has begun")
-    memory_limit_mb: int | None = Field(None, ge=1, description="an instance takes less work when it nears this")
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def get_secret_value(self) -> str:
+        """The text itself."""
+        return self._text
+
+    def __repr__(self) -> str:
+        return "Secret(...)"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and self._text == other._text
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """How a process talks to the bus. Durations are seconds. Made by `load`, which checks them."""
+
+    url: Annotated[Secret | None, Meta(description="nats://user:password@host:port, several joined by commas")] = None
+    context: Annotated[str | None, Meta(description="name of a NATS context file, used when there is no url")] = None
+    system_url: Annotated[Secret | None, Meta(description="login of the system account: crashes are seen at once")] = (
+        None
+    )
+    operator_url: Annotated[Secret | None, Meta(description="login that may take what was archived out of the log")] = (
+        None
+    )
+    credentials: Annotated[Path | None, Meta(description="a .creds file, or one that holds an nkey seed")] = None
+    namespace: Annotated[str, Meta(description="prefix of every subject; its upper case is the stream's name")] = "bus"
+    replicas: Annotated[int, Meta(ge=1, le=5, description="copies of the log, on as many servers")] = 1
+    durability: Annotated[Literal["synced", "fast"], Meta(description="synced: on disk before it is acknowledged")] = (
+        "synced"
+    )
+    archive: Annotated[
+        Path | None, Meta(description="folder of an archive: what it holds is read as if still in the log")
+    ] = None
+    projections: Annotated[str | None, Meta(description="where rows are kept: sqlite:///FILE or postgresql://...")] = (
+        None
+    )
+    append_timeout_s: Annotated[
+        float, Meta(gt=0, description="how long an append is tried again before it is given up")
+    ] = 30.0
+    request_timeout_s: Annotated[float, Meta(gt=0, description="how long one answer of the server is waited for")] = 5.0
+    payload_limit_bytes: Annotated[int, Meta(ge=1, le=2**30, description="no larger payload is written or read")] = (
+        64 * 2**20
+    )
+    compress_above_bytes: Annotated[
+        int, Meta(ge=0, description="payloads larger than this are compressed, if it helps")
+    ] = 16_384
+    beat_s: Annotated[float, Meta(gt=0, le=60, description="an instance says that it lives this often")] = 1.0
+    lease_s: Annotated[float, Meta(gt=0, le=600, description="silent so long, an instance loses what it holds")] = 3.0
+    grace_s: Annotated[float, Meta(ge=0, description="how long a stopping process may finish what it has begun")] = 10.0
+    memory_limit_mb: Annotated[int | None, Meta(ge=1, description="an instance takes less work when it nears this")] = (
+        None
+    )
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-
-    @field_validator("namespace")
-    @classmethod
-    def _namespace(cls, value: str) -> str:
-        try:
-            return subjects.name(value, "namespace")
-        except InvalidName:
-            raise ValueError("it is not a name: use 1 to 63 of a-z, 0-9, _ and -") from None
-
-    @model_validator(mode="after")
-    def _beats_within_a_lease(self) -> Settings:
-        if self.beat_s >= self.lease_s:
-            raise ValueError("beat_s must be shorter than lease_s")
-        return self
 
     @classmethod
     def load(cls, environment: Mapping[str, str] = os.environ, **values: Any) -> Settings:
         """The settings of `environment`, with `values` that are not None on top. Raises SettingsError."""
-        names = {field: _VARIABLES.get(field, _PREFIX + field.upper()) for field in cls.model_fields}
+        names = {field: _VARIABLES.get(field, _PREFIX + field.upper()) for field in cls.__struct_fields__}
         known = {*names.values(), *_ELSEWHERE}
         unknown = [name for name in environment if name.startswith(_PREFIX) and name not in known]
         if unknown:
@@ -70,11 +97,19 @@ class Settings(BaseModel):
         # By `get` alone: an environment of `eventsourcing` looks for the application's own variable there first.
         found: dict[str, Any] = {field: value for field, name in names.items() if (value := environment.get(name))}
         found.update({field: value for field, value in values.items() if value is not None})
-        try:
-            return cls.model_validate(found)
-        except ValidationError as error:
-            problems = [f"{_named(problem['loc'], names)}: {_said(problem['msg'])}" for problem in error.errors()]
-            raise SettingsError("; ".join(problems)) from None
+        types = get_type_hints(cls, include_extras=True)
+        problems: list[str] = []
+        for field, value in found.items():
+            try:
+                found[field] = _converted(field, value, types)
+            except ValueError as error:
+                problems.append(f"{field} ({names[field]}): {error}" if field in names else f"{field}: {error}")
+        if problems:
+            raise SettingsError("; ".join(problems))
+        settings = cls(**found)
+        if settings.beat_s >= settings.lease_s:
+            raise SettingsError("settings: beat_s must be shorter than lease_s")
+        return settings
 
 
 # Read by the examples and by nats.conf, not by the library.
@@ -87,11 +122,36 @@ _ELSEWHERE = frozenset(
 )
 
 
-def _named(location: tuple[int | str, ...], names: Mapping[str, str]) -> str:
-    field = str(location[0]) if location else "settings"
-    return f"{field} ({names[field]})" if field in names else field
+def _converted(field: str, value: object, types: Mapping[str, Any]) -> object:
+    """A setting's value from what was given for it. Raises ValueError, which does not repeat it."""
+    if field not in types:
+        raise ValueError("there is no such setting")
+    annotated = types[field]
+    kind, meta = get_args(annotated) if get_origin(annotated) is Annotated else (annotated, Meta())
+    kind = next((each for each in get_args(kind) if each is not NoneType), kind) if NoneType in get_args(kind) else kind
+    if kind in (Secret, Path):
+        try:
+            return value if isinstance(value, kind) else kind(os.fspath(value))
+        except TypeError:
+            raise ValueError("it is a text") from None
+    if field == "namespace":
+        try:
+            return subjects.name(str(value), field)
+        except InvalidName:
+            raise ValueError("it is not a name: use 1 to 63 of a-z, 0-9, _ and -") from None
+    try:
+        converted = msgspec.convert(value, annotated, strict=False)
+    except msgspec.ValidationError:
+        raise ValueError(_wanted(kind, meta)) from None
+    if isinstance(converted, float) and math.isnan(converted):
+        raise ValueError(_wanted(kind, meta))
+    return converted
 
 
-def _said(message: str) -> str:
-    """Without pydantic's word for an error of ours."""
-    return message.removeprefix("Value error, ")
+def _wanted(kind: Any, meta: Meta) -> str:
+    """What a setting has to be, in words."""
+    if get_origin(kind) is Literal:
+        return f"it is one of {', '.join(get_args(kind))}"
+    bounds = {"above": meta.gt, "at least": meta.ge, "at most": meta.le}
+    said = ", ".join(f"{word} {bound:g}" for word, bound in bounds.items() if bound is not None)
+    return f"it is {'a whole number' if kind is int else 'a number' if kind is float else 'a text'} {said}".rstrip()

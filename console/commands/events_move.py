@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import click
+import msgspec
 
 from console.failure import FAILED, OK, REFUSED, Failure
 from console.selecting import choosing
@@ -114,7 +115,7 @@ async def _import(place: Address, into: str | None, file: IO[bytes], name: str) 
         settings = Settings.load(namespace=into, **values)
         if settings.namespace != Settings.load().namespace:
             # The archive is of the log here, and not of the one over there.
-            settings = settings.model_copy(update={"archive": None})
+            settings = msgspec.structs.replace(settings, archive=None)
         client = await stack.enter_async_context(connect(name="phasebus", settings=settings))
         at_work = [f"agent {beat.agent}" for beat in await client.agents()]
         if await Leadership(client, "import").leader() is not None:

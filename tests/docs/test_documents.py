@@ -102,7 +102,7 @@ def test_every_file_the_reliability_page_names_is_there() -> None:
 
 def test_the_reference_names_every_setting() -> None:
     reference = (ROOT / "docs" / "reference.md").read_text()
-    for field in Settings.model_fields:
+    for field in Settings.__struct_fields__:
         name = {"url": "NATS_URL", "context": "NATS_CONTEXT"}.get(field, f"PHASEBUS_{field.upper()}")
         assert f"`{name}`" in reference
 

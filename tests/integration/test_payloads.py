@@ -43,7 +43,7 @@ def noise(size: int) -> str:
 
 def payloads_over(connection: Connection, **settings: float) -> Payloads:
     chosen = {"append_timeout_s": 15, "request_timeout_s": 2, **settings}
-    return Payloads(connection, Subjects("bus"), Settings.model_validate(chosen))
+    return Payloads(connection, Subjects("bus"), Settings(**chosen))
 
 
 @pytest.fixture

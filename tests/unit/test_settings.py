@@ -3,7 +3,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
 
 from bus.errors import SettingsError
 from bus.settings import Settings
@@ -91,9 +90,9 @@ def test_a_beat_that_outlasts_the_lease_is_refused() -> None:
 def test_no_secret_is_shown_by_a_settings_object() -> None:
     secrets: dict[str, Any] = {"url": "nats://u:s3cret@h", "system_url": "nats://sys:s3cret@h"}
     settings = Settings.load({}, **secrets)
-    assert "s3cret" not in f"{settings!r} {settings} {settings.model_dump_json()}"
+    assert "s3cret" not in f"{settings!r} {settings}"
 
 
 def test_settings_never_change() -> None:
-    with pytest.raises(ValidationError):
+    with pytest.raises(AttributeError):
         Settings.load({}).namespace = "other"
