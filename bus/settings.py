@@ -122,7 +122,7 @@ _ELSEWHERE = frozenset(
 )
 
 
-def _converted(field: str, value: object, types: Mapping[str, Any]) -> object:
+def _converted(field: str, value: Any, types: Mapping[str, Any]) -> object:
     """A setting's value from what was given for it. Raises ValueError, which does not repeat it."""
     if field not in types:
         raise ValueError("there is no such setting")
