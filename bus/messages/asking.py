@@ -36,6 +36,7 @@ T = TypeVar("T")
 
 # Who has taken work that was handed over says so, or has the result, in a twentieth of that.
 _FIRST_WORD_S = 0.5
+_AT_EASE = 25
 _BUSY_PAUSE_S = 0.01
 _GIVE_UP_S = (0.0, 0.05, 0.2, 0.5)
 
@@ -110,13 +111,17 @@ class Asking(Sending):
         state = await self._ended(run)
         return output_of(state, WORK)
 
+    def _first_word_s(self) -> float:
+        """Of many at once each waits for the others: to store it here as well would make all of them later."""
+        return _FIRST_WORD_S * (1 + self._handing.under_way / _AT_EASE)
+
     async def _hand_over(self, run: str, task: Task, given: msgspec.Raw) -> Reply | None:
         """What an instance says that was handed the work directly; None: nobody has it, as far as anybody knows.
 
         Raises NoLiveAgent.
         """
         try:
-            return await self._handing.put(HANDED, run, task.capability, Handed(task, given), _FIRST_WORD_S)
+            return await self._handing.put(HANDED, run, task.capability, Handed(task, given), self._first_word_s())
         except NoResponders:
             # An instance that stops takes nothing more this way, and still is one.
             if await self._unserved([task.capability]):

@@ -21,13 +21,13 @@ _FEW = 8
 
 
 class Handing:
-    """Of one client."""
+    """Of one client. `under_way` are those that wait for a word at this moment."""
 
     def __init__(self, connection: Connection, subjects: Subjects, source: str) -> None:
         self._connection = connection
         self._subjects = subjects
         self._source = source
-        self._under_way = 0
+        self.under_way = 0
 
     async def put(self, kind: str, run: str, capability: str, what: object, timeout_s: float) -> Reply:
         """The word of an instance; of one that comes after others, if those are not there or have no hand free."""
@@ -46,7 +46,7 @@ class Handing:
         # The server tells of what it has stored sooner than who had it stored. Of many at once that costs too much:
         # then the instance's own word, which comes when the log has it, will do.
         is_followed = False
-        if isinstance(what, Handed) and self._under_way < _FEW:
+        if isinstance(what, Handed) and self.under_way < _FEW:
             what, is_followed = replace(what, followed=True), True
         message = envelope(
             kind,
@@ -66,7 +66,7 @@ class Handing:
 
         story = live_copy(self._subjects.run(run))
         following = self._connection.subscribe(story, take, once=True) if is_followed else None
-        self._under_way += 1
+        self.under_way += 1
         try:
             forget = self._connection.ask(told, subject, encode(message), timeout_s=timeout_s)
             try:
@@ -74,7 +74,7 @@ class Handing:
             finally:
                 forget()
         finally:
-            self._under_way -= 1
+            self.under_way -= 1
             if following is not None:
                 following.unsubscribe()
         if answer.subject == story:
