@@ -34,11 +34,10 @@ _AGAIN_S = 1.0
 class Directory:
     """Of one leader's term. It answers when all have been heard of, and anew after each lost line."""
 
-    def __init__(self, client: Client, registrar: Registrar, census: Census, *, few: int = _FEW) -> None:
+    def __init__(self, client: Client, registrar: Registrar, census: Census) -> None:
         self._client = client
         self._registrar = registrar
         self._census = census
-        self._few = few
         self._told_of = 0
         self._mute: set[str] = set()
         self._answering: set[asyncio.Task[None]] = set()
@@ -97,7 +96,7 @@ class Directory:
             async with asyncio.timeout(_CATCH_UP_S):
                 # Who had registered, or ended, before somebody asked is known of.
                 await self._registrar.has_read(self._told_of)
-            if len(self._registrar) > self._few and self._census.hears_ends:
+            if len(self._registrar) > _FEW and self._census.hears_ends:
                 for page in self._pages():
                     self._client.connection.publish(message.reply, page)
             self._client.connection.publish(message.reply, b"")
@@ -117,9 +116,9 @@ class Directory:
             page.append(b'{"card":%b,"beat":%b,"silent_s":%.3f}' % (card, beat or _no_beat(instance), silent_s))
             size += len(page[-1])
             if size > _PAGE_BYTES:
-                yield b"[%b]" % b",".join(page)
+                yield b'{"present":[%b]}' % b",".join(page)
                 page, size = [], 0
-        yield b"[%b]" % b",".join(page)
+        yield b'{"present":[%b]}' % b",".join(page)
 
 
 def _no_beat(instance: str) -> bytes:

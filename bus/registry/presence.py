@@ -85,10 +85,16 @@ class Present(msgspec.Struct, frozen=True, omit_defaults=True):
     silent_s: float = 0.0
 
 
+class Page(msgspec.Struct, frozen=True):
+    """Some of those a leader has heard of. An empty message comes after the last one."""
+
+    present: Sequence[Present]
+
+
 _beat = msgspec.json.Decoder(Beat)
 _present = msgspec.json.Decoder(Present)
 _pace = msgspec.json.Decoder(Pace)
-_page = msgspec.json.Decoder(list[Present])
+_page = msgspec.json.Decoder(Page)
 
 
 def read_beat(message: Message) -> Beat | None:
@@ -107,10 +113,10 @@ def read_present(message: Message) -> Present | None:
         return None
 
 
-def read_page(message: Message) -> list[Present]:
+def read_page(message: Message) -> Sequence[Present]:
     """Some of those a leader has heard of. Raises MalformedMessage."""
     try:
-        return _page.decode(message.data)
+        return _page.decode(message.data).present
     except UNDECODABLE as error:
         raise MalformedMessage(f"not a page of the roster: {error}") from error
 

@@ -20,6 +20,8 @@ _BEAT = "beat.v1"
 _HALT = "halt.v1"
 _TALLY = "tally.v1"
 _PRESENT = "present.v1"
+_PAGE = "roster.v1"
+_PACE = "pace.v1"
 _QUESTION = "question"
 _YES = "yes"
 
@@ -177,11 +179,17 @@ _HANDOVERS = (
 )
 _QUESTIONS = (
     Channel("everyone", "ping", "Every instance answers.", (_QUESTION,)),
-    Channel("instance", "ping.{instance}", "This instance answers, if it lives.", (_QUESTION,)),
+    Channel(
+        "instance",
+        "ping.{instance}",
+        "This instance answers, if it lives; and is told how often to beat while it holds nothing.",
+        (_QUESTION, _PACE),
+    ),
+    Channel("roster", "roster", "The leader says who is there, if they are many.", (_QUESTION,)),
     Channel("offers", "who.{capability}", "Every instance that takes such work answers.", (_QUESTION,)),
     Channel("orderly", "orders.{capability}", "Every instance that takes such work with a key answers.", (_QUESTION,)),
 )
-_ANSWERS = {"everyone": _PRESENT, "instance": _BEAT, "offers": _YES, "orderly": _YES}
+_ANSWERS = {"everyone": _PRESENT, "instance": _BEAT, "roster": _PAGE, "offers": _YES, "orderly": _YES}
 
 
 def asyncapi(document: Document, namespace: str, version: str) -> dict[str, Any]:
@@ -291,7 +299,7 @@ def _messages(document: Document) -> Iterator[tuple[str, dict[str, Any]]]:
                     **({"headers": {"type": "object", "properties": headers}} if wire in logged else {}),
                 },
             )
-    for wire in (_BEAT, _HALT, _PRESENT, _TALLY, *_WORDS):
+    for wire in (_BEAT, _HALT, _PRESENT, _PAGE, _PACE, _TALLY, *_WORDS):
         payload = _draft_07(document.types[wire].schema)
         yield wire, {"name": wire, "contentType": "application/json", "payload": payload}
     yield _QUESTION, {"name": _QUESTION, "summary": "An empty message; whoever is meant answers."}
