@@ -186,9 +186,9 @@ class Presence:
         self._said.set()
 
     def took(self) -> None:
-        """Something is held now: that is said at once if the next beat is not due as soon as a holder's is."""
-        if self._pace_s > self._every_s and asyncio.get_running_loop().time() - self._beat_at_s > self._every_s / 2:
-            self._said.set()
+        """Something is held now: the next beat is due when a holder's would be."""
+        if self._pace_s > self._every_s:
+            asyncio.get_running_loop().call_at(self._beat_at_s + self._every_s, self._said.set)
 
     async def beating(self) -> None:
         """Beat until cancelled: as often as the settings say while something is held, otherwise at the pace that a
