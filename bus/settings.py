@@ -81,7 +81,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     beat_s: Annotated[float, Meta(gt=0, le=60, description="an instance says that it lives this often")] = 1.0
     lease_s: Annotated[float, Meta(gt=0, le=600, description="silent so long, an instance loses what it holds")] = 3.0
     grace_s: Annotated[float, Meta(ge=0, description="how long a stopping process may finish what it has begun")] = 10.0
-    memory_limit_mb: Annotated[int | None, Meta(ge=1, description="an instance takes less work when it nears this")] = (
+    memory_limit_mb: Annotated[int, Meta(ge=1, description="an instance takes less work when it nears this")] | None = (
         None
     )
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -127,8 +127,9 @@ def _converted(field: str, value: Any, types: Mapping[str, Any]) -> object:
     if field not in types:
         raise ValueError("there is no such setting")
     annotated = types[field]
-    kind, meta = get_args(annotated) if get_origin(annotated) is Annotated else (annotated, Meta())
-    kind = next((each for each in get_args(kind) if each is not NoneType), kind) if NoneType in get_args(kind) else kind
+    bounded = _present(annotated)
+    kind, meta = get_args(bounded) if get_origin(bounded) is Annotated else (bounded, Meta())
+    kind = _present(kind)
     if kind in (Secret, Path):
         try:
             return value if isinstance(value, kind) else kind(os.fspath(value))
@@ -146,6 +147,12 @@ def _converted(field: str, value: Any, types: Mapping[str, Any]) -> object:
     if isinstance(converted, float) and math.isnan(converted):
         raise ValueError(_wanted(kind, meta))
     return converted
+
+
+def _present(kind: Any) -> Any:
+    """The type without None."""
+    options = get_args(kind)
+    return next(each for each in options if each is not NoneType) if NoneType in options else kind
 
 
 def _wanted(kind: Any, meta: Meta) -> str:

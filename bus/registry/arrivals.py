@@ -37,10 +37,9 @@ async def who_is_there(connection: Connection, log: Log, beat_s: float) -> list[
     Who should have been heard and was not is suspected. `beat_s` is how often they beat who do not say otherwise.
     Raises Unavailable.
     """
-    try:
+    with suppress(NoResponders, Unavailable, MalformedMessage, _FewError):
         return await _told_by_the_leader(connection, log, beat_s)
-    except (NoResponders, Unavailable, MalformedMessage, _FewError):
-        return await _asked_each(connection, log)
+    return await _asked_each(connection, log)
 
 
 async def _told_by_the_leader(connection: Connection, log: Log, beat_s: float) -> list[Instance]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +21,12 @@ def test_the_environment_says_otherwise() -> None:
     assert settings.url is not None
     assert settings.url.get_secret_value() == "nats://h:1"
     assert (settings.context, settings.namespace, settings.lease_s) == ("lab", "lab", 1.5)
+
+
+def test_each_kind_of_value_can_be_set(tmp_path: Path) -> None:
+    settings = Settings.load({"PHASEBUS_MEMORY_LIMIT_MB": "512", "PHASEBUS_REPLICAS": "3"}, archive=tmp_path, grace_s=1)
+    assert (settings.memory_limit_mb, settings.replicas, settings.archive, settings.grace_s) == (512, 3, tmp_path, 1)
+    assert Settings.load({"PHASEBUS_CREDENTIALS": "a.creds"}).credentials == Path("a.creds")
 
 
 def test_a_given_value_outranks_the_environment_and_none_does_not() -> None:
@@ -60,6 +67,8 @@ def test_variables_of_others_are_left_alone() -> None:
         ("PHASEBUS_BEAT_S", "61"),
         ("PHASEBUS_LEASE_S", "nan"),
         ("PHASEBUS_GRACE_S", "-0.1"),
+        ("PHASEBUS_MEMORY_LIMIT_MB", "0"),
+        ("PHASEBUS_MEMORY_LIMIT_MB", "s3cret"),
     ],
 )
 def test_a_wrong_value_is_refused_by_name_and_is_not_printed(name: str, value: str) -> None:
