@@ -1,4 +1,4 @@
-"""Many instances in one process, each with a connection of its own, and on it all that an idle worker has: for
+"""Many instances in one process, each registered and with a connection of its own, that take no work: for
 `benchmarks.registry`.
 
 `python -m benchmarks.instances URL FIRST COUNT`
@@ -14,12 +14,10 @@ from uuid import uuid4
 
 from bus import Agent, Settings, logs
 from bus.broker.connection import Connection
-from bus.broker.pull import Intake
 from bus.clock import utc_now
 from bus.format.envelope import envelope
 from bus.format.subjects import Subjects
 from bus.log.log import Log
-from bus.log.streams import EVERYBODY, consumer_of, ensure_consumer
 from bus.registry.card import AGENT_REGISTERED, Card
 from bus.registry.presence import Beat, Load, Presence
 from bus.registry.service import Service, Tally
@@ -42,8 +40,6 @@ async def main(url: str, first: int, count: int) -> None:
         for number in range(first, first + count):
             one = card(agent, f"idle-{number}", "host", number)
             connection = await stack.enter_async_context(Connection.open(url, name=f"agent/idle/{one.instance}"))
-            if number == first:
-                await ensure_consumer(connection, _SUBJECTS, _WORK, settings)
             presence = Presence(connection, _SUBJECTS, one, _beating(one), settings.beat_s)
             await stack.enter_async_context(presence.answering())
             service = Service(connection, _SUBJECTS, one, {each: Tally() for each in one.capabilities})
@@ -53,30 +49,12 @@ async def main(url: str, first: int, count: int) -> None:
             presence.offer(True)
             presence.appear()
             tasks.create_task(presence.beating())
-            tasks.create_task(_pulling(connection).run())
 
 
 def _beating(one: Card) -> Callable[[float], Beat]:
     return lambda lag_s: Beat(
         agent=one.agent, instance=one.instance, capabilities={_WORK: Load(0, 8)}, lag_s=round(lag_s, 3), memory_mb=50
     )
-
-
-def _pulling(connection: Connection) -> Intake:
-    intake = Intake(
-        connection,
-        _SUBJECTS.work_stream,
-        consumer_of(_WORK),
-        deliver=lambda _: None,
-        missing=_nothing,
-        group=EVERYBODY,
-    )
-    intake.grant(8)
-    return intake
-
-
-async def _nothing() -> None:
-    """The consumer is there."""
 
 
 if __name__ == "__main__":

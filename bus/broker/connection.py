@@ -153,11 +153,6 @@ class Connection:
         return str(self._client.options["name"])
 
     @property
-    def is_clustered(self) -> bool:
-        """Whether the server is one of several: another one may fall silent without this line noticing."""
-        return bool(self._client._server_info.get("cluster"))
-
-    @property
     def disconnects(self) -> int:
         """How often the line was lost so far."""
         return self._client.disconnects

@@ -23,11 +23,6 @@ _HEARTBEAT = 100
 _EXPIRED = 408
 _BATCH = 256  # the most that the server's max_request_batch allows in our configuration
 _DRAIN_S = 2.0
-# For each word the server looks at all who wait: to a thousand idle instances, twice a second each, a third of a core.
-# How often it says that it waits still, and for how long at most.
-_QUIET_S = 60.0, 600.0
-_QUIET_IN_CLUSTER_S = 1.0, 30.0
-_TIDY_S = 0.5
 _PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 2.0
 
@@ -89,16 +84,14 @@ class Intake:
         deliver: Callable[[Delivery], None],
         missing: Callable[[], Awaitable[None]],
         group: str = "",
-        heartbeat_s: float | None = None,
+        heartbeat_s: float = 0.5,
+        expires_s: float = 30.0,
     ) -> None:
         """`deliver` is called from the connection's read loop and must not block.
 
         `missing` is awaited when stream or consumer seem not to exist: it makes them if so. The reason may also be a
         cluster without a leader, so it must do no harm to what exists. An error it raises is logged and it is asked
         again after a pause.
-
-        Without `heartbeat_s` it follows from what silence can mean: in a cluster that the consumer's server is gone,
-        while our line is well; with one server, hardly anything that the line does not tell.
 
         `group` is that of a consumer which serves who asks with the lowest number first: see `rank`.
         """
@@ -107,8 +100,8 @@ class Intake:
         self._subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"
         self._deliver = deliver
         self._missing = missing
-        usual_s, self._expires_s = _QUIET_IN_CLUSTER_S if connection.is_clustered else _QUIET_S
-        self._heartbeat_s = heartbeat_s or usual_s
+        self._heartbeat_s = heartbeat_s
+        self._expires_s = expires_s
         self._credit = 0  # granted and not yet delivered
         self._asked = 0  # the part of it that this session has asked the server for
         self._requests = 0
@@ -205,20 +198,13 @@ class Intake:
             if self._asked <= 0:
                 asked_at_s = loop.time()
             self._ask()
-            quiet_since_s = max(asked_at_s, self._alive_at_s)
-            deadline_s = quiet_since_s + (_TIDY_S if self._is_untidy else 2 * self._heartbeat_s)
+            deadline_s = max(asked_at_s, self._alive_at_s) + 2 * self._heartbeat_s
             if self._asked > 0 and deadline_s <= loop.time():
-                if not self._is_untidy:
-                    logger.info("no heartbeat", consumer=self._consumer, credit=self._credit)
+                logger.info("no heartbeat", consumer=self._consumer, credit=self._credit)
                 return
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(deadline_s if self._asked > 0 else None):
                     await self._woken.wait()
-
-    @property
-    def _is_untidy(self) -> bool:
-        """Whether several requests are open where one would do: the server has each in mind."""
-        return self._requests > -(-self._asked // _BATCH)
 
     @property
     def _goes_on(self) -> bool:
@@ -255,8 +241,10 @@ class Intake:
     def _heed(self, message: Message) -> None:
         if message.status == _HEARTBEAT:
             self._alive_at_s = asyncio.get_running_loop().time()
-            return
-        if message.status != _EXPIRED:
+            # Each open request has a heartbeat of its own: while there is time, make them one.
+            if self._requests <= -(-self._asked // _BATCH):
+                return
+        elif message.status != _EXPIRED:
             logger.info("pull ended", consumer=self._consumer, status=message.status, reason=_description(message))
         self._ended = message
         self._woken.set()

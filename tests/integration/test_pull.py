@@ -46,7 +46,7 @@ class Owner:
         self.again = again
         self.connection = connection
         self.changed = asyncio.Event()
-        self.intake = Intake(connection, "S", "c", deliver=self.deliver, missing=self.missing, heartbeat_s=0.5)
+        self.intake = Intake(connection, "S", "c", deliver=self.deliver, missing=self.missing)
 
     def deliver(self, delivery: Delivery) -> None:
         self.got.append(delivery)
