@@ -31,7 +31,7 @@ Fate = Literal["alive", "crashed", "frozen"]
 _RECONNECT_S = 0.02
 _ANSWER_S = 0.5
 # Of all instances together. What is above a quarter less keeps its pace, so that nobody is told to and fro.
-_BEATS_PER_S = 400
+_BEATS_PER_S = 250
 _SLACK = 0.75
 
 
