@@ -29,7 +29,7 @@ from bus.messages.topics import Topics
 from bus.registry.registry import Registry
 from bus.rules.commands import Begin
 from bus.rules.events import Commit, archived, is_ending
-from bus.rules.plan import Plan
+from bus.rules.plan import Key, Plan
 from bus.rules.run import RunState
 from bus.runs.ledger import Ledger
 from bus.runs.runs import Runs
@@ -70,7 +70,7 @@ class Client(Streaming, Topics, Scheduling, Redriving, Coordination, Deciding, G
         self.system_url = system_url
         self.operator_url = operator_url
         self.durability = durability
-        self._handing = Handing(connection, log.subjects, source)
+        self._handing = Handing(connection, log, source)
 
     async def broadcast(self, capability: str, value: object, *, timeout_s: float = 3600.0) -> dict[str, Receipt]:
         """Hand the same work to every instance there is now that has `capability` with `broadcast=True`; the receipts.
@@ -95,8 +95,8 @@ class Client(Streaming, Topics, Scheduling, Redriving, Coordination, Deciding, G
         *,
         run: str | None = None,
         fail_fast: bool = False,
-        first: str | None = None,
-        last: str | None = None,
+        first: Key | None = None,
+        last: Key | None = None,
         force: bool = False,
     ) -> Receipt:
         """Start a run of `plan`; it is durable when this returns.
@@ -107,15 +107,16 @@ class Client(Streaming, Topics, Scheduling, Redriving, Coordination, Deciding, G
         run with that id, TooLarge, Unavailable.
         """
         if not isinstance(plan, Plan):
-            raise PlanError(f"a plan is a Plan, not {plan!r:.60}; `bus.planfile.read_plan` reads a file")
+            raise PlanError(f"a plan is a Plan, not {plan!r:.60}; `bus.runs.planfile.read_plan` reads a file")
         name = run or new_run(plan)
         if fail_fast:
             missing = await self._unserved(plan.capabilities)
             if missing:
                 raise NoLiveAgent(missing[0])
-        begin = Begin(plan, as_json(input if input is not None else {}), first, last, force=force)
+        begin, end = (None if each is None else str(each) for each in (first, last))
+        command = Begin(plan, as_json(input if input is not None else {}), begin, end, force=force)
         decided, missing = await asyncio.gather(
-            self.runs.submit(name, begin), self._unserved([] if fail_fast else plan.capabilities)
+            self.runs.submit(name, command), self._unserved([] if fail_fast else plan.capabilities)
         )
         return Receipt(name, decided.state.position, self.durability, missing)
 

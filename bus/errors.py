@@ -26,6 +26,16 @@ class NoResponders(BusError):
         self.subject = subject
 
 
+class Forbidden(BusError):
+    """The login you came with may not do this: the server refused it, and nothing was done. Use one that may."""
+
+    def __init__(self, subject: str) -> None:
+        super().__init__(
+            f"this login may not write to {subject!r}: it may only read, or only some subjects; nothing was done"
+        )
+        self.subject = subject
+
+
 class NoLiveAgent(BusError):
     """No running agent offers `capability`. Start one, or let the work wait for it."""
 
@@ -113,6 +123,10 @@ class OutcomeUnknown(BusError):
 
 class NotFound(BusError, LookupError):
     """No such run, phase, dead letter or agent in this log."""
+
+
+class NoRun(Refused, NotFound):
+    """What was asked of a run that is not in this log."""
 
 
 class Archived(Refused, NotFound):

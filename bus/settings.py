@@ -93,7 +93,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         known = {*names.values(), *_ELSEWHERE}
         unknown = [name for name in environment if name.startswith(_PREFIX) and name not in known]
         if unknown:
-            raise SettingsError(f"{unknown[0]} is not a setting; known are {', '.join(sorted(known))}")
+            from difflib import get_close_matches  # noqa: PLC0415 - only for who has mistyped
+
+            near = get_close_matches(unknown[0], known, n=1, cutoff=0.8)
+            told = f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(known))}"
+            raise SettingsError(f"{unknown[0]} is not a setting; {told}")
         # By `get` alone: an environment of `eventsourcing` looks for the application's own variable there first.
         found: dict[str, Any] = {field: value for field, name in names.items() if (value := environment.get(name))}
         found.update({field: value for field, value in values.items() if value is not None})
@@ -117,7 +121,7 @@ _ELSEWHERE = frozenset(
     _PREFIX + name
     for name in (
         *("WORKDIR", "REPORTS", "LLM_URL", "LLM_MODEL", "LLM_KEY"),
-        *("PASSWORD", "SYSTEM_PASSWORD", "OPERATOR_PASSWORD"),
+        *("PASSWORD", "SYSTEM_PASSWORD", "OPERATOR_PASSWORD", "AUDITOR_PASSWORD", "WEBSOCKET"),
     )
 )
 

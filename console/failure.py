@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -61,7 +62,8 @@ def report(failure: Failure, *, as_json: bool) -> None:
             "retryable": error_class != "permanent",
             "next_step": failure.next_step,
         }
-        sys.stdout.write(json.dumps(said | ({"cause": failure.cause} if failure.cause else {})) + "\n")
+        with suppress(OSError):  # a full disk can't take this either; stderr has said it
+            click.echo(json.dumps(said | ({"cause": failure.cause} if failure.cause else {})))
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:
@@ -99,6 +101,7 @@ def _of_bus(error: BaseException) -> Failure | None:
         return Failure(FAILED, str(error), f"phasebus run show {error.run}", told(error.problem))
     rules: list[tuple[type[errors.BusError] | tuple[type[errors.BusError], ...], int, str]] = [
         (errors.NoLiveAgent, REFUSED, "start one: phasebus agent run FILE.py:agent"),
+        (errors.Forbidden, REFUSED, "the same with a login that may: --url, NATS_URL or --context"),
         (errors.Archived, NOT_FOUND, "PHASEBUS_ARCHIVE=DIR, and the same command again"),
         (errors.Refused, REFUSED, "phasebus run ls"),
         (errors.NotFound, NOT_FOUND, "phasebus run ls --tasks"),

@@ -43,12 +43,12 @@ async def glances(client: Client) -> Iterable[Glance]:
 
 
 @contextmanager
-def refusals(run: str) -> Iterator[None]:
-    """What the run refuses is explained by what it looks like."""
+def refusals(run: str | None) -> Iterator[None]:
+    """What the run refuses is explained by what it looks like, if it has a name by then."""
     try:
         yield
     except Refused as refused:
-        raise Failure(REFUSED, refused.reason, f"phasebus run show {run}") from None
+        raise Failure(REFUSED, refused.reason, f"phasebus run show {run}" if run is not None else "") from None
 
 
 async def say_if_archived(client: Client, printer: Printer) -> None:

@@ -61,9 +61,7 @@ def choosing(*, limited: bool = True, reversible: bool = False) -> Callable[[F],
     options = [
         click.option("--run", "runs", multiple=True, metavar="RUN", help="Of this run, and its dead letters."),
         click.option("--phase", metavar="KEY", help="Of this phase; KEY:3 is one item of it."),
-        click.option(
-            "--subject", "subjects", multiple=True, metavar="FILTER", help="Stored there: 'bus.handlers.agent.>'."
-        ),
+        click.option("--subject", "subjects", multiple=True, metavar="FILTER", help="Stored there: 'bus.agent.>'."),
         click.option("--type", "types", multiple=True, metavar="TYPE", help="phase.failed, or 'phase.*'."),
         click.option("--agent", metavar="NAME", help="Written by this agent, or naming it."),
         click.option("--correlation", metavar="ID", help="With this correlation id."),

@@ -140,6 +140,8 @@ class Agent:
         validated. An `async def` runs in the event loop, a `def` in a thread, both in a process of their own with
         `isolation="process"`: then the agent must stand at the top level of a module. Raises SettingsError.
         """
+        if not isinstance(name, str):
+            raise SettingsError("a capability has a name: @agent.capability('name')")
         if subjects.is_own(name):
             raise SettingsError(f"capability {name!r}: such names are for @agent.mail() and @agent.subscribe()")
         return self._register(
@@ -160,14 +162,25 @@ class Agent:
         )
 
     def mail(
-        self, *, timeout_s: float = 3600.0, silence_s: float | None = None, concurrency: int = 1
+        self,
+        *,
+        timeout_s: float = 3600.0,
+        silence_s: float | None = None,
+        concurrency: int = 1,
+        on_dead: Literal["skip", "pause", "park"] = "skip",
+        ordered: bool = False,
     ) -> Callable[[H], H]:
         """Register the decorated function as what hears what is told to this agent by its name (`client.tell`).
 
         It is a handler like any other; one that hears several types says so in its annotation, `Moved | Renamed`.
         """
         return self._register(
-            subjects.mailbox(self.name), timeout_s=timeout_s, silence_s=silence_s, concurrency=concurrency
+            subjects.mailbox(self.name),
+            timeout_s=timeout_s,
+            silence_s=silence_s,
+            concurrency=concurrency,
+            on_dead=on_dead,
+            ordered=ordered,
         )
 
     def subscribe(
@@ -222,10 +235,10 @@ class Agent:
         subjects.capability(name)
         if name in self._capabilities:
             raise SettingsError(f"agent {self.name!r} has capability {name!r} twice")
-        if not 0 < timeout_s <= _LONGEST_S or concurrency < 1:
-            raise SettingsError(
-                f"capability {name!r}: timeout_s must be over 0, at most 10 years, concurrency 1 or more"
-            )
+        if not 0 < timeout_s <= _LONGEST_S:
+            raise SettingsError(f"capability {name!r}: timeout_s is {timeout_s}, it must be over 0, at most 10 years")
+        if not isinstance(concurrency, int) or concurrency < 1:
+            raise SettingsError(f"capability {name!r}: concurrency is {concurrency}, it must be a number from 1 on")
         if silence_s is not None and not 0 < silence_s <= _LONGEST_S:
             raise SettingsError(f"capability {name!r}: silence_s must be over 0, at most 10 years")
         if isolation not in (None, "process"):

@@ -98,7 +98,8 @@ async def perform(
 
 
 class _Raised(msgspec.Struct):
-    """What a handler raised, as a value: StopIteration can't cross a future, SystemExit would end the process."""
+    """What a handler raised, as a value: StopIteration can't cross a future, and SystemExit or KeyboardInterrupt would
+    end the process, with the work of all others in it."""
 
     error: BaseException
 
@@ -110,7 +111,9 @@ async def _call(capability: Capability, given: object, context: Context) -> Any:
         answer = await _in_thread(lambda: capability.call(given, context))
         # A plain decorator around an `async def` hides that it is one.
         return await answer if inspect.isawaitable(answer) else answer
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - it is reported as the attempt's problem
+    except (asyncio.CancelledError, GeneratorExit):
+        raise
+    except BaseException as error:  # noqa: BLE001 - it is reported as the attempt's problem
         return _Raised(error)
 
 

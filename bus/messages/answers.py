@@ -12,6 +12,7 @@ from bus.errors import MalformedMessage, NotFound, TimedOut, WorkFailed
 from bus.format.messages import MESSAGES
 from bus.problem import Problem
 from bus.rules.events import is_ending
+from bus.rules.plan import Key
 from bus.rules.run import RunState
 from bus.runs.steering import Steering
 
@@ -36,9 +37,9 @@ class Answers(Steering):
                     state = await self.runs.load(run)
         return state
 
-    def output(self, state: RunState, phase: str, gives: Any = None) -> Any:
+    def output(self, state: RunState, phase: Key, gives: Any = None) -> Any:
         """A phase's output. Raises WorkFailed if it has none, MalformedMessage if it is not a `gives`."""
-        return answer_of(state, phase, gives)
+        return answer_of(state, str(phase), gives)
 
 
 def answer_of(state: RunState, phase: str, gives: Any = None) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 from datetime import timedelta
 from typing import Any, TypeVar, overload
 
@@ -18,12 +19,13 @@ from bus.errors import (
     NoResponders,
     NotFound,
     Refused,
+    SettingsError,
     TimedOut,
     WorkFailed,
 )
 from bus.messages.answers import decoded, output_of
 from bus.messages.handing import Handing
-from bus.messages.handover import ASKED, HANDED, Answered, Asked, Busy, Failed, Handed, Recorded, Reply
+from bus.messages.handover import ASKED, HANDED, Answered, Asked, Busy, Enclosed, Failed, Handed, Recorded, Reply
 from bus.messages.sending import Sending
 from bus.rules.commands import Begin
 from bus.runs.causality import served
@@ -37,8 +39,11 @@ T = TypeVar("T")
 # Who has taken work that was handed over says so, or has the result, in a twentieth of that.
 _FIRST_WORD_S = 0.5
 _AT_EASE = 25
-_BUSY_PAUSE_S = 0.01
+# So long a question waits at an instance that has no hand free, and before another one is asked.
+_PATIENCE_S, _LONGEST_PATIENCE_S = 0.02, 1.0
+_PAUSE_S, _LONGEST_PAUSE_S = 0.01, 0.25
 _GIVE_UP_S = (0.0, 0.05, 0.2, 0.5)
+_chance = random.Random()  # noqa: S311 - it spreads, it protects nothing
 
 
 class Asking(Sending):
@@ -49,12 +54,26 @@ class Asking(Sending):
 
     @overload
     async def ask(
-        self, capability: str, value: object, gives: type[T], *, timeout_s: float = ..., fast: bool = ...
+        self,
+        capability: str,
+        value: object,
+        gives: type[T],
+        *,
+        timeout_s: float = ...,
+        fast: bool = ...,
+        key: str = ...,
     ) -> T: ...
 
     @overload
     async def ask(
-        self, capability: str, value: object, gives: None = ..., *, timeout_s: float = ..., fast: bool = ...
+        self,
+        capability: str,
+        value: object,
+        gives: None = ...,
+        *,
+        timeout_s: float = ...,
+        fast: bool = ...,
+        key: str = ...,
     ) -> Any: ...
 
     async def ask(
@@ -65,14 +84,18 @@ class Asking(Sending):
         *,
         timeout_s: float = 30.0,
         fast: bool = False,
+        key: str = "",
     ) -> T | Any:
         """Have work done, and wait for the answer, decoded as `gives` (plain JSON values without it).
 
         Question and answer are in the log when this returns; with `fast` nothing is stored, and the work is done at
         most once. Raises NoLiveAgent at once if nobody offers the capability, WorkFailed if the work was given up,
         TimedOut after `timeout_s`, which is also the work's own deadline; within a handler, no more than is left of
-        its own. Cancelling the task that waits for the answer cancels the work, if it is stored.
+        its own. With a `key` it is done in the order of all that is sent with the same one, as `send` says.
+        Cancelling the task that waits for the answer cancels the work.
         """
+        if fast and key:
+            raise SettingsError("a fast question is stored nowhere and can't stand in line: leave out fast or the key")
         given = as_json(value)
         timeout_s = self._time_left(capability, timeout_s)
         task = Task(capability, timeout_s)
@@ -82,12 +105,13 @@ class Asking(Sending):
                 if fast:
                     output = await self._answer(run, task, given)
                 else:
-                    output = await self._work(run, task, given)
+                    output = await (self._in_line(run, task, given, key) if key else self._work(run, task, given))
         except TimeoutError:
+            if fast:
+                self.runs.soon(self._handing.withdraw(run))
             raise TimedOut(f"{capability!r} has not answered within {timeout_s:g} s (run {run})") from None
         except asyncio.CancelledError:
-            if not fast:
-                self.runs.soon(self._give_up(run))
+            self.runs.soon(self._handing.withdraw(run) if fast else self._give_up(run))
             raise
         return decoded(output, gives, repr(capability))
 
@@ -115,6 +139,13 @@ class Asking(Sending):
         """Of many at once each waits for the others: to store it here as well would make all of them later."""
         return _FIRST_WORD_S * (1 + self._handing.under_way / _AT_EASE)
 
+    async def _in_line(self, run: str, task: Task, given: msgspec.Raw, key: str) -> msgspec.Raw:
+        """The result of work that waits for its turn. Raises NoLiveAgent if nobody gives any."""
+        if await self._unserved([task.capability], ordered=True):
+            raise NoLiveAgent(task.capability)
+        await self.runs.submit(run, Begin(task.plan, given, key=key))
+        return output_of(await self._ended(run), WORK)
+
     async def _hand_over(self, run: str, task: Task, given: msgspec.Raw) -> Reply | None:
         """What an instance says that was handed the work directly; None: nobody has it, as far as anybody knows.
 
@@ -132,10 +163,11 @@ class Asking(Sending):
         return None
 
     async def _answer(self, run: str, task: Task, given: msgspec.Raw) -> msgspec.Raw:
-        """The answer to a question that is not stored. Raises NoLiveAgent, WorkFailed, Unavailable."""
+        """The answer to a question that is not stored. Raises NoLiveAgent, WorkFailed, TooLarge, Unavailable."""
         deadline_at = utc_now() + timedelta(seconds=task.timeout_s)
-        question = Asked(given, deadline_at)
+        patience_s, pause_s = _PATIENCE_S, _PAUSE_S
         while True:
+            question = Asked(given, deadline_at, patience_s)
             try:
                 reply = await self._handing.put(ASKED, run, task.capability, question, task.timeout_s)
             except NoResponders:
@@ -146,9 +178,11 @@ class Asking(Sending):
                 case Failed():
                     raise WorkFailed(run, reply.problem)
                 case Busy():
-                    # The next one may be another instance.
-                    await asyncio.sleep(_BUSY_PAUSE_S)
-                case Recorded():
+                    # Soon all have been asked for a free hand; then, who is asked lets it wait for one.
+                    await asyncio.sleep(pause_s * (0.5 + _chance.random() / 2))
+                    patience_s = min(patience_s * 2, _LONGEST_PATIENCE_S)
+                    pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+                case Recorded() | Enclosed():
                     raise MalformedMessage(f"{task.capability!r} has stored what was not to be stored")
 
     async def _give_up(self, run: str) -> None:

@@ -103,7 +103,7 @@ class Alternative:
                 return msgspec.structs.replace(command, plan=self.plan, first=first, last=last)
             case Take() if command.phase in graph:
                 return msgspec.structs.replace(command, capability=self.now.capability(command.phase) or "")
-            case Redrive():
+            case Redrive() if command.phases:
                 phases = tuple(key for key in command.phases if key in graph)
                 return msgspec.structs.replace(command, phases=phases) if phases else None
         phase = getattr(command, "phase", None)

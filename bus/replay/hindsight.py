@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import msgspec
 
+from bus.rules.beginning import OUTSIDE
 from bus.rules.commands import (
     Answer,
     Begin,
@@ -35,7 +36,6 @@ from bus.rules.commands import (
     Take,
     Vouch,
 )
-from bus.rules.decide import OUTSIDE
 from bus.rules.events import (
     Commit,
     Event,
@@ -277,6 +277,10 @@ def _rollback(state: RunState, event: RunRollingBack) -> Command | None:
     for name, done in state.checkpoints.items():
         if _begun(state, {key for key in state.phases if key not in done}) == wanted:
             return Rollback(event.by, checkpoint=name, reason=event.reason)
+    begun = state.rollback
+    if not state.is_open and begun is not None and (begun.phases, begun.left) == (event.phases, event.undo):
+        # It goes on with the one that stopped, which was about what had begun by then.
+        return Redrive(event.by)
     return Rollback(event.by, before=event.phases[0], reason=event.reason)
 
 

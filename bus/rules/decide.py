@@ -10,11 +10,10 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Literal
 
-from msgspec.structs import replace
-
-from bus.errors import Refused
+from bus.errors import NoRun, Refused
 from bus.problem import Problem
 from bus.rules import retry
+from bus.rules.beginning import begin
 from bus.rules.commands import (
     Answer,
     Begin,
@@ -48,30 +47,24 @@ from bus.rules.events import (
     UNTAKEN,
     Commit,
     Event,
-    PhaseApproved,
     PhaseAttemptFailed,
     PhaseCancelled,
     PhaseCompleted,
     PhaseFailed,
     PhaseProgressed,
     PhaseReady,
-    PhaseSkipped,
     PhaseStarted,
     ResultRefused,
     RunCancelled,
     RunPaused,
     RunResumed,
-    RunStarted,
 )
-from bus.rules.folding import Folding, evolve
+from bus.rules.folding import Folding
 from bus.rules.gates import answer, report, signal
 from bus.rules.holding import find, is_holder, label, under_way
 from bus.rules.passes import checkpoint, redrive, roll_back, skip
 from bus.rules.revival import revive
 from bus.rules.run import TERMINAL, Item, Late, PhaseState, RunState
-
-OUTSIDE = "outside of"
-"""How the reason begins why a phase was left out of a run of a part of its plan."""
 
 # An event loop's clock and the calendar's differ by less: a timer may be that early.
 _NO_TIME = timedelta(seconds=0.05)
@@ -84,9 +77,9 @@ def decide(state: RunState | None, command: Command, *, run: str, now: datetime)
     if isinstance(command, Begin):
         if state is not None:
             raise Refused(f"run {run} has already started")
-        return _begin(command, run, now)
+        return begin(command, run, now)
     if state is None:
-        raise Refused(f"there is no run {run}")
+        raise NoRun(f"there is no run {run!r} in this log")
     if state.archived:
         raise Refused(f"run {run} is archived: it can be read, and does not go on")
     draft = Draft(state, now)
@@ -159,53 +152,6 @@ def carry_out(folding: Folding, command: Command, *, run: str, now: datetime) ->
     position = (state.position if state is not None else 0) + 1
     folding.add(Commit(run, "", now, position, happened, correlation=correlation))
     return folding, happened
-
-
-def _begin(command: Begin, run: str, now: datetime) -> Sequence[Event]:
-    deadline = (command.due_at or command.since or now) + timedelta(seconds=command.plan.timeout_s)
-    started = RunStarted(
-        plan=command.plan,
-        input=command.input,
-        deadline_at=deadline,
-        parent=command.parent,
-        force=command.force,
-        key=command.key,
-    )
-    draft = Draft(evolve(None, Commit(run, "", now, 0, [started])), now)
-    adopted = [key for key in command.plan.graph if key in command.adopted]
-    for key in adopted:
-        draft.emit(_adoption(draft.state, key, command))
-    outside = _outside(list(command.plan.graph), command.first, command.last)
-    said = f"{OUTSIDE} {command.first or 'the first'} to {command.last or 'the last'}"
-    left_out = [key for key in outside if key not in adopted]
-    draft.emit(*(PhaseSkipped(phase=key, reason=said, lets_pass=True) for key in left_out))
-    draft.open([key for key in command.plan.graph if key not in outside])
-    if command.due_at is None:
-        return [started, *draft.events]
-    return [started, *(_not_before(event, command.due_at) for event in draft.events)]
-
-
-def _not_before(event: Event, due_at: datetime) -> Event:
-    return replace(event, due_at=due_at) if isinstance(event, PhaseReady) else event
-
-
-def _adoption(state: RunState, key: str, command: Begin) -> PhaseApproved | PhaseCompleted:
-    """A phase that was done elsewhere, as it ended there."""
-    if state.plan.graph[key].phase.approval is not None:
-        return PhaseApproved(phase=key, by=command.origin)
-    return PhaseCompleted(phase=key, output=command.adopted[key], by=command.origin)
-
-
-def _outside(keys: list[str], first: str | None, last: str | None) -> list[str]:
-    """The phases in front of `first` and behind `last`, in the plan's order."""
-    for key in (first, last):
-        if key is not None and key not in keys:
-            raise Refused(f"the plan has no phase {key!r} to begin or end with")
-    begin = keys.index(first) if first is not None else 0
-    end = keys.index(last) if last is not None else len(keys) - 1
-    if begin > end:
-        raise Refused(f"phase {first} comes behind phase {last} in the plan")
-    return keys[:begin] + keys[end + 1 :]
 
 
 def _take(draft: Draft, command: Take) -> None:

@@ -184,9 +184,10 @@ class Draft:
                 item = self.state.phases[key].item(None)
                 self.emit(PhaseReady(phase=key, attempt=(item.attempt if item else self.state.phases[key].epoch) + 1))
                 return
-            # A later pass goes over the items of the first one.
-            if not self.state.phases[key].items:
-                self.emit(PhaseExpanded(phase=key, items=len(items_of(self.state, key))))
+            # A later pass goes over the items of the first one, unless the list was given anew and is another.
+            count, before = len(items_of(self.state, key)), len(self.state.phases[key].items)
+            if not before or count != before:
+                self.emit(PhaseExpanded(phase=key, items=count))
         except Unresolved as error:
             self.emit(PhaseFailed(phase=key, problem=Problem("unresolved", str(error), "configuration")))
             return

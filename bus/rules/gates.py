@@ -49,12 +49,15 @@ def answer(draft: Draft, command: Answer) -> None:
 
 def signal(draft: Draft, command: Signal) -> None:
     draft.must_be_open()
+    graph = draft.state.plan.graph
+    awaited = {key: node.phase.signal.signal for key, node in graph.items() if node.phase.signal is not None}
+    if command.signal not in awaited.values():
+        known = ", ".join(dict.fromkeys(awaited.values())) or "none"
+        raise Refused(f"no phase of run {draft.state.run} waits for {command.signal!r}; they wait for: {known}")
     waiting = [
         key
         for key, phase in draft.state.phases.items()
-        if phase.status == "waiting"
-        and (awaited := draft.state.plan.graph[key].phase.signal) is not None
-        and awaited.signal == command.signal
+        if phase.status == "waiting" and awaited.get(key) == command.signal
     ]
     if not waiting:
         draft.emit(RunSignalled(signal=command.signal, by=command.by, data=command.data))
@@ -66,7 +69,7 @@ def signal(draft: Draft, command: Signal) -> None:
 
 def report(draft: Draft, command: Report) -> None:
     phase = draft.state.phases.get(command.phase)
-    if phase is None or phase.status != "waiting" or phase.child != command.child:
+    if phase is None or phase.status != "waiting" or not phase.child or phase.child != command.child:
         raise Refused(f"phase {command.phase!r} does not wait for run {command.child}")
     if isinstance(command.outcome, Problem):
         draft.emit(PhaseFailed(phase=phase.key, problem=command.outcome))

@@ -6,6 +6,7 @@ phases with every reference turned into a dependency and every dependency turned
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
@@ -17,7 +18,7 @@ from bus.errors import InvalidName, PlanError
 from bus.format import subjects
 from bus.rules.conditions import parse
 from bus.rules.references import ITEM, RUN_INPUT, Ref, references
-from bus.rules.retry import RetryPolicy, named
+from bus.rules.retry import RetryLater, RetryPolicy, named
 
 Key = str | int
 DAY_S = 86_400.0
@@ -102,6 +103,9 @@ class Phase(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fiel
                 msgspec.structs.force_setattr(self, "after", tuple(self.after))
         except (TypeError, ValueError, RecursionError, OverflowError) as error:
             raise PlanError(f"phase {self.key!r}: input or after can't be written as JSON: {error}") from None
+        if isinstance(self.retry, RetryLater):
+            said = "Retry(seconds) is what a handler raises; a plan says how often: Retry(transient=5)"
+            raise PlanError(f"phase {self.key!r}: {said}")
         if isinstance(self.wait_for, str):
             msgspec.structs.force_setattr(self, "wait_for", WaitFor(self.wait_for))
         if isinstance(self.retry, str):
@@ -145,8 +149,13 @@ class Plan(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_field
     def __post_init__(self) -> None:
         try:
             msgspec.structs.force_setattr(self, "phases", tuple(self.phases))
+            for each in self.phases:
+                if not isinstance(each, Phase):
+                    raise PlanError(f"plan {self.name!r}: a phase is a Phase, not {each!r:.60}")
             self.__dict__["graph"] = _checked(self)
         except (TypeError, AttributeError) as error:
+            # It may have stumbled where the type was used; this says which field it is.
+            _check_types(self)
             raise PlanError(f"plan {self.name!r}: a value has the wrong type: {error}") from None
         except RecursionError as error:
             raise PlanError(f"plan {self.name!r}: an input is nested too deep") from error
@@ -178,6 +187,7 @@ Graph = dict[str, Node]
 """Every phase by key, in the author's order."""
 
 
+_IN_PHASE = re.compile(r"(.*) - at `\$\[(\d+)\]\.(.+)`")
 _GRAPHS: dict[bytes, Graph] = {}
 _KNOWN_GRAPHS = 256
 
@@ -185,7 +195,7 @@ _KNOWN_GRAPHS = 256
 def _checked(plan: Plan) -> Graph:
     """The plan's graph. Each run's first event holds its plan, and most are of a few: the same is checked once."""
     try:
-        known = msgspec.json.encode([plan.name, plan.version, plan.timeout_s, plan.phases])
+        known = msgspec.json.encode([plan.name, plan.version, plan.timeout_s, plan.on_failure, plan.phases])
     except (TypeError, ValueError, RecursionError, OverflowError):
         known = b""  # it can't be written: the checks say why
     graph = _GRAPHS.get(known)
@@ -221,10 +231,19 @@ def _check_types(plan: Plan) -> None:
         msgspec.convert({each: getattr(plan, each) for each in _Header.__struct_fields__}, _Header)
         read = msgspec.json.decode(msgspec.json.encode(plan.phases), type=tuple[Phase, ...])
     except (TypeError, ValueError) as error:
-        raise PlanError(f"plan {plan.name!r}: {error}") from None
+        raise PlanError(f"plan {plan.name!r}{_placed(plan, str(error))}") from None
     for phase, again in zip(plan.phases, read, strict=True):
         if phase != again:
             raise PlanError(f"plan {plan.name!r}, phase {phase.name!r}: {phase} would be read back as {again}")
+
+
+def _placed(plan: Plan, problem: str) -> str:
+    """What a decoder says, with the phase's key in place of its number."""
+    found = _IN_PHASE.fullmatch(problem)
+    if found is None:
+        return f": {problem}"
+    said, place, field = found.groups()
+    return f", phase {plan.phases[int(place)].name!r}: {field}: {said}"
 
 
 class _Header(msgspec.Struct):
@@ -311,7 +330,10 @@ def _needs(plan: Plan, phase: Phase, phases: dict[str, Phase]) -> dict[str, None
     """The phases this one waits for: those named in `after` and those its references lead to, each once."""
     where = f"plan {plan.name!r}, phase {phase.name!r}"
     needs: dict[str, None] = {}
-    for key in map(str, phase.after):
+    for each_key in phase.after:
+        if not isinstance(each_key, Key):
+            raise PlanError(f"{where}: after holds keys of phases, not {each_key!r:.60}")
+        key = str(each_key)
         if key not in phases:
             raise PlanError(f"{where}: after names {key!r}, but there is no such phase")
         needs[key] = None

@@ -29,9 +29,9 @@ class Ref(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.ref.split(".")[1:]
 
 
-def ref(path: str) -> Ref:
-    """A reference, for use in `Phase(input={"files": ref("collect.files")})`."""
-    return Ref(path)
+def ref(path: str | int) -> Ref:
+    """A reference, for use in `Phase(input={"files": ref("collect.files")})`; `ref(-1)` leads to phase -1."""
+    return Ref(str(path))
 
 
 ABSENT = object()

@@ -9,7 +9,7 @@ from typing import overload
 
 import msgspec
 
-from bus.errors import BusError
+from bus.errors import BusError, PlanError
 from bus.problem import Problem
 
 _LONGEST_DELAY_S = 3600.0
@@ -103,13 +103,16 @@ def Retry(  # noqa: N802
 ) -> RetryLater | RetryPolicy:
     """One word for both sides: `raise Retry(2.5)` in a handler, `Phase(..., retry=Retry(transient=5))` in a plan.
 
-    `Retry("source")` is a policy by its name (`NAMED`).
+    `Retry("source")` is a policy by its name (`NAMED`). Raises PlanError for a policy that can't be one.
     """
-    if isinstance(delay_s, str):
-        return named(delay_s)
-    if delay_s is not None:
-        return RetryLater(delay_s, reason)
-    return msgspec.convert(policy, RetryPolicy)
+    try:
+        if isinstance(delay_s, str):
+            return named(delay_s)
+        if delay_s is None:
+            return msgspec.convert(policy, RetryPolicy)
+    except ValueError as error:
+        raise PlanError(f"Retry: {error}") from None
+    return RetryLater(delay_s, reason)
 
 
 def delay_s(policy: RetryPolicy, problem: Problem, earlier: Iterable[Problem], *, seed: str) -> float | None:

@@ -18,6 +18,7 @@ from bus.rules.events import (
     Event,
     PhaseAttemptFailed,
     PhaseCompleted,
+    PhaseExpanded,
     PhaseReady,
     PhaseStarted,
     PhaseUndoing,
@@ -104,6 +105,9 @@ class _Checked:
         if isinstance(event, RunRedriven):
             final = frozenset() if event.afresh else SUCCEEDED
         elif isinstance(event, PhaseUndoing):
+            final = frozenset()
+        elif isinstance(event, PhaseExpanded) and before[event.phase][0] == "pending":
+            # A new pass over another list: nothing of what the old one led to counts.
             final = frozenset()
         elif isinstance(event, RunRollingBack):
             pass

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 import tomllib
+from difflib import get_close_matches
 from pathlib import Path
 
 import msgspec
 
 from bus.errors import PlanError
-from bus.rules.plan import Plan
+from bus.rules.plan import Phase, Plan
 
 _PATH = re.compile(r"`\$\.phases\[(\d+)\]")
 _NAMED = re.compile(r"phase '([^']*)'")
+_UNKNOWN = re.compile(r"unknown field `([^`]*)`(?: - at `\$\.phases\[\d+\]`)?$")
 _HEADER = re.compile(r"\s*\[\[\s*phases\s*\]\]")
 
 
@@ -28,7 +30,7 @@ def read_plan(path: Path) -> Plan:
         line = re.search(r"line (\d+)", str(error))
         raise PlanError(f"{path}:{line.group(1) if line else _last(text)}: not TOML: {error}") from None
     except msgspec.ValidationError as error:
-        raise PlanError(f"{path}:{_line(text, str(error))}: {error}") from None
+        raise PlanError(f"{path}:{_line(text, str(error))}: {error}{_meant(str(error))}") from None
 
 
 def _line(text: str, problem: str) -> int:
@@ -41,6 +43,15 @@ def _line(text: str, problem: str) -> int:
         key = re.compile(rf"\s*key\s*=\s*[\"']?{re.escape(named.group(1))}[\"']?\s*(#.*)?$")
         return next((number for number, line in enumerate(text.splitlines(), 1) if key.match(line)), 1)
     return 1
+
+
+def _meant(problem: str) -> str:
+    """The field whose name is like one that there is not."""
+    if (unknown := _UNKNOWN.search(problem)) is None:
+        return ""
+    known = Phase.__struct_fields__ if "$.phases" in problem else Plan.__struct_fields__
+    near = get_close_matches(unknown.group(1), known, n=1)
+    return f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}"
 
 
 def _last(text: str) -> int:

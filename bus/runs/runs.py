@@ -137,9 +137,7 @@ class Runs:
             while lane.waiting:
                 batch = [lane.waiting.popleft() for _ in range(min(len(lane.waiting), _BATCH))]
                 try:
-                    await self._commit(run, lane, batch)
-                except TooLarge as error:
-                    await self._one_by_one(run, lane, batch, error)
+                    await self._store(run, lane, batch)
                 except Exception as error:  # noqa: BLE001 - it is raised where the command was submitted
                     # What this process knows of the run may be behind what was stored.
                     lane.state = None
@@ -150,16 +148,19 @@ class Runs:
         finally:
             lane.busy = False
 
-    async def _one_by_one(self, run: str, lane: _Lane, batch: list[_Waiting], error: TooLarge) -> None:
-        """Together they were over the limit; alone, only what is really too large is."""
-        if len(batch) == 1:
-            _reject(batch, error)
-            return
-        lane.waiting.extendleft(reversed(batch[1:]))
+    async def _store(self, run: str, lane: _Lane, batch: list[_Waiting]) -> None:
+        """Commit the batch. Where together they are over the limit, the first alone: what is left of `batch`.
+
+        The others wait for their turn again; alone, only what is really too large is.
+        """
         try:
-            await self._commit(run, lane, batch[:1])
-        except BusError as alone:
-            _reject(batch[:1], alone)
+            await self._commit(run, lane, batch)
+        except TooLarge:
+            if len(batch) == 1:
+                raise
+            lane.waiting.extendleft(reversed(batch[1:]))
+            del batch[1:]
+            await self._commit(run, lane, batch)
 
     async def _commit(self, run: str, lane: _Lane, batch: list[_Waiting]) -> None:
         """Decide the batch on the newest state, and store what comes of it as one commit."""

@@ -161,7 +161,7 @@ class Scheduling:
         if isinstance(plan, str):
             plan = Task(plan).plan
         if not isinstance(plan, Plan):
-            raise PlanError(f"a plan is a Plan, not {plan!r:.60}; `bus.planfile.read_plan` reads a file")
+            raise PlanError(f"a plan is a Plan, not {plan!r:.60}; `bus.runs.planfile.read_plan` reads a file")
         wanted = Schedule(
             name=name,
             plan=plan,

@@ -24,7 +24,7 @@ from bus.rules.commands import (
     Vouch,
 )
 from bus.rules.effects import Done, NotDone
-from bus.rules.plan import Plan
+from bus.rules.plan import Key, Plan
 from bus.rules.run import SUCCEEDED, RunState
 from bus.runs.ledger import Ledger
 from bus.runs.runs import Runs
@@ -41,13 +41,13 @@ class Steering:
     ledger: Ledger
     runs: Runs
 
-    async def approve(self, run: str, phase: str, *, by: str, comment: str = "", gate: int | None = None) -> RunState:
+    async def approve(self, run: str, phase: Key, *, by: str, comment: str = "", gate: int | None = None) -> RunState:
         """Open a gate. `gate` is the pass whose gate was looked at (`PhaseState.gate`): a newer one is not answered."""
-        return await self._decide(run, Answer(phase, True, by, comment, gate=gate))
+        return await self._decide(run, Answer(str(phase), True, by, comment, gate=gate))
 
-    async def reject(self, run: str, phase: str, *, by: str, comment: str = "", gate: int | None = None) -> RunState:
+    async def reject(self, run: str, phase: Key, *, by: str, comment: str = "", gate: int | None = None) -> RunState:
         """Close a gate for good: the phase fails."""
-        return await self._decide(run, Answer(phase, False, by, comment, gate=gate))
+        return await self._decide(run, Answer(str(phase), False, by, comment, gate=gate))
 
     async def cancel(self, run: str, *, by: str, reason: str = "") -> RunState:
         """Stop a run. What is under way is not waited for; its results are refused."""
@@ -61,18 +61,18 @@ class Steering:
         """Let a paused run go on."""
         return await self._decide(run, Resume(by))
 
-    async def redrive(self, run: str, *, by: str, phases: Iterable[str] = ()) -> RunState:
+    async def redrive(self, run: str, *, by: str, phases: Key | Iterable[Key] = ()) -> RunState:
         """Try again what failed: `phases`, or all that did not succeed. The run may still be going on."""
-        return await self._decide(run, Redrive(by, tuple(phases)))
+        return await self._decide(run, Redrive(by, _keys(phases)))
 
-    async def rerun(self, run: str, *, by: str, phases: Iterable[str] = ()) -> RunState:
+    async def rerun(self, run: str, *, by: str, phases: Key | Iterable[Key] = ()) -> RunState:
         """Do again what an ended run has done: from `phases` on, or from the beginning. Nothing is undone first."""
-        return await self._decide(run, Redrive(by, tuple(phases), afresh=True))
+        return await self._decide(run, Redrive(by, _keys(phases), afresh=True))
 
-    async def skip(self, run: str, phase: str, *, by: str, reason: str = "", output: Any = msgspec.UNSET) -> RunState:
+    async def skip(self, run: str, phase: Key, *, by: str, reason: str = "", output: Any = msgspec.UNSET) -> RunState:
         """Let a phase pass without its work, with `output` in place of its own; what needs it goes on."""
         given = output if output is msgspec.UNSET else as_json(output)
-        return await self._decide(run, Skip(phase, by, reason, given))
+        return await self._decide(run, Skip(str(phase), by, reason, given))
 
     async def signal(self, run: str, signal: str, data: object = None, *, by: str) -> RunState:
         """Tell a run what a phase waits for, or will (`Phase(wait_for=...)`); `data` is that phase's output."""
@@ -81,7 +81,7 @@ class Steering:
     async def settle(
         self,
         run: str,
-        phase: str,
+        phase: Key,
         effect: str,
         found: Done | NotDone,
         *,
@@ -94,17 +94,17 @@ class Steering:
         The next attempt acts on it: redrive the phase if it has failed.
         """
         outcome = as_json(found.outcome) if isinstance(found, Done) else msgspec.UNSET
-        return await self._decide(run, Vouch(phase, item, effect, by, outcome, reason))
+        return await self._decide(run, Vouch(str(phase), item, effect, by, outcome, reason))
 
     async def checkpoint(self, run: str, name: str, *, by: str) -> RunState:
         """Name this moment of a run, to go back to it."""
         return await self._decide(run, Checkpoint(name, by))
 
     async def rollback(
-        self, run: str, *, by: str, before: str | None = None, checkpoint: str | None = None, reason: str = ""
+        self, run: str, *, by: str, before: Key | None = None, checkpoint: str | None = None, reason: str = ""
     ) -> RunState:
         """Go back to before a phase, or to a checkpoint: undo what was done since, last first, then do it again."""
-        return await self._decide(run, Rollback(by, before, checkpoint, reason))
+        return await self._decide(run, Rollback(by, None if before is None else str(before), checkpoint, reason))
 
     async def fork(
         self, run: str, *, at: int | None = None, plan: Plan | None = None, as_run: str | None = None
@@ -130,6 +130,11 @@ class Steering:
 
     async def _decide(self, run: str, command: Command) -> RunState:
         return (await self.runs.submit(run, command)).state
+
+
+def _keys(phases: Key | Iterable[Key]) -> tuple[str, ...]:
+    """Those of several phases, or of one: text is a sequence too, and nobody means its letters."""
+    return (str(phases),) if isinstance(phases, Key) else tuple(map(str, phases))
 
 
 def new_run(plan: Plan) -> str:

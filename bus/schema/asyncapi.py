@@ -22,12 +22,15 @@ _TALLY = "tally.v1"
 _PRESENT = "present.v1"
 _PAGE = "roster.v1"
 _PACE = "pace.v1"
+_ROWS_ASKED, _ROWS_PAGE, _ROWS_CHANGED = "rows.asked.v1", "rows.page.v1", "rows.changed.v1"
 _QUESTION = "question"
 _YES = "yes"
 
 _PARAMETERS = {
     "topic": "A dotted name.",
     "run": "A run's id: 1 to 63 of a-z, 0-9, _ and -.",
+    "key": "A hash of the key: 32 hexadecimal digits.",
+    "subscription": "The capability of an agent's subscription, `agent:NAME:on:SUBSCRIPTION`.",
     "lane": "One of 16, chosen by a hash of the key.",
     "capability": "A capability; its dots are written as colons.",
     "phase": "A phase's key, and for an item of an `each` phase its index: `analyse` or `analyse:3`.",
@@ -40,6 +43,7 @@ _PARAMETERS = {
     "decision": "A decision's id.",
     "breaker": "A breaker's name; its dots are written as colons.",
     "limit": "A limit's name; its dots are written as colons.",
+    "projection": "A projection's name: `runs`.",
     "provider": "Who runs the model, as a name: `anthropic`.",
 }
 _HEADERS = {
@@ -156,13 +160,39 @@ _CHANNELS = (
         ("phase.parts.v1",),
         True,
     ),
-    Channel("lines", "line.{capability}.{lane}", "Work with a key, in order.", ("task.placed.v1",), True),
+    Channel(
+        "lines",
+        "line.{capability}.{lane}",
+        "Work with a key, in order: what begins it, before its run has that; and which keys may go on.",
+        ("task.placed.v1", "task.resumed.v1"),
+        True,
+    ),
+    Channel(
+        "parked",
+        "line.{capability}.parked.{key}",
+        "What waits behind work of the same key that died; the key is hashed.",
+        ("task.parked.v1", "task.unparked.v1"),
+        True,
+    ),
+    Channel(
+        "mail",
+        "mail.{subscription}",
+        "A fact that a subscription could not read, once more for that subscription alone.",
+        ("topic.again.v1",),
+        True,
+    ),
     Channel("topics", "topic.{topic}", "Facts, for whoever subscribes.", ("topic.published.v1",), True),
     Channel("beats", "beat.{instance}", "An instance lives. Not stored.", (_BEAT,)),
+    Channel(
+        "changes",
+        "changed.{projection}",
+        "Rows of a projection have changed: a reason to ask for them. Not stored.",
+        (_ROWS_CHANGED,),
+    ),
     Channel("halts", "halt.{instance}", "An instance need not go on with some attempts. Not stored.", (_HALT,)),
 )
 # Who is handed work directly answers with one of these.
-_WORDS = ("task.busy.v1", "task.recorded.v1", "task.answered.v1", "task.failed.v1")
+_WORDS = ("task.busy.v1", "task.recorded.v1", "task.answered.v1", "task.enclosed.v1", "task.failed.v1")
 _HANDOVERS = (
     Channel(
         "handovers",
@@ -187,9 +217,29 @@ _QUESTIONS = (
     ),
     Channel("roster", "roster", "The leader says who is there, if they are many.", (_QUESTION,)),
     Channel("offers", "who.{capability}", "Every instance that takes such work answers.", (_QUESTION,)),
+    Channel(
+        "rows",
+        "rows.{projection}",
+        "One of those who keep the projection answers with what has changed since a mark.",
+        (_ROWS_ASKED,),
+    ),
     Channel("orderly", "orders.{capability}", "Every instance that takes such work with a key answers.", (_QUESTION,)),
+    Channel(
+        "withdrawn",
+        "withdrawn.{run}",
+        "Who works on a question that is not stored hears that nobody waits for the answer any more.",
+        (_QUESTION,),
+    ),
 )
-_ANSWERS = {"everyone": _PRESENT, "instance": _BEAT, "roster": _PAGE, "offers": _YES, "orderly": _YES}
+_ANSWERS = {
+    "everyone": _PRESENT,
+    "instance": _BEAT,
+    "roster": _PAGE,
+    "offers": _YES,
+    "orderly": _YES,
+    "rows": _ROWS_PAGE,
+    "withdrawn": _YES,
+}
 
 
 def asyncapi(document: Document, namespace: str, version: str) -> dict[str, Any]:
@@ -299,7 +349,8 @@ def _messages(document: Document) -> Iterator[tuple[str, dict[str, Any]]]:
                     **({"headers": {"type": "object", "properties": headers}} if wire in logged else {}),
                 },
             )
-    for wire in (_BEAT, _HALT, _PRESENT, _PAGE, _PACE, _TALLY, *_WORDS):
+    plain = (_BEAT, _HALT, _PRESENT, _PAGE, _PACE, _TALLY, *_WORDS, _ROWS_ASKED, _ROWS_PAGE, _ROWS_CHANGED)
+    for wire in plain:
         payload = _draft_07(document.types[wire].schema)
         yield wire, {"name": wire, "contentType": "application/json", "payload": payload}
     yield _QUESTION, {"name": _QUESTION, "summary": "An empty message; whoever is meant answers."}

@@ -30,7 +30,7 @@ from bus.registry.health import Health, Vitals, examined
 from bus.registry.presence import Beat, Presence
 from bus.registry.service import Service
 from bus.runs.halts import read_halt
-from bus.signals import until_signalled
+from bus.signals import run_until_signalled
 from bus.worker.attempts import Attempts
 from bus.worker.desk import Desk
 from bus.worker.introduction import card
@@ -317,7 +317,7 @@ def run_agent(agent: Agent) -> None:
     """Serve until SIGTERM or SIGINT; a second one ends the process at once. Without a bus, the process ends."""
     _collect_less()
     try:
-        asyncio.run(until_signalled(lambda stop: serve(agent, stop)))
+        run_until_signalled(lambda stop: serve(agent, stop))
     except BusError as error:
         raise SystemExit(f"error: {error}") from error
 

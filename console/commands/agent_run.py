@@ -41,13 +41,12 @@ def run(
 
     The first signal lets it finish what it has begun, the second ends it at once.
     """
-    import asyncio
     import sys
 
     from bus import logs
     from bus.handlers.agent import Agent
     from bus.settings import Settings
-    from bus.signals import until_signalled
+    from bus.signals import run_until_signalled
     from console.address import find
     from console.failure import USAGE, Failure
     from console.target import load
@@ -59,7 +58,7 @@ def run(
         raise Failure(USAGE, f"agent {served.name!r} has no capabilities: add one with @NAME.capability(...)")
     served.standby = served.standby or standby
     place = find(url, context, store)
-    asyncio.run(until_signalled(lambda stop: _serve(served, place, stop, with_supervisor=not no_supervisor)))
+    run_until_signalled(lambda stop: _serve(served, place, stop, with_supervisor=not no_supervisor))
 
 
 async def _serve(served: Agent, place: Address, stop: asyncio.Event, *, with_supervisor: bool) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from console.numbered import Numbered
 from console.session import on_bus, on_live_bus, operator
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ def by_option(command: F) -> F:
     return click.option("--by", default=operator, metavar="WHO", help="Who decides; user@host unless told.")(command)
 
 
-@click.command()
+@click.command(cls=Numbered)
 @click.argument("run")
 @click.argument("phase")
 @by_option
@@ -36,7 +37,7 @@ async def approve(client: Client, printer: Printer, run: str, phase: str, by: st
         say(printer, f"approved {phase}", await client.approve(name, phase, by=by, comment=comment))
 
 
-@click.command()
+@click.command(cls=Numbered)
 @click.argument("run")
 @click.argument("phase")
 @by_option
@@ -65,7 +66,7 @@ async def cancel(client: Client, printer: Printer, run: str, by: str, reason: st
         say(printer, "cancelled", await client.cancel(name, by=by, reason=reason))
 
 
-@click.command()
+@click.command(cls=Numbered)
 @click.argument("run")
 @click.argument("phases", nargs=-1, metavar="[PHASE]...")
 @by_option

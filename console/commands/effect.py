@@ -9,6 +9,7 @@ import click
 from console.commands.decisions import by_option, say
 from console.commands.start import read_input
 from console.lazy import LazyGroup
+from console.numbered import Numbered
 from console.session import on_bus
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def effect() -> None:
     """
 
 
-@click.command()
+@click.command(cls=Numbered)
 @click.argument("run")
 @click.argument("phase", metavar="PHASE[:ITEM]")
 @click.argument("key")

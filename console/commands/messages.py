@@ -28,6 +28,7 @@ def _delivery_options(command: Any) -> Any:
         click.option(
             "--at", type=click.DateTime(["%Y-%m-%dT%H:%M:%S%z"]), help="Not before: 2026-11-22T02:00:00+0000."
         ),
+        click.option("--key", default="", metavar="KEY", help="In the order of all that is sent with the same one."),
         click.option("--delay", "delay_s", type=float, metavar="SECONDS", help="Not before so many seconds from now."),
     ):
         command = option(command)
@@ -39,6 +40,7 @@ def _delivery_options(command: Any) -> Any:
 @click.argument("value", callback=read_input, metavar=_VALUE)
 @click.option("--timeout", "timeout_s", type=float, default=30.0, metavar="SECONDS", help="30 unless told.")
 @click.option("--fast", is_flag=True, help="Store nothing; the work is done at most once.")
+@click.option("--key", default="", metavar="KEY", help="In the order of all that is sent with the same one.")
 @click.option("--stream", "is_streamed", is_flag=True, help="Print what the handler emits while it works.")
 @on_live_bus
 async def ask(
@@ -48,6 +50,7 @@ async def ask(
     value: msgspec.Raw,
     timeout_s: float,
     fast: bool,
+    key: str,
     is_streamed: bool,
 ) -> int:
     """Have work done, and print the answer. Exit code 1 if the work was given up."""
@@ -55,6 +58,8 @@ async def ask(
 
     if fast and is_streamed:
         raise click.UsageError("--fast stores nothing, so there is nothing to stream: leave one of the two out")
+    if key and is_streamed:
+        raise click.UsageError("--stream has no --key: leave one of the two out")
     try:
         if is_streamed:
             stream = client.stream(capability, value, timeout_s=timeout_s)
@@ -62,7 +67,7 @@ async def ask(
                 printer.record({"index": part.index, "attempt": part.attempt, "part": part.value})
             answer = await stream.answer()
         else:
-            answer = await client.ask(capability, value, timeout_s=timeout_s, fast=fast)
+            answer = await client.ask(capability, value, timeout_s=timeout_s, fast=fast, key=key)
     except WorkFailed as failed:
         printer.hint(str(failed))
         return FAILED

@@ -45,7 +45,7 @@ async def check(client: Client, printer: Printer, plan: Plan, runs: tuple[str, .
         printer.hint(f"there is no run of a plan {plan.name!r}: name the runs to check")
     elif not printer.as_json:
         counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(outcomes.items()))
-        printer.line(f"{len(names)} runs checked: {counts}")
+        printer.line(f"{len(names)} run{'' if len(names) == 1 else 's'} checked: {counts}")
     return FAILED if "breaks" in outcomes else OK
 
 

@@ -125,6 +125,8 @@ def _facts(state: RunState, now: datetime) -> list[str]:
     if state.unknown_events:
         unknown = f"{state.unknown_events} events of types this version does not know: phasebus replay {state.run}"
         facts.append(("unknown", unknown))
+    if state.paused_at is not None:
+        facts.append(("paused", f"{ago(state.paused_at, now)} by {state.paused_by}: phasebus run resume {state.run}"))
     if state.passes > 1:
         facts.append(("pass", str(state.passes)))
     if state.problem is not None:

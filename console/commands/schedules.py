@@ -100,7 +100,8 @@ async def add(
     if printer.as_json:
         printer.record(entry)
     else:
-        printer.line(f"{name}: {_when(entry)}, next {_next(entry)}")
+        due = f"next {_next(entry)}" if entry.next is not None else "which is over: nothing will be started"
+        printer.line(f"{name}: {_when(entry)}, {due}")
 
 
 @click.command()

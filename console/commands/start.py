@@ -30,7 +30,7 @@ def plan_argument(_context: click.Context, _parameter: click.Parameter, value: s
     return read_plan(Path(value)) if value.endswith(".toml") else load(value, Plan)
 
 
-def read_input(_context: click.Context, _parameter: click.Parameter, value: str | None) -> msgspec.Raw | None:
+def read_input(_context: click.Context, parameter: click.Parameter, value: str | None) -> msgspec.Raw | None:
     """JSON, as it stands on the command line, in a file or on stdin."""
     import msgspec
 
@@ -40,10 +40,17 @@ def read_input(_context: click.Context, _parameter: click.Parameter, value: str 
         text = sys.stdin.read() if value == "-" else Path(value[1:]).read_text() if value.startswith("@") else value
         msgspec.json.decode(text)
     except (OSError, UnicodeDecodeError) as error:
-        raise Failure(USAGE, f"the input can't be read: {error}") from None
+        raise Failure(USAGE, f"{_called(parameter)} can't be read: {error}") from None
     except (msgspec.DecodeError, RecursionError) as error:
-        raise Failure(USAGE, f"the input is not JSON: {error}", """for example: --input '{"path": "src"}'""") from None
+        option = f"{parameter.opts[0]} " if isinstance(parameter, click.Option) else ""
+        example = f"""for example: {option}'{{"path": "src"}}'"""
+        raise Failure(USAGE, f"{_called(parameter)} is not JSON: {error}", example) from None
     return msgspec.Raw(text.encode())
+
+
+def _called(parameter: click.Parameter) -> str:
+    """What is given, by the name it is given under."""
+    return parameter.opts[0] if isinstance(parameter, click.Option) else "the input"
 
 
 @click.command()
@@ -74,7 +81,10 @@ async def start(
     from console.lookup import refusals
     from console.offers import lonely
 
-    with refusals(run or ""):
+    for key in (first, last):
+        if key is not None and key not in plan.graph:
+            raise Failure(USAGE, f"plan {plan.name!r} has no phase {key!r}: it has {', '.join(plan.graph)}")
+    with refusals(run):
         receipt = await client.start(plan, value, run=run, fail_fast=fail_fast, first=first, last=last, force=force)
     if printer.as_json:
         printer.record(receipt)

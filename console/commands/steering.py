@@ -8,6 +8,7 @@ import click
 
 from console.commands.decisions import by_option, needed, say
 from console.commands.start import plan_argument, read_input
+from console.numbered import Numbered
 from console.session import on_bus, on_live_bus
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ async def resume(client: Client, printer: Printer, run: str, by: str) -> None:
     await say_unserved(client, printer, needed(state))
 
 
-@click.command()
+@click.command(cls=Numbered)
 @click.argument("run")
 @click.argument("phase")
 @by_option
@@ -84,7 +85,7 @@ async def signal(client: Client, printer: Printer, run: str, signal: str, data: 
         say(printer, f"signalled {signal}", await client.signal(name, signal, data, by=by))
 
 
-@click.command()
+@click.command(cls=Numbered)
 @click.argument("run")
 @click.argument("phases", nargs=-1, metavar="[PHASE]...")
 @by_option

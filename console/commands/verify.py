@@ -53,7 +53,11 @@ async def verify(client: Client, printer: Printer, runs: tuple[str, ...], grace_
                 place = label(phase.key, item.index)
                 printer.line(f"{name}: nobody knows whether {escaped(effect)} of {place} happened")
     if not printer.as_json:
-        printer.line(f"{len(names)} runs verified, {broken or 'no'} violation{'' if broken == 1 else 's'}")
+        printer.line(f"{_counted(len(names), 'run')} verified, {_counted(broken, 'violation')}")
         if unknown:
             printer.hint(f"{unknown} unknown: `phasebus run show RUN` says how to settle each")
     return FAILED if broken else OK
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count or 'no'} {what}{'' if count == 1 else 's'}"

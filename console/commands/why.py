@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from console.failure import USAGE, Failure
+from console.numbered import Numbered
 from console.session import on_bus
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 _WIDTH = 100
 
 
-@click.command()
+@click.command(cls=Numbered)
 @click.argument("run")
 @click.argument("phase", metavar="PHASE[:ITEM]")
 @on_bus

@@ -17,6 +17,7 @@ from bus.registry.card import AgentDeregistered, AgentLost
 from bus.rules.events import PhaseAttemptFailed, PhaseCompleted
 from tests.harness import BOUND_S, agent_process, agent_processes, agents_there, happenings, supervised, until
 
+STUBBORN = Path(__file__).with_name("stubborn.py")
 MARKER = Path(__file__).with_name("marker.py")
 TASKS = 500
 
@@ -79,6 +80,23 @@ async def test_what_is_not_finished_within_the_grace_is_handed_back_and_done_els
     events = [event_in(record) async for record in client.log.read(client.subjects.agents)]
     (end,) = [each for each in events if isinstance(each, AgentDeregistered)][:1]
     assert (end.handed_back, end.reason) == (1, "the process was told to stop")
+
+
+@pytest.mark.parametrize("capability", ["swallow", "thread"])
+async def test_a_handler_that_can_not_be_ended_does_not_keep_its_process_from_ending(
+    server: Server, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capability: str
+) -> None:
+    """It had handed its work back and deregistered, and then waited for the handler until it was killed."""
+    monkeypatch.setenv("PHASEBUS_GRACE_S", "0.2")
+    lines = tmp_path / "lines"
+    with agent_processes(server, STUBBORN) as processes:
+        await agents_there(client, 1)
+        receipt = await client.send(capability, str(lines))
+        await until(lambda: _count(lines, "began") == 1)
+        processes[0].send_signal(signal.SIGTERM)
+        await until(lambda: processes[0].poll() == 0)
+    (attempt,) = (await client.runs.load(receipt.run)).phases["work"].items[0].attempts
+    assert attempt.cause == "handed_back"
 
 
 async def test_a_result_that_lands_while_its_instance_drains_counts(

@@ -43,6 +43,7 @@ from tests.golden.samples import (
     REMOVED,
     REPLIES,
     ROOMY,
+    ROWS,
     RUN,
     SCHEDULES,
     STANDING,
@@ -130,6 +131,12 @@ def test_golden_signs_of_life_are_read_back_equal() -> None:
     assert msgspec.json.decode(golden("pace.v1").read_bytes(), type=Pace) == PACE
 
 
+@pytest.mark.parametrize(("name", "expected"), ROWS.items())
+def test_golden_rows_are_read_back_equal(name: str, expected: object) -> None:
+    read = msgspec.json.decode(golden(name).read_bytes(), type=type(expected))
+    assert msgspec.json.encode(read) == msgspec.json.encode(expected)
+
+
 @pytest.mark.parametrize(("name", "expected"), [("tally", TALLY), ("standing", STANDING)])
 def test_what_is_shared_of_breakers_and_limits_is_read_back_equal(name: str, expected: object) -> None:
     assert msgspec.json.decode(golden(name).read_bytes(), type=type(expected)) == expected
@@ -144,7 +151,7 @@ def test_the_golden_halt_is_read_back_equal() -> None:
     [
         name
         for name in MESSAGES
-        if name not in {"beat", "halt", "present.v1", "roster.v1", "pace.v1", "tally", "standing", *REPLIES}
+        if name not in {"beat", "halt", "present.v1", "roster.v1", "pace.v1", "tally", "standing", *REPLIES, *ROWS}
     ],
 )
 def test_every_golden_message_is_a_cloudevent_and_compact_json(name: str) -> None:

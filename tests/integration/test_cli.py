@@ -6,12 +6,13 @@ import json
 import os
 import pty
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
@@ -268,7 +269,12 @@ async def test_a_message_nobody_could_read_is_shown_as_text_and_bytes(terminal: 
     ("words", "code", "says"),
     [
         ("run start bad.toml", 2, "bad.toml:8: "),
-        ("run start unserved.toml --input {", 2, "the input is not JSON"),
+        ("run start unserved.toml --input {", 2, "--input is not JSON"),
+        ("run signal nothing go --data {", 2, "next: for example: --data '{"),
+        ("run start unserved.toml --from 9", 2, "has no phase '9': it has "),
+        ("run rerun nothing -3", 3, "there is no run 'nothing'"),
+        ("run why nothing -3:0", 3, "there is no run 'nothing'"),
+        ("run rerun nothing -x", 2, "No such option"),
         ("run show nothing", 3, "there is no run 'nothing'"),
         ("dead show 99999", 3, "there is no dead letter 99999"),
         ("run start unserved.toml --fail-fast", 6, "no live agent for 'paint'"),
@@ -326,7 +332,7 @@ def test_a_bus_that_can_not_start_says_why_in_a_line(terminal: Terminal) -> None
     port = url.rpartition(":")[2]
     hides = f"warning: this bus hides the one of {terminal.folder} from this folder and those below it\n"
     taken = below.type("up", "--port", port)
-    assert taken.stderr == f"{hides}error: port {port} is in use: choose another --port\n"
+    assert taken.stderr == f"{hides}error: port {port} is in use: choose another one\n"
     assert taken.returncode == 6
     nowhere = below.type("up", "--store", "/dev/null/log")
     assert nowhere.stderr == f"{hides}error: Not a directory: /dev/null/log\n"
@@ -440,6 +446,30 @@ def test_a_reader_that_has_had_enough_is_not_told_so(terminal: Terminal) -> None
     assert ended.stderr == b""
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no disk that is always full")
+def test_a_full_disk_is_said_in_a_line(terminal: Terminal) -> None:
+    """The problem itself could not be written there either, and that raised once more."""
+    with Path("/dev/full").open("wb") as full:
+        ended = subprocess.run(
+            [PHASEBUS, "version", "--json"],
+            check=False,
+            cwd=terminal.folder,
+            env=terminal.environment,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            timeout=20,
+        )
+    assert (ended.returncode, ended.stderr) == (1, b"error: No space left on device\n")
+
+
+def test_a_run_that_is_held_says_so_and_what_lets_it_go_on(terminal: Terminal) -> None:
+    assert terminal.type("run", "start", "unserved.toml", "--id", "held").returncode == 0
+    assert terminal.type("run", "pause", "held", "--by", "ann").returncode == 0
+    assert "by ann: phasebus run resume held" in terminal.type("run", "show", "held").stdout
+    assert terminal.type("run", "resume", "held").returncode == 0
+    assert "resume" not in terminal.type("run", "show", "held").stdout
+
+
 def test_a_bus_outlives_its_server_and_leaves_nothing_but_its_log(tmp_path: Path, compiled: Path) -> None:
     typing = Terminal(tmp_path, compiled)
     (tmp_path / "unserved.toml").write_text(UNSERVED)
@@ -458,3 +488,22 @@ def test_a_bus_outlives_its_server_and_leaves_nothing_but_its_log(tmp_path: Path
     assert not is_alive(second)
     assert not (tmp_path / ".phasebus/address.json").exists()
     assert [row["run"] for row in typing.results("run", "ls", "--store", ".phasebus/log")] == ["kept"]
+
+
+def test_a_bus_says_where_who_only_reads_comes_in_also_by_websocket(tmp_path: Path, compiled: Path) -> None:
+    typing = Terminal(tmp_path, compiled)
+    (tmp_path / "unserved.toml").write_text(UNSERVED)
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    with typing.background("up", "--websocket", port) as up:
+        until_said(up, "Ctrl-C ends it")
+        said = json.loads((tmp_path / ".phasebus/address.json").read_bytes())
+        assert said["websocket_url"] == f"ws://127.0.0.1:{port}"
+        with socket.create_connection(("127.0.0.1", int(port)), timeout=5):
+            pass
+        refused = typing.type("run", "start", "unserved.toml", NATS_URL=said["auditor_url"])
+        assert (refused.returncode, "may only read" in refused.stderr) == (6, True)
+        assert typing.type("run", "start", "unserved.toml", "--id", "seen").returncode == 0
+        seen = typing.type("run", "ls", "--json", NATS_URL=said["auditor_url"])
+        assert json.loads(seen.stdout)["run"] == "seen"

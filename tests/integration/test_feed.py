@@ -92,7 +92,7 @@ async def test_any_selection_of_the_log_is_what_fits_of_all_that_is_in_it(client
     dice = random.Random(7)
     choices: dict[str, list[object]] = {
         "runs": [(), (), ("one",), ("two", "three")],
-        "subjects": [(), (), ("bus.run.*",), ("bus.dead.>", "bus.handlers.agent.>")],
+        "subjects": [(), (), ("bus.run.*",), ("bus.dead.>", "bus.agent.>")],
         "types": [(), (), ("phase.*",), ("phase.failed", "dead.letter")],
         "phase": [None, None, "price", "price:1"],
         "agent": [None, None, "shop"],

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from bus import Agent, Approval, Client, Context, Phase, Plan, Refused, Reject, connect, ref
+from bus import Agent, Approval, Client, Context, NotFound, Phase, Plan, Refused, Reject, connect, ref
 from bus.broker.server import Server
 from bus.clock import utc_now
 from bus.rules.commands import Command
@@ -182,6 +182,26 @@ async def test_a_child_run_ends_with_its_parent(
             monkeypatch.setattr(Runs, "_follow", lambda *_: asyncio.sleep(0))
         await client.cancel(run, by="ann")
         assert (await client.result(child, timeout_s=BOUND_S)).status == "cancelled"
+
+
+async def test_a_decision_about_a_run_that_is_not_there_is_told_as_such(client: Client) -> None:
+    """It was a refusal like any other, although all the verbs say NotFound."""
+    with pytest.raises(NotFound, match="no run 'nobody'"):
+        await client.cancel("nobody", by="ann")
+
+
+async def test_phases_with_numbers_are_named_by_their_numbers(server: Server, client: Client) -> None:
+    shop = Shop()
+    plan = Plan("p", phases=[Phase(-2, "do"), Phase(-1, "do", after=[-2]), Phase(0, approval=Approval(), after=[-1])])
+    async with serving(server, shop.agent):
+        run = (await client.start(plan, first=-1)).run
+        await until(lambda: _is(client, run, "0", "waiting"))
+        await client.approve(run, 0, by="ann")
+        await client.rerun(run, by="ann", phases=-1)
+        await until(lambda: _is(client, run, "0", "waiting"))
+        state = await client.reject(run, 0, by="ann")
+    assert client.output(state, -1) == {"phase": "-1", "attempt": 2}
+    assert shop.done == ["-1", "-1"]
 
 
 async def test_a_gate_is_answered_by_those_who_are_asked(client: Client) -> None:

@@ -67,7 +67,7 @@ def messages(draw: st.DrawFn) -> tuple[str, bytes]:
     }
     if kind == "agent":
         said |= {"type": "agent.registered.v1"}
-        return f"bus.handlers.agent.{draw(agents)}.one", json.dumps(said).encode()
+        return f"bus.agent.{draw(agents)}.one", json.dumps(said).encode()
     said |= {"runid": run}
     if correlation := draw(st.sampled_from((None, "c1", "c2"))):
         said |= {"correlationid": correlation}

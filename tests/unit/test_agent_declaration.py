@@ -165,6 +165,7 @@ def test_what_bounds_a_handler_is_kept_with_it() -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
+        ({"concurrency": 1.5}, "concurrency is 1.5, it must be a number from 1 on"),
         ({"silence_s": 0.0}, "silence_s"),
         ({"silence_s": float("nan")}, "silence_s"),
         ({"isolation": "thread"}, "isolation is 'process' or None, not 'thread'"),
@@ -185,3 +186,8 @@ def test_what_happens_after_a_death_is_skip_pause_or_park() -> None:
         agent.capability("y", on_dead="stop")  # type: ignore[arg-type]
     with pytest.raises(SettingsError, match="ordered=True"):
         agent.capability("y", on_dead="park")
+
+
+def test_a_capability_without_its_parentheses_is_told_how_to_write_it() -> None:
+    with pytest.raises(SettingsError, match=r"@agent.capability\('name'\)"):
+        Agent("a").capability(lambda value: value)  # type: ignore[arg-type]

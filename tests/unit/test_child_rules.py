@@ -7,7 +7,7 @@ import pytest
 
 from bus.errors import PlanError
 from bus.rules.commands import Begin, Cancel, Report
-from bus.rules.plan import Phase, Plan
+from bus.rules.plan import Approval, Phase, Plan
 from bus.rules.references import ref
 from bus.rules.run import RunState
 from bus.rules.timers import armed
@@ -90,3 +90,9 @@ def test_a_plan_of_its_own_is_all_a_phase_can_be() -> None:
     with pytest.raises(PlanError, match="one of a capability"):
         Plan("p", phases=[Phase("sub", "do", plan=CHILD)])
     assert Plan("p", phases=[Phase("sub", plan=CHILD)]).capabilities == ["do"]
+
+
+def test_a_report_of_no_run_opens_no_gate_that_waits_for_none() -> None:
+    """What an approval waits for is no run: a report that names none passed for what it waited for."""
+    run = Driver(Phase("gate", approval=Approval()))
+    assert "does not wait for run" in run.refusal(Report("gate", "", msgspec.Raw(b"1")))

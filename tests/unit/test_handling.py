@@ -513,13 +513,18 @@ async def test_an_exhausted_iterator_in_a_thread_is_an_ordinary_failure() -> Non
     assert problem.code == "handler_error"
 
 
+class Surprise(BaseException):
+    """What no `except Exception` keeps."""
+
+
+@pytest.mark.parametrize("raised", [SystemExit(3), KeyboardInterrupt(), Surprise()])
 @pytest.mark.parametrize("is_async", [True, False])
-def test_a_handler_that_exits_has_failed_and_its_process_goes_on(is_async: bool) -> None:
+def test_a_handler_that_exits_has_failed_and_its_process_goes_on(is_async: bool, raised: BaseException) -> None:
     def exits(_: object) -> None:
-        raise SystemExit(3)
+        raise raised
 
     async def exits_too(_: object) -> None:
-        raise SystemExit(3)
+        raise raised
 
     assert asyncio.run(failure(exits_too if is_async else exits)).code == "handler_error"
 

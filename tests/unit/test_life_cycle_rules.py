@@ -191,3 +191,12 @@ def test_a_paused_run_still_ends_at_its_deadline() -> None:
     run.wait(61)
     run.do(Expire())
     assert (run.state.status, run.state.paused_at) == ("failed", None)
+
+
+def test_a_signal_that_no_phase_will_ever_wait_for_is_refused_with_those_there_are() -> None:
+    """It was kept for ever: whoever mistyped it believed that the gate was open."""
+    run = Driver(Phase("a", "do"), Phase("b", wait_for="window", after=["a"]))
+    assert "no phase of run run-1 waits for 'windw'; they wait for: window" in run.refusal(
+        Signal("windw", "ann", msgspec.Raw(b"1"))
+    )
+    assert "they wait for: none" in Driver(Phase("a", "do")).refusal(Signal("go", "ann", msgspec.Raw(b"1")))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -10,6 +11,7 @@ from bus.errors import PlanError
 from bus.rules.plan import Approval, Phase, Plan
 from bus.rules.references import Ref, ref
 from bus.rules.retry import Retry, RetryPolicy
+from bus.runs.planfile import read_plan
 
 
 def plan(*phases: Phase, **changes: Any) -> Plan:
@@ -128,6 +130,37 @@ def test_a_value_of_a_wrong_type_is_refused_before_it_is_stored(what: str) -> No
         WRONG_TYPES[what]()
 
 
+def test_a_plan_is_checked_also_if_one_that_only_differs_in_what_follows_a_failure_was() -> None:
+    """What was checked before is known by what it says, all of it."""
+    plan(work())
+    with pytest.raises(PlanError, match="on_failure"):
+        plan(work(), on_failure="undo")
+    with pytest.raises(PlanError, match="no phase has a compensate"):
+        plan(work(), on_failure="rollback")
+
+
+def test_a_phase_is_a_phase_also_if_the_same_as_a_table_was_checked_before() -> None:
+    plan(work())
+    with pytest.raises(PlanError, match=r"a phase is a Phase, not \{'key': 'a'"):
+        plan({"key": "a", "capability": "do"})  # type: ignore[arg-type]
+
+
+WHERE: list[tuple[Callable[[], Plan], str]] = [
+    (lambda: plan(work(timeout_s="60")), "plan 'release', phase 'a': timeout_s: Expected `float | null`, got `str`"),
+    (lambda: plan(work("b"), work(each=["b"])), "plan 'release', phase 'a': each: Expected"),
+    (lambda: plan(Phase("a", approval=True)), "plan 'release', phase 'a': approval: Expected"),  # type: ignore[arg-type]
+    (lambda: plan(work("b"), work(after=[work("b")])), "plan 'release', phase 'a': after holds keys of phases, not"),
+    (lambda: plan(work(retry=Retry(2.5))), "phase 'a': Retry(seconds) is what a handler raises"),
+]
+
+
+@pytest.mark.parametrize(("make", "said"), WHERE, ids=[said for _, said in WHERE])
+def test_a_value_of_a_wrong_type_is_told_with_its_phase_and_its_field(make: Callable[[], Plan], said: str) -> None:
+    with pytest.raises(PlanError) as caught:
+        make()
+    assert said in str(caught.value)
+
+
 @pytest.mark.parametrize("depth", [2_000, 100_000])
 def test_an_input_nested_too_deep_is_refused(depth: int) -> None:
     nested: object = "x"
@@ -140,6 +173,12 @@ def test_an_input_nested_too_deep_is_refused(depth: int) -> None:
 def test_a_word_in_after_is_not_taken_for_a_list_of_letters() -> None:
     with pytest.raises(PlanError, match="after"):
         plan(work("b"), work("c"), work("a", after="bc"))
+
+
+def test_a_reference_to_a_phase_with_a_number_is_written_as_the_number() -> None:
+    """It was taken for a table with a member called `ref`, and handed to the handler as that."""
+    made = plan(Phase(-1, "list"), work("a", input=ref(-1)))
+    assert made.graph["a"].needs == ("-1",)
 
 
 def test_references_are_dependencies() -> None:
@@ -239,3 +278,23 @@ def test_the_defaults_are_what_stored_plans_rely_on() -> None:
     }
     assert (Plan("p", phases=[Phase("a", "x")]).timeout_s, Approval().expires_s) == (2_592_000.0, 604_800.0)
     assert Plan("p", phases=[Phase("a", "x")]).on_failure == "keep"
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        (
+            "timeout = 5",
+            "plan.toml:2: Object contains unknown field `timeout` - at `$.phases[0]`; did you mean timeout_s?",
+        ),
+        ("zzz = 5", "; there are key, capability, input"),
+    ],
+)
+def test_a_mistyped_field_of_a_file_is_told_with_the_one_that_was_meant(
+    tmp_path: Path, written: str, said: str
+) -> None:
+    path = tmp_path / "plan.toml"
+    path.write_text(f'name = "p"\n[[phases]]\nkey = "a"\ncapability = "do"\n{written}\n')
+    with pytest.raises(PlanError) as caught:
+        read_plan(path)
+    assert said in str(caught.value)

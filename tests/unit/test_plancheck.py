@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from bus.replay.plancheck import Check, check
-from bus.rules.commands import Begin, Cancel, Checkpoint, Pause, Redrive, Resume, Rollback, Signal, Skip
+from bus.rules.commands import Begin, Cancel, Checkpoint, Intend, Pause, Redrive, Resume, Rollback, Signal, Skip
 from bus.rules.decide import decide
 from bus.rules.events import Commit, UnknownEvent
 from bus.rules.plan import Approval, Phase, Plan, WaitFor
@@ -182,3 +182,18 @@ def test_a_run_of_a_part_and_a_fork_are_unaffected_by_their_own_plans() -> None:
     assert check(fork, part.state.plan).outcome == "unaffected"
     without = Plan("plan", phases=[A, Phase("c", "do")], timeout_s=3600)
     assert check(fork, without).outcome == "differs"
+
+
+def test_a_rollback_that_is_gone_on_with_is_about_what_it_was_about_before() -> None:
+    """What had not begun by then was cancelled with it, and is no part of it when somebody goes on."""
+    phases = Phase("a", "do"), Phase("b", "do", after=["a"], compensate="undo"), Phase("c", "do", after=["b"])
+    run = Driver(*phases)
+    run.complete("a")
+    run.take("b")
+    run.do(Intend("b", None, 1, "one", "charge"))
+    run.do(Rollback("ann", before="a"))
+    run.fail("b", PERMANENT)
+    assert (run.state.status, run.state.phases["c"].status) == ("failed", "cancelled")
+    run.do(Redrive("ben"))
+    found = checked(run, *phases)
+    assert found.outcome == "unaffected", found

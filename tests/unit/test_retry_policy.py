@@ -162,7 +162,7 @@ def test_a_plan_keeps_what_the_name_meant() -> None:
 
 
 def test_a_name_nobody_gave_is_refused_where_it_is_written() -> None:
-    with pytest.raises(ValueError, match="'sauce': use default, source"):
+    with pytest.raises(PlanError, match="'sauce': use default, source"):
         Retry("sauce")
     with pytest.raises(PlanError, match=r"phase 'a'.*'sauce'"):
         Phase("a", "do", retry="sauce")

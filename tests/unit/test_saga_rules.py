@@ -7,7 +7,7 @@ import pytest
 
 from bus.errors import PlanError
 from bus.rules import dead
-from bus.rules.commands import Cancel, Expire, Intend, Settle
+from bus.rules.commands import Cancel, Expire, Intend, Redrive, Settle
 from bus.rules.events import PhaseFailed, RunFailed
 from bus.rules.folding import fold
 from bus.rules.plan import Approval, Phase, Plan
@@ -208,3 +208,42 @@ def test_a_plan_that_can_undo_nothing_is_refused() -> None:
         Plan("p", phases=[Phase("a", "do")], on_failure="rollback")
     with pytest.raises(PlanError):
         Plan("p", phases=[Phase("a", "do", compensate="undo")], on_failure="undo")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("again", [[], [1], [1, 2, 3]])
+def test_what_goes_over_a_list_that_was_undone_and_given_anew_goes_over_the_new_one(again: list[int]) -> None:
+    """It went over as many items as the first list had: one shorter took the process of whoever decided with it."""
+    run = Driver(
+        Phase("list", "do", compensate="forget"),
+        Phase("each", "do", each=ref("list")),
+        on_failure="rollback",
+    )
+    run.complete("list", [1, 2])
+    run.fail("each", item=0)
+    run.complete("each", item=1)
+    run.complete("list")
+    assert run.statuses == {"list": "rolled_back", "each": "failed"}
+    run.do(Redrive("ann"))
+    run.complete("list", again)
+    assert run.items("each") == ["ready"] * len(again)
+    for index in range(len(again)):
+        assert run.given("each", index) == again[index]
+        run.complete("each", again[index], index)
+    assert (run.state.status, run.output("each")) == ("completed", again)
+    assert not list(violations(run.commits, run.now))
+
+
+def test_an_optional_list_that_is_undone_and_then_can_not_be_had_leaves_nothing_to_go_over() -> None:
+    run = Driver(
+        Phase("list", "do", compensate="forget", optional=True),
+        Phase("each", "do", each=ref("list")),
+        on_failure="rollback",
+    )
+    run.complete("list", [1, 2])
+    run.fail("each", item=0)
+    run.complete("each", item=1)
+    run.complete("list")
+    run.do(Redrive("ann"))
+    run.fail("list")
+    assert run.statuses == {"list": "failed", "each": "completed"}
+    assert run.output("each") == []

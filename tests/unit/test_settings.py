@@ -39,7 +39,16 @@ def test_an_empty_variable_is_one_that_is_not_set() -> None:
     assert Settings.load({"PHASEBUS_NAMESPACE": "", "NATS_URL": ""}) == Settings.load({})
 
 
-@pytest.mark.parametrize("name", ["PHASEBUS_NAMESPCE", "PHASEBUS_URL", "PHASEBUS_", "PHASEBUS_lease_s"])
+@pytest.mark.parametrize(
+    ("name", "meant"), [("PHASEBUS_NAMESPCE", "PHASEBUS_NAMESPACE"), ("PHASEBUS_LEASE", "PHASEBUS_LEASE_S")]
+)
+def test_a_mistyped_variable_is_refused_with_the_one_that_was_meant(name: str, meant: str) -> None:
+    with pytest.raises(SettingsError, match=f"{name} is not a setting; did you mean {meant}\\?") as caught:
+        Settings.load({name: "s3cret"})
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["PHASEBUS_COLOUR", "PHASEBUS_", "PHASEBUS_port"])
 def test_an_unknown_variable_is_refused_with_the_known_ones(name: str) -> None:
     with pytest.raises(SettingsError, match=f"{name} is not a setting; known are .*PHASEBUS_NAMESPACE") as caught:
         Settings.load({name: "s3cret"})
