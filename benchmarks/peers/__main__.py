@@ -19,7 +19,7 @@ from pathlib import Path
 from bus.broker.server import Server, embedded
 
 _ROOT = Path(__file__).parents[2]
-_ROUNDS = 1
+_ROUNDS = 3
 _BOUND_S = 120
 
 
