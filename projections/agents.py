@@ -5,7 +5,7 @@ It is what the log says. Whether an instance lives at this moment, it says itsel
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal
 
@@ -29,9 +29,8 @@ from bus.registry.orders import (
     Whom,
     read_order,
 )
-from bus.rules.events import Commit
-from projections.projection import MEMORY, Projection, Rows
-from projections.underway import Ended, Taken, Underway, after
+from projections.projection import MEMORY, Projection, Rows, each_of
+from projections.underway import Fact, Taken, Underway, worked
 
 Health = Literal["registered", "draining", "quarantined", "ended", "lost", "unknown"]
 """`registered`: it came and nothing was heard of its end. `unknown`: it did work, and never registered in this log."""
@@ -84,44 +83,74 @@ Memory = Underway | Known | Quarantines
 _Rows = Rows[Any]
 
 
-def _fold(rows: _Rows, happening: Happening) -> None:
-    if happening.commit is not None:
-        _work(rows, happening.commit)
-        return
-    message = happening.message
-    assert message is not None, "what can't be read is set aside before"
-    if happening.kind == "agent":
-        match read_event(message):
-            case Card() as card:
-                _came(rows, card, message.time)
-            case (AgentDeregistered() | AgentLost()) as end:
-                _went(rows, end, message.time)
-            case None:
-                pass
-    elif (order := read_order(message)) is not None:
-        _ordered(rows, order)
+def _stretch(rows: _Rows, happenings: Sequence[Happening]) -> None:
+    facts = worked(rows, happenings)
+    doings: dict[str, _Doing] = {}
+    for each in happenings:
+        if each.commit is not None:
+            for fact in next(facts):
+                doing = doings.get(fact.instance)
+                if doing is None:
+                    doing = doings[fact.instance] = _Doing(_instance(rows, fact.agent, fact.instance, fact.at))
+                elif doing.is_over:
+                    _instance(rows, fact.agent, fact.instance, fact.at)
+                doing.add(fact)
+            continue
+        # What is said of the instances themselves is told of their rows.
+        _settle(rows, doings)
+        message = each.message
+        assert message is not None, "what can't be read is set aside before"
+        if each.kind == "agent":
+            match read_event(message):
+                case Card() as card:
+                    _came(rows, card, message.time)
+                case (AgentDeregistered() | AgentLost()) as end:
+                    _went(rows, end, message.time)
+                case None:
+                    pass
+        elif (order := read_order(message)) is not None:
+            _ordered(rows, order)
+    _settle(rows, doings)
 
 
-def _work(rows: _Rows, commit: Commit) -> None:
-    memory = MEMORY + commit.run
-    before: Underway | None = rows.get(memory)
-    run, facts = after(before, commit)
-    for fact in facts:
-        row = _instance(rows, fact.agent, fact.instance, fact.at)
-        match fact:
-            case Taken():
-                row = replace(row, taken=row.taken + 1, held=row.held + 1)
-            case Ended(outcome="completed"):
-                row = replace(row, completed=row.completed + 1, held=row.held - 1)
-            case Ended(outcome="failed"):
-                row = replace(row, failed=row.failed + 1, held=row.held - 1)
-            case Ended():
-                row = replace(row, held=row.held - 1)
-        rows[fact.instance] = replace(row, last_at=max(row.last_at, fact.at))
-    if run is not None:
-        rows[memory] = run
-    else:
-        del rows[memory]
+def _settle(rows: _Rows, doings: dict[str, _Doing]) -> None:
+    for instance, doing in doings.items():
+        rows[instance] = doing.row
+    doings.clear()
+
+
+class _Doing:
+    """An instance's row while what it does is added to it."""
+
+    def __init__(self, row: Instance) -> None:
+        self._before = row
+        self._taken = self._completed = self._failed = self._held = 0
+        self._last_at = row.last_at
+        self.is_over = row.health in {"ended", "lost"}
+
+    def add(self, fact: Fact) -> None:
+        self._last_at = max(self._last_at, fact.at)
+        if isinstance(fact, Taken):
+            self._taken += 1
+            self._held += 1
+            return
+        self._held -= 1
+        if fact.outcome == "completed":
+            self._completed += 1
+        elif fact.outcome == "failed":
+            self._failed += 1
+
+    @property
+    def row(self) -> Instance:
+        before = self._before
+        return replace(
+            before,
+            taken=before.taken + self._taken,
+            held=before.held + self._held,
+            completed=before.completed + self._completed,
+            failed=before.failed + self._failed,
+            last_at=self._last_at,
+        )
 
 
 def _came(rows: _Rows, card: Card, at: datetime) -> None:
@@ -209,7 +238,8 @@ AGENTS: Projection[Any] = Projection(
     version=1,
     row=Instance,
     memory=Memory,
-    fold=_fold,
+    fold=each_of(_stretch),
+    stretch=_stretch,
     subjects=["run.*", "agent.>", f"ops.{AREA}"],
     whole=True,
 )

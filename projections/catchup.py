@@ -4,8 +4,9 @@ them (`projections.runner`)."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing, asynccontextmanager, suppress
+import gc
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 
 import structlog
 
@@ -57,17 +58,30 @@ def seen_by(projection: Projection[R], subjects: Subjects) -> list[str]:
     return [f"{subjects.namespace}.{subject}" for subject in projection.subjects]
 
 
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Folding makes much that lives as long as a batch, and no circles: looking for them took a quarter of the time."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
 def _folded(projection: Projection[R], view: View[R], records: Sequence[Record]) -> View[R]:
-    after = fold(projection, view, (each for record in records for each in read(record)))
+    with uncollected():
+        after = fold(projection, view, (each for record in records for each in read(record)))
     for aside in after.asides[len(view.asides) :]:
         logger.warning("set aside", projection=projection.name, position=aside.position, reason=aside.reason)
     return after
 
 
 @asynccontextmanager
-async def ahead(records: AsyncGenerator[Record, None]) -> AsyncIterator[Ahead]:
-    """Read records ahead of whoever takes them."""
-    reading = Ahead(records)
+async def ahead(records: AsyncGenerator[Record, None], most: int | None = None) -> AsyncIterator[Ahead]:
+    """Read records ahead of whoever takes them: at most so many, 2,000 unless told."""
+    reading = Ahead(records, most or _AHEAD)
     try:
         yield reading
     finally:
@@ -77,9 +91,10 @@ async def ahead(records: AsyncGenerator[Record, None]) -> AsyncIterator[Ahead]:
 
 
 class Ahead:
-    """What has been read and nobody has taken yet: at most 2,000 records and 8 MiB, then the reading waits."""
+    """What has been read and nobody has taken yet: so many records and 8 MiB at most, then the reading waits."""
 
-    def __init__(self, records: AsyncGenerator[Record, None]) -> None:
+    def __init__(self, records: AsyncGenerator[Record, None], most: int) -> None:
+        self._most = most
         self._records: list[Record] = []
         self._size_bytes = 0
         self._woken = asyncio.Event()
@@ -106,6 +121,6 @@ class Ahead:
                 self._records.append(record)
                 self._size_bytes += len(record.body)
                 self._woken.set()
-                if len(self._records) >= _AHEAD or self._size_bytes >= _AHEAD_BYTES:
+                if len(self._records) >= self._most or self._size_bytes >= _AHEAD_BYTES:
                     self._room.clear()
                     await self._room.wait()

@@ -6,17 +6,16 @@ not, so what is said of an attempt follows from what was last said of it. A long
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
 import msgspec
-from msgspec.structs import replace
 
 from bus.format.subjects import KINDS
 from bus.history.happening import Happening
 from bus.rules.events import Commit, type_of
-from projections.projection import MEMORY, Projection, Rows
+from projections.projection import MEMORY, Projection, Rows, each_of
 
 PAGE = 128
 _RUN = ""
@@ -68,28 +67,58 @@ def tree(told: Iterable[Page]) -> list[Told]:
     return then.get("", [])[::-1]
 
 
-def _fold(rows: Rows[Any], happening: Happening) -> None:
-    message = happening.message
-    assert message is not None, "what can't be read is set aside before"
-    run = happening.run
-    story = message.correlationid or run or message.id
-    if story.startswith(MEMORY):
-        story = f".{story}"  # anybody can name a story like that
-    page: Page = rows.get(story) or Page(story=story)
-    cause = message.causationid or ""
-    said: tuple[str, ...] = (message.type,)
-    if happening.commit is not None:
-        commit = happening.commit
-        said = tuple([_named(event) for event in commit.events])
-        cause = _follow(rows, commit, cause)
-    elif not cause and message.runid is not None:
-        known: Mapping[str, str] = rows.get(MEMORY + message.runid) or {}
-        cause = known.get(message.phase or _RUN) or known.get(_RUN, "")
-    word = Word(message.id, happening.position, happening.at, happening.subject, message.source, said, cause)
-    if len(page.words) == PAGE:
-        rows[f"{story}#{page.before + 1}"] = page
-        page = Page(story=story, before=page.before + 1)
-    rows[story] = replace(page, words=(*page.words, word))
+def _stretch(rows: Rows[Any], happenings: Sequence[Happening]) -> None:
+    tellings: dict[str, _Telling] = {}
+    followings: dict[str, dict[str, str]] = {}
+    for each in happenings:
+        message = each.message
+        assert message is not None, "what can't be read is set aside before"
+        cause = message.causationid or ""
+        said: tuple[str, ...] = (message.type,)
+        if each.commit is not None:
+            commit = each.commit
+            said = tuple([_named(event) for event in commit.events])
+            known = followings.get(commit.run)
+            if known is None:
+                known = followings[commit.run] = dict(rows.get(MEMORY + commit.run) or {})
+            cause = _follow(known, commit, cause)
+        elif not cause and message.runid is not None:
+            known = followings.get(message.runid) or rows.get(MEMORY + message.runid) or {}
+            cause = known.get(message.phase or _RUN) or known.get(_RUN, "")
+        story = message.correlationid or each.run or message.id
+        if story.startswith(MEMORY):
+            story = f".{story}"  # anybody can name a story like that
+        telling = tellings.get(story)
+        if telling is None:
+            telling = tellings[story] = _Telling(rows.get(story) or Page(story=story))
+        if len(telling.words) == PAGE:
+            # A story can have the name of a page of another: each has to find what the other has stored.
+            _store(rows, tellings)
+            rows[f"{story}#{telling.before + 1}"] = telling.page
+            telling = tellings[story] = _Telling(Page(story=story, before=telling.before + 1))
+        telling.words.append(Word(message.id, each.position, message.time, each.subject, message.source, said, cause))
+    _store(rows, tellings)
+    for run, known in followings.items():
+        rows[MEMORY + run] = known
+
+
+class _Telling:
+    """The last page of a story, while words are added to it."""
+
+    __slots__ = ("_story", "before", "words")
+
+    def __init__(self, page: Page) -> None:
+        self._story, self.before, self.words = page.story, page.before, list(page.words)
+
+    @property
+    def page(self) -> Page:
+        return Page(story=self._story, words=tuple(self.words), before=self.before)
+
+
+def _store(rows: Rows[Any], tellings: dict[str, _Telling]) -> None:
+    for story, telling in tellings.items():
+        rows[story] = telling.page
+    tellings.clear()
 
 
 def _named(event: Any) -> str:
@@ -97,23 +126,20 @@ def _named(event: Any) -> str:
     return f"{type_of(event)} {phase}" if phase else type_of(event)
 
 
-def _follow(rows: Rows[Any], commit: Commit, cause: str) -> str:
+def _follow(known: dict[str, str], commit: Commit, cause: str) -> str:
     """What a commit followed from; and from now on others may follow from it."""
-    memory = f"{MEMORY}{commit.run}"
-    before: Mapping[str, str] = rows.get(memory) or {}
-    now = dict(before)
-    followed = ""
+    id, followed, of_run = commit.id, "", known.get(_RUN, "")
     for event in commit.events:
         phase = getattr(event, "phase", _RUN)
         item = getattr(event, "item", None)
         place = phase if item is None else f"{phase}:{item}"
-        followed = followed or before.get(place, "")
-        now[place] = commit.id
+        if not followed and (last := known.get(place, id)) != id:
+            followed = last
+        known[place] = id
         # A phase with items is what was last said of any of them.
-        now[phase] = commit.id
-    now.setdefault(_RUN, commit.id)
-    rows[memory] = now
-    return followed or cause or before.get(_RUN, "")
+        known[phase] = id
+    known.setdefault(_RUN, id)
+    return followed or cause or of_run
 
 
 CAUSES: Projection[Any] = Projection(
@@ -121,7 +147,8 @@ CAUSES: Projection[Any] = Projection(
     version=1,
     row=Page,
     memory=dict[str, str],
-    fold=_fold,
+    fold=each_of(_stretch),
+    stretch=_stretch,
     # Parts of a result that is still being made are no story of their own.
     subjects=[f"{kind}.>" for kind in KINDS if kind != "part"],
     whole=True,

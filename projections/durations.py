@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from functools import cached_property
+from heapq import nlargest
 from random import Random
 from statistics import NormalDist
 
@@ -73,6 +74,11 @@ class Durations(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         random = Random(self.count)  # noqa: S311 - a sample, not a secret
         logs, blurs = random.choices(self.logs, k=_DRAWS), deviates(random, _DRAWS)
         return sorted(math.exp(log + self.noise * blur) for log, blur in zip(logs, blurs, strict=True))
+
+    @cached_property
+    def second_longest_s(self) -> float:
+        """The longest but one, or the only one."""
+        return math.exp(nlargest(2, self.logs)[-1])
 
     @property
     def squares(self) -> float:

@@ -22,7 +22,7 @@ _RUNS = 100
 _SAMPLES = 200
 _ENOUGH = 8
 _LIMIT_SHARE = 0.996
-_LIKE = 16
+_LIKE = 32
 """What the other phases of a plan say of how much one differs from run to run counts as so many runs of its own."""
 
 PACE_SPREAD = 0.2
@@ -62,11 +62,11 @@ class PhaseHistory(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def limit_s(self) -> float | None:
-        """How long an attempt may take before it is slower than ever: over 99.6 % of what to expect and over all
-        that has been seen. None with fewer than 8 to learn from."""
+        """How long an attempt may take before it is slow: over 99.6 % of what to expect, and over all that has been
+        seen but the slowest, which may have been an accident. None with fewer than 8 to learn from."""
         if self.attempt.count < _ENOUGH:
             return None
-        return max(self.attempt.upper_s(_LIMIT_SHARE, self.likeness, _LIKE), self.attempt.longest_s)
+        return max(self.attempt.upper_s(_LIMIT_SHARE, self.likeness, _LIKE), self.attempt.second_longest_s)
 
 
 class History(msgspec.Struct, frozen=True):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from contextlib import aclosing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -12,10 +12,11 @@ import msgspec
 from bus.client import Client
 from bus.errors import NotFound
 from bus.history.feed import said
-from projections.catchup import seen_by
+from bus.log.record import Record
+from projections.catchup import ahead, seen_by, uncollected
 from projections.projection import MEMORY, Projection, R, Rows
 from projections.runner import log_of
-from projections.shelf import Build, Shelf, decoder
+from projections.shelf import Build, Look, Shelf, decoder
 
 G = TypeVar("G")
 
@@ -77,14 +78,40 @@ class Kept(Generic[R]):
     async def _past(self, position: int, filters: Sequence[str] | None = None) -> tuple[int, Rows[R]]:
         """The newest mark before a position, and the rows as of that, with all that came between."""
         mark = await asyncio.to_thread(self._shelf.mark, self.build.id, position)
-        rows: Rows[R] = Rows(lambda key: self._marked(key, mark))
+        marked = _Marked(self._shelf, self.build.id, mark, self._decode)
+        rows: Rows[R] = Rows(marked)
         filters = filters or seen_by(self._projection, self._client.subjects)
-        async with aclosing(self._client.log.read(*filters, after=mark, upto=position)) as records:
-            async for record in records:
-                for each in self._projection.wanted(said(record)):
-                    rows.add(self._projection, each)
+        async with ahead(self._client.log.read(*filters, after=mark, upto=position)) as reading:
+            while batch := await reading.take():
+                await asyncio.to_thread(self._fold, rows, marked, batch)
         return mark, rows
 
-    def _marked(self, key: str, mark: int) -> R | None:
-        found = self._shelf.row(self.build.id, key, mark=mark) if mark else None
+    def _fold(self, rows: Rows[R], marked: _Marked[R], records: Sequence[Record]) -> None:
+        with uncollected(), marked.many():
+            rows.fold(self._projection, self._projection.wanted([said(record) for record in records]))
+
+
+class _Marked(Generic[R]):
+    """Finds a row as of a mark; many of them within one transaction."""
+
+    def __init__(self, shelf: Shelf, build: str, mark: int, decode: Callable[[str, str], R]) -> None:
+        self._shelf = shelf
+        self._build = build
+        self._mark = mark
+        self._decode = decode
+        self._look: Look | None = None
+
+    def __call__(self, key: str) -> R | None:
+        if not self._mark:
+            return None
+        if self._look is not None:
+            found = self._look(self._build, key, self._mark)
+        else:
+            found = self._shelf.row(self._build, key, mark=self._mark)
         return None if found is None else self._decode(key, found)
+
+    @contextmanager
+    def many(self) -> Iterator[None]:
+        with self._shelf.looking() as self._look:
+            yield
+        self._look = None

@@ -7,6 +7,8 @@ from urllib.parse import unquote, urlsplit
 from bus.errors import SettingsError
 from projections.shelf import TABLES, Shelf, ShelfDamaged
 
+_TRACKING = "phasebus_tracking"
+
 
 def open_postgres(url: str) -> Shelf:
     """Raises SettingsError if the driver is not installed, ShelfDamaged."""
@@ -26,11 +28,11 @@ def open_postgres(url: str) -> Shelf:
             pool_size=2,
             max_overflow=8,
         )
-        recorder = PostgresTrackingRecorder(datastore, tracking_table_name="phasebus_tracking")
+        recorder = PostgresTrackingRecorder(datastore, tracking_table_name=_TRACKING)
         recorder.create_table()
         with datastore.transaction(commit=True) as cursor:
             for statement in TABLES:
                 cursor.execute(statement.encode())
     except PersistenceError as error:
         raise ShelfDamaged(f"projections can't be kept there: {error}") from error
-    return Shelf(recorder, placeholder="%s")
+    return Shelf(recorder, tracking=_TRACKING, placeholder="%s", lock=" FOR UPDATE")

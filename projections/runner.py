@@ -21,16 +21,19 @@ from bus.history.feed import said
 from bus.history.happening import Said
 from bus.log.record import Record
 from bus.log.streams import info
-from projections.catchup import ahead, seen_by
-from projections.projection import MEMORY, Aside, Projection, Rows
+from projections.catchup import ahead, seen_by, uncollected
+from projections.projection import MEMORY, Projection, Rows
 from projections.shelf import Build, Change, Look, Moved, Shelf, Step, decoder, encoded
 
 logger = structlog.get_logger(__name__)
 
 _CACHED_ROWS = 20_000
-_STORED_KEYS = 1_000_000
+_CACHED_CHARACTERS = 16 * 2**20
+_STORED_KEYS = 300_000
 _KNOWN_SUBJECTS = 10_000
-MARK_EVERY = 5_000
+_BATCH = 2_500
+_TIDY_BYTES = 16 * 2**20
+MARK_EVERY = 2_500
 """Rows can be found again as of a position that is at most so many back; from there the log is folded."""
 
 
@@ -55,6 +58,10 @@ class Runner:
         self._on_stored = on_stored
         self._on_changed = on_changed
         self._log = ""
+        self._is_afresh = False
+        self._untidy_bytes = 0
+        self._is_tidied = False
+        self._tidying: asyncio.Task[None] | None = None
         # Asked of every record, and most of them are of a few runs.
         self._takers = lru_cache(_KNOWN_SUBJECTS)(self._find_takers)
 
@@ -66,17 +73,12 @@ class Runner:
     async def catch_up(self, *, afresh: bool = False) -> int:
         """Fold what the log has by now, from the beginning with `afresh`; returns the position. Raises Unavailable."""
         self._log, upto = await log_of(self._client)
-        await asyncio.to_thread(self._settle, afresh=afresh)
-        records = self._client.log.read(*self._filters(), after=self._position(), upto=upto)
-        async with ahead(records) as reading:
-            while batch := await reading.take():
-                await self._add(batch)
-        await self._add([], upto=upto)
-        try:
-            await asyncio.to_thread(self._serve)
-        except Moved:
-            # Another process has built it too, and was quicker.
-            return await self.catch_up()
+        self._is_afresh = afresh
+        await asyncio.to_thread(self._settle, begin=afresh)
+        while not await self._reach(upto):
+            # Another process has replaced a build that was extended here: it is read again from where that stands.
+            await asyncio.to_thread(self._settle)
+        self._is_afresh = False
         return upto
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -84,65 +86,123 @@ class Runner:
         await self.catch_up()
         stopping = asyncio.create_task(stop.wait())
         try:
-            records = self._client.log.follow(*self._filters(), after=self._position())
-            async with ahead(records) as arriving:
-                while not stop.is_set():
-                    taking = asyncio.create_task(arriving.take())
-                    await asyncio.wait({taking, stopping}, return_when=asyncio.FIRST_COMPLETED)
-                    if not taking.done():
-                        taking.cancel()
-                        return
-                    await self._add(taking.result())
+            while not stop.is_set():
+                await self._follow(stopping)
         finally:
             stopping.cancel()
+            if self._tidying is not None:
+                # A thread can't be stopped, and whoever waits for the runner closes the shelf.
+                await asyncio.wait({self._tidying})
 
-    def _settle(self, *, afresh: bool = False) -> None:
+    async def _reach(self, upto: int) -> bool:
+        """Fold up to there and let it be read; False if somebody else has moved a build."""
+        after = self._seen()
+        async with ahead(self._client.log.read(*self._filters(), after=after, upto=upto), _BATCH) as reading:
+            while batch := await reading.take():
+                if not await asyncio.to_thread(self._add, batch, after, batch[-1].position):
+                    return False
+                after = batch[-1].position
+                self._tell(after)
+        try:
+            if not await asyncio.to_thread(self._finish, after, upto):
+                return False
+        except Moved:
+            return False
+        self._tell(upto)
+        return True
+
+    async def _follow(self, stopping: asyncio.Task[Any]) -> None:
+        """Fold what comes, until it is enough, or somebody else has moved a build."""
+        after = self._seen()
+        async with ahead(self._client.log.follow(*self._filters(), after=after)) as arriving:
+            while not stopping.done():
+                taking = asyncio.create_task(arriving.take())
+                await asyncio.wait({taking, stopping}, return_when=asyncio.FIRST_COMPLETED)
+                if not taking.done():
+                    taking.cancel()
+                    return
+                batch = taking.result()
+                if not await asyncio.to_thread(self._add, batch, after, batch[-1].position, is_live=True):
+                    await asyncio.to_thread(self._settle)
+                    return
+                after = batch[-1].position
+                self._tell(after)
+                self._tidy()
+
+    def _settle(self, *, begin: bool = False) -> None:
         for each in self._growths:
-            each.settle(self._log, afresh=afresh)
+            each.settle(self._log, begin=begin, afresh=self._is_afresh)
 
-    def _serve(self) -> None:
+    def _finish(self, after: int, upto: int) -> bool:
+        """Store the position, and let the builds be read. Raises Moved."""
+        if not self._add([], after, upto, is_last=True):
+            return False
         for each in self._growths:
             each.serve()
+        return True
 
-    async def _add(self, records: Sequence[Record], *, upto: int | None = None) -> None:
-        """Fold records into whatever has not got them, and store it."""
-        position = upto or (records[-1].position if records else 0)
-        while True:
-            steps = await asyncio.to_thread(self._fold, records, position, upto is not None)
-            try:
-                await asyncio.to_thread(self._shelf.save, steps)
-            except Moved:
-                # Another process folds the same, or has built it anew: what it has stored is as good.
-                await asyncio.to_thread(self._settle)
-                continue
-            for growth in self._growths:
-                if growth.stored():
-                    self._on_changed(growth.build, growth.position)
-            self._on_stored(position)
-            return
+    def _add(
+        self, records: Sequence[Record], after: int, position: int, *, is_last: bool = False, is_live: bool = False
+    ) -> bool:
+        """Fold what came after a position, up to another, into whatever has not got it, and store it.
 
-    def _fold(self, records: Sequence[Record], position: int, is_last: bool = False) -> list[Step]:
+        False: somebody else has built one of them anew, and less of it.
+        """
+        with uncollected():
+            while self._seen() >= after:
+                steps = self._fold(records, position, is_last)
+                try:
+                    self._shelf.save(steps)
+                except Moved:
+                    # Another process folds the same: what it has stored is as good.
+                    self._settle()
+                    continue
+                for growth in self._growths:
+                    growth.stored()
+                self._untidy_bytes += sum(len(each.row or "") for step in steps for each in step.changes)
+                if self._is_tidied or (self._untidy_bytes >= _TIDY_BYTES and not is_live):
+                    self._shelf.checkpoint()
+                    self._is_tidied, self._untidy_bytes = False, 0
+                return True
+        return False
+
+    def _tell(self, position: int) -> None:
+        for growth in self._growths:
+            if growth.has_changed:
+                self._on_changed(growth.build, growth.position)
+        self._on_stored(position)
+
+    def _fold(self, records: Sequence[Record], position: int, is_last: bool) -> list[Step]:
         with self._shelf.looking() as look:
             growing = [each for each in self._growths if each.begin(position, look)]
             for record in records:
                 takers = self._takers(record.subject)
                 if takers:
                     once = said(record)
-                    for each in takers:
-                        each.add(once)
+                    for take in takers:
+                        take(once)
             steps = [each.step(is_last=is_last) for each in growing]
             return [each for each in steps if each is not None]
 
-    def _find_takers(self, subject: str) -> list[Growth]:
-        return [each for each in self._growths if each.wants(subject)]
+    def _tidy(self) -> None:
+        """What the database has to put in order takes longer than anybody wants to wait: it is done beside, and the
+        little that came meanwhile afterwards."""
+        if self._untidy_bytes >= _TIDY_BYTES and self._tidying is None:
+            self._tidying = asyncio.create_task(asyncio.to_thread(self._shelf.checkpoint))
+        elif self._tidying is not None and self._tidying.done():
+            self._tidying.result()
+            self._tidying, self._is_tidied = None, True
+
+    def _find_takers(self, subject: str) -> list[Callable[[Said], None]]:
+        return [each.records.append for each in self._growths if each.wants(subject)]
 
     def _filters(self) -> list[str]:
         wanted = {subject for each in self._growths for subject in seen_by(each.projection, self._client.subjects)}
         # The server refuses filters that overlap.
         return [each for each in wanted if not any(each != other and _covers(other, each) for other in wanted)]
 
-    def _position(self) -> int:
-        return min((each.position for each in self._growths), default=0)
+    def _seen(self) -> int:
+        return min((each.seen for each in self._growths), default=0)
 
 
 async def log_of(client: Client) -> tuple[str, int]:
@@ -163,76 +223,91 @@ class Growth:
 
     def __init__(self, client: Client, shelf: Shelf, projection: Projection[Any]) -> None:
         self.projection = projection
-        self.position = 0
+        self.position = self.seen = 0
         self._shelf = shelf
         self._build: Build | None = None
         self._wanted = [pattern(subject).fullmatch for subject in seen_by(projection, client.subjects)]
         self._decode = decoder(projection)
-        self._known: OrderedDict[str, Any] = OrderedDict()
+        # Rows that are stored, and how long their text is; what was stored last is at the end.
+        self._known: OrderedDict[str, tuple[Any, int]] = OrderedDict()
+        self._known_characters = 0
         # Of a build that begins here, what has a row: what is not in it need not be looked for.
         self._stored: set[str] | None = None
         self._rows: Rows[Any] = Rows(lambda _key: None)
-        self._asides: list[Aside] = []
+        self._step: Step | None = None
         self._reached = 0
-        self._took = self._is_stored = False
+        self.has_changed = False
+        """Whether what was stored last has changed any row."""
+        self.records: list[Said] = []
+        """What is to be folded, in order; some of it may have been."""
 
     @property
     def build(self) -> Build:
         assert self._build is not None, "a runner settles its projections before it folds"
         return self._build
 
-    def settle(self, log: str, *, afresh: bool = False) -> None:
-        """Find the build to extend, the served one first, or begin one; and forget what was known of its rows."""
+    def settle(self, log: str, *, begin: bool, afresh: bool) -> None:
+        """Find the build to extend, the one begun here first, then the served one; and forget what was known of its
+        rows. If there is none, or with `begin`, a new one is begun; with `afresh` no other's is extended."""
         wanted = (self.projection.name, self.projection.version, log)
-        fitting = (each for each in self._shelf.builds() if (each.projection, each.version, each.log) == wanted)
-        self._build = (None if afresh else next(fitting, None)) or self._shelf.begin(*wanted)
+        builds = self._shelf.builds()
+        own = [each for each in builds if self._build is not None and each.id == self._build.id]
+        fitting = [each for each in builds if (each.projection, each.version, each.log) == wanted]
+        found = [] if begin else own or ([] if afresh else fitting)
+        self._build = found[0] if found else self._shelf.begin(*wanted)
         self._known.clear()
+        self._known_characters = 0
         self.position = self._shelf.position(self._build.id)
+        # There was nothing for it between what is stored and what it has seen.
+        self.seen = max(self.seen, self.position) if self._build in own else self.position
         self._stored = None if self.position else set()
 
     def wants(self, subject: str) -> bool:
         return any(fits(subject) for fits in self._wanted)
 
     def begin(self, position: int, look: Look) -> bool:
-        """Fold what is to be added, up to a position, from where it stands; False if it has all that."""
-        self._rows, self._asides, self._reached = Rows(partial(self._row, look)), [], position
-        self._took = False
-        return position > self.position
-
-    def add(self, said: Said) -> None:
-        """Fold a record in, unless it has it."""
-        if said.position > self.position:
-            self._took = True
-            for each in self.projection.wanted(said):
-                aside = self._rows.add(self.projection, each)
-                if aside is not None:
-                    self._asides.append(aside)
-                    logger.warning(
-                        "set aside", projection=self.projection.name, position=aside.position, reason=aside.reason
-                    )
+        """Have records folded, up to a position, from where it stands; False if it has all that."""
+        self._rows, self._reached = Rows(partial(self._row, look)), position
+        self._step, self.has_changed = None, False
+        self.records.clear()
+        return position > self.seen
 
     def step(self, *, is_last: bool) -> Step | None:
-        """What was added, as it is to be stored; None if there was nothing for it, and that can be told later."""
-        self._is_stored = self._took or is_last or self._reached - self.position >= MARK_EVERY
-        if not self._is_stored:
+        """Fold the records; what is to be stored of it. None if there was nothing, and that can be told later."""
+        records = self.records
+        if records and records[0].position <= self.seen:
+            records = [each for each in records if each.position > self.seen]
+        if not (records or is_last or self._reached - self.position >= MARK_EVERY):
             return None
+        asides = self._rows.fold(self.projection, self.projection.wanted(records))
+        for aside in asides:
+            logger.warning("set aside", projection=self.projection.name, position=aside.position, reason=aside.reason)
         marks = self._reached // MARK_EVERY > self.position // MARK_EVERY
         changes = [self._change(key, row) for key, row in self._rows.told.items()]
-        return Step(self.build.id, self.position, self._reached, changes, self._asides, marks)
+        self.records.clear()
+        self._step = Step(self.build.id, self.position, self._reached, changes, asides, marks)
+        return self._step
 
-    def stored(self) -> bool:
-        """What was folded last is on the shelf; whether it has changed any row."""
-        is_new = self._is_stored and self._reached > self.position
-        if is_new:
-            self.position = self._reached
-            self._known.update(self._rows.changes)
-            if self._stored is not None:
-                self._stored.update(self._rows.told)
-                if len(self._stored) > _STORED_KEYS:
-                    self._stored = None
-            while len(self._known) > _CACHED_ROWS:
-                self._known.popitem(last=False)
-        return is_new and bool(self._rows.told)
+    def stored(self) -> None:
+        """What was folded last is on the shelf."""
+        self.seen = max(self.seen, self._reached)
+        if self._step is None:
+            return
+        self.position = self._reached
+        self.has_changed = bool(self._step.changes)
+        known, rows = self._known, self._rows.changes
+        for each in self._step.changes:
+            key, size = each.key, len(each.row or "")
+            before = known.pop(key, None)
+            known[key] = rows[key], size
+            self._known_characters += size - (before[1] if before is not None else 0)
+        if self._stored is not None:
+            self._stored.update([each.key for each in self._step.changes])
+            if len(self._stored) > _STORED_KEYS:
+                self._stored = None
+        while len(known) > _CACHED_ROWS or self._known_characters > _CACHED_CHARACTERS:
+            self._known_characters -= known.popitem(last=False)[1][1]
+        self._rows, self._step = Rows(lambda _key: None), None
 
     def serve(self) -> None:
         """Let the build be the one that is read. Raises Moved."""
@@ -241,17 +316,18 @@ class Growth:
             self._build = msgspec.structs.replace(self.build, is_served=True)
 
     def _row(self, look: Look, key: str) -> Any:
-        if key in self._known:
-            self._known.move_to_end(key)
-            return self._known[key]
+        known = self._known.get(key)
+        if known is not None:
+            return known[0]
         if self._stored is not None and key not in self._stored:
             return None
         found = look(self.build.id, key)
         return None if found is None else self._decode(key, found)
 
     def _change(self, key: str, row: Any) -> Change:
+        is_new = self._rows.is_new(key)
         if row is None:
-            return Change(key, None)
+            return Change(key, None, is_new=is_new)
         glance = self.projection.glance
         shown = None if glance is None or key.startswith(MEMORY) else encoded(glance(row))
-        return Change(key, encoded(row), shown)
+        return Change(key, encoded(row), shown, is_new)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 
 import msgspec
@@ -10,10 +10,10 @@ import msgspec
 from bus.errors import NotFound
 from bus.history.happening import Happening
 from bus.rules.events import RunStarted, archived
-from bus.rules.folding import evolve
+from bus.rules.folding import Folding
 from bus.rules.plan import TASK
 from bus.rules.run import RunState, RunStatus
-from projections.projection import Projection, Rows
+from projections.projection import Projection, Rows, each_of
 
 
 class Glance(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -50,17 +50,26 @@ class Ambiguous(NotFound):
         self.runs = runs
 
 
-def _fold(runs: Rows[RunState], happening: Happening) -> None:
-    commit = happening.commit
-    if commit is None:
-        return
-    before = runs.get(commit.run)
-    if before is None:
-        if archived(commit):
-            return  # its past is in an archive that is not read here
-        if not (commit.events and isinstance(commit.events[0], RunStarted)):
-            raise ValueError("the run has not started")
-    runs[commit.run] = evolve(before, commit)
+def _stretch(runs: Rows[RunState], happenings: Sequence[Happening]) -> None:
+    """Of a run that says more than one thing in it, each part of the state is copied once."""
+    foldings: dict[str, Folding] = {}
+    for each in happenings:
+        commit = each.commit
+        if commit is None:
+            continue
+        folding = foldings.get(commit.run)
+        if folding is None:
+            before = runs.get(commit.run)
+            if before is None:
+                if archived(commit):
+                    continue  # its past is in an archive that is not read here
+                if not (commit.events and isinstance(commit.events[0], RunStarted)):
+                    raise ValueError("the run has not started")
+            folding = foldings[commit.run] = Folding(before)
+        folding.add(commit)
+    for run, folding in foldings.items():
+        assert folding.state is not None, "a commit folds to a state"
+        runs[run] = folding.state
 
 
 def glance(state: RunState) -> Glance:
@@ -85,7 +94,8 @@ RUNS: Projection[RunState] = Projection(
     name="runs",
     version=2,
     row=RunState,
-    fold=_fold,
+    fold=each_of(_stretch),
+    stretch=_stretch,
     subjects=["run.*"],
     whole=True,
     glance=glance,

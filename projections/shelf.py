@@ -7,7 +7,7 @@ served, and takes its place when it has caught up.
 
 from __future__ import annotations
 
-import sqlite3
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -17,32 +17,29 @@ from uuid import uuid4
 
 import msgspec
 from eventsourcing.persistence import PersistenceError, Tracking
-from eventsourcing.sqlite import (
-    SQLiteConnection,
-    SQLiteConnectionPool,
-    SQLiteDatastore,
-    SQLiteTrackingRecorder,
-)
 
 from bus.errors import BusError, SettingsError
 from bus.rules.run import Output
 from projections.projection import MEMORY, Aside, Projection, R
 
-# The large text is last: a list reads glances without it.
+# The large text is last: a list reads glances without it. A row was made at its position; when it changes, what it was
+# goes into the history if a mark stands between, so a mark costs nothing and a row that does not change no more.
 TABLES = (
     """CREATE TABLE IF NOT EXISTS phasebus_builds (
         build TEXT PRIMARY KEY, projection TEXT NOT NULL, version BIGINT NOT NULL, log TEXT NOT NULL,
         served BIGINT NOT NULL)""",
     """CREATE TABLE IF NOT EXISTS phasebus_rows (
-        build TEXT, key TEXT, position BIGINT NOT NULL, glance_json TEXT, row_json TEXT, PRIMARY KEY (build, key))""",
+        build TEXT, key TEXT, position BIGINT NOT NULL, glance_json TEXT, row_data BYTEA, PRIMARY KEY (build, key))""",
     "CREATE INDEX IF NOT EXISTS phasebus_rows_position ON phasebus_rows (build, position)",
     """CREATE TABLE IF NOT EXISTS phasebus_history (
-        build TEXT, key TEXT, position BIGINT, row_json TEXT, PRIMARY KEY (build, key, position))""",
+        build TEXT, key TEXT, position BIGINT, row_data BYTEA, PRIMARY KEY (build, key, position))""",
     """CREATE TABLE IF NOT EXISTS phasebus_marks (build TEXT, position BIGINT, PRIMARY KEY (build, position))""",
     """CREATE TABLE IF NOT EXISTS phasebus_asides (
         build TEXT, position BIGINT, place BIGINT, subject TEXT NOT NULL, reason TEXT NOT NULL,
         PRIMARY KEY (build, position, place))""",
 )
+# The state of a run is a tenth when it is packed, and writing the rest would take longer than packing it.
+_PACKED_BYTES = 1024
 _OF_A_BUILD = ("phasebus_rows", "phasebus_history", "phasebus_marks", "phasebus_asides", "phasebus_builds")
 
 
@@ -68,11 +65,12 @@ class Build(msgspec.Struct, frozen=True):
 
 
 class Change(msgspec.Struct, frozen=True):
-    """A row as it is now, and what a list shows of it. Without text, it is gone."""
+    """A row as it is now, and what a list shows of it. Without text, it is gone. `is_new`: there was none before."""
 
     key: str
     row: str | None
     glance: str | None = None
+    is_new: bool = False
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -106,9 +104,20 @@ class Look(Protocol):
 class Shelf:
     """Every build on one database. Its calls block: they are for a thread. Raises ShelfDamaged."""
 
-    def __init__(self, recorder: Recorder, placeholder: str = "?") -> None:
+    def __init__(
+        self,
+        recorder: Recorder,
+        *,
+        tracking: str = "tracking",
+        placeholder: str = "?",
+        lock: str = "",
+        checkpoint: Callable[[], None] = lambda: None,
+    ) -> None:
         self._recorder = recorder
+        self._tracking = tracking
         self._placeholder = placeholder
+        self._lock = lock
+        self._checkpoint = checkpoint
 
     def close(self) -> None:
         self._recorder.datastore.close()
@@ -133,15 +142,15 @@ class Shelf:
     def serve(self, build: Build) -> None:
         """Put a build in the place of the one that is served, which goes with all its rows. Raises Moved."""
         with self._transaction(commit=True) as cursor:
-            self._check(cursor, build.id)
-            found = self._run(
-                cursor,
-                "SELECT build FROM phasebus_builds WHERE projection = ? AND build <> ?",
-                (build.projection, build.id),
-            )
-            for other in [row["build"] for row in found.fetchall()]:
+            # In order, here and in `save`: who waits for a build holds none that comes later.
+            select = f"SELECT build FROM phasebus_builds WHERE projection = ? ORDER BY build{self._lock}"  # noqa: S608 - our own word
+            found = {row["build"] for row in self._run(cursor, select, (build.projection,)).fetchall()}
+            if build.id not in found:
+                raise Moved
+            for other in found - {build.id}:
                 for table in _OF_A_BUILD:
                     self._run(cursor, f"DELETE FROM {table} WHERE build = ?", (other,))  # noqa: S608 - our own names
+                self._run(cursor, f"DELETE FROM {self._tracking} WHERE application_name = ?", (other,))  # noqa: S608 - as above
             self._run(cursor, "UPDATE phasebus_builds SET served = 1 WHERE build = ?", (build.id,))
 
     def position(self, build: str) -> int:
@@ -152,12 +161,19 @@ class Shelf:
     def save(self, steps: Iterable[Step]) -> None:
         """Store what was folded, with the position: all of it, or nothing. Raises Moved."""
         with self._transaction(commit=True) as cursor:
-            for step in steps:
+            for step in sorted(steps, key=lambda step: step.build):
                 self._check(cursor, step.build)
                 if (self._recorder._max_tracking_id(step.build, cursor) or 0) != step.before:
                     raise Moved
                 self._store(cursor, step)
                 self._recorder._insert_tracking(cursor, Tracking(step.build, step.position))
+
+    def checkpoint(self) -> None:
+        """Put what was stored where it stays, so that it is not looked for in the journal. Takes a while."""
+        try:
+            self._checkpoint()
+        except PersistenceError as error:
+            raise ShelfDamaged(f"the projections' database does not work: {error}") from error
 
     def row(self, build: str, key: str, *, mark: int | None = None) -> str | None:
         """One row as JSON, as it is now, or as of a mark."""
@@ -171,23 +187,26 @@ class Shelf:
 
             def look(build: str, key: str, mark: int | None = None) -> str | None:
                 found = self._run(cursor, *_one_row(build, key, mark)).fetchone()
-                return None if found is None else found["row_json"]
+                return None if found is None or found["row_data"] is None else _text(found["row_data"])
 
             yield look
 
     def rows(self, build: str, *, mark: int | None = None) -> list[tuple[str, str]]:
         """Every row as JSON, by key, as it is now, or as of a mark."""
-        select = "SELECT key, row_json FROM phasebus_rows WHERE build = ? AND row_json IS NOT NULL ORDER BY key"
+        select = "SELECT key, row_data FROM phasebus_rows WHERE build = ? AND row_data IS NOT NULL ORDER BY key"
         given: tuple[Any, ...] = (build,)
         if mark is not None:
             select = (
-                "SELECT h.key, h.row_json FROM phasebus_history h JOIN (SELECT key, MAX(position) AS newest FROM "
-                "phasebus_history WHERE build = ? AND position <= ? GROUP BY key) n ON n.key = h.key AND "
-                "n.newest = h.position WHERE h.build = ? AND h.row_json IS NOT NULL ORDER BY h.key"
+                "SELECT key, row_data FROM phasebus_rows WHERE build = ? AND position <= ? AND row_data IS NOT NULL "
+                "UNION ALL SELECT h.key, h.row_data FROM phasebus_history h JOIN (SELECT key, MAX(position) AS newest "
+                "FROM phasebus_history WHERE build = ? AND position <= ? GROUP BY key) n ON n.key = h.key AND "
+                "n.newest = h.position JOIN phasebus_rows r ON r.build = h.build AND r.key = h.key AND r.position > ? "
+                "WHERE h.build = ? AND h.row_data IS NOT NULL ORDER BY key"
             )
-            given = (build, mark, build)
+            given = (build, mark, build, mark, mark, build)
         with self._transaction(commit=False) as cursor:
-            return [(row["key"], row["row_json"]) for row in self._run(cursor, select, given).fetchall()]
+            found = self._run(cursor, select, given).fetchall()
+        return [(row["key"], _text(row["row_data"])) for row in found]
 
     def glances(self, build: str) -> list[tuple[str, str]]:
         """What a list shows, as JSON, by key."""
@@ -203,24 +222,23 @@ class Shelf:
         In order of position and key, at most `limit` of them; and before them the position they are as of. A row
         may be newer than that, where somebody stores at that moment; it is not older.
         """
-        text = "COALESCE(glance_json, row_json)" if glances else "row_json"
+        row = "CASE WHEN glance_json IS NULL THEN row_data END" if glances else "row_data"
         since = "position > ?" if past is None else "position >= ? AND (position > ? OR key > ?)"
         given = (after,) if past is None else (after, after, past)
         select = (
-            f"SELECT key, position, {text} AS text FROM phasebus_rows WHERE build = ? AND {since} "  # noqa: S608 - our own words
-            "AND substr(key, 1, 1) <> ? ORDER BY position, key LIMIT ?"
+            f"SELECT key, position, {row} AS row_data, glance_json FROM phasebus_rows "  # noqa: S608 - our own words
+            f"WHERE build = ? AND {since} AND substr(key, 1, 1) <> ? ORDER BY position, key LIMIT ?"
         )
         with self._transaction(commit=False) as cursor:
             # First: what is stored in between may come twice, and is not missed.
             position = self._recorder._max_tracking_id(build, cursor) or 0
-            found = self._run(cursor, select, (build, *given, MEMORY, limit))
-            return position, [(row["key"], row["position"], row["text"]) for row in found.fetchall()]
+            found = self._run(cursor, select, (build, *given, MEMORY, limit)).fetchall()
+        return position, [(each["key"], each["position"], _shown(each, glances=glances)) for each in found]
 
     def mark(self, build: str, upto: int) -> int:
         """The newest mark at or before a position, 0 if there is none."""
-        select = "SELECT MAX(position) AS mark FROM phasebus_marks WHERE build = ? AND position <= ?"
         with self._transaction(commit=False) as cursor:
-            return self._run(cursor, select, (build, upto)).fetchone()["mark"] or 0
+            return self._newest_mark(cursor, build, upto)
 
     def asides(self, build: str) -> list[Aside]:
         """What was passed over, oldest first."""
@@ -230,12 +248,20 @@ class Shelf:
             return [Aside(row["position"], row["place"], row["subject"], row["reason"]) for row in found]
 
     def _store(self, cursor: Any, step: Step) -> None:
+        mark = self._newest_mark(cursor, step.build, step.before)
+        old = [each.key for each in step.changes if not each.is_new] if mark else []
         self._run_many(
             cursor,
-            "INSERT INTO phasebus_rows (build, key, row_json, glance_json, position) VALUES (?, ?, ?, ?, ?) "
+            "INSERT INTO phasebus_history SELECT build, key, position, row_data FROM phasebus_rows "
+            "WHERE build = ? AND key = ? AND position <= ?",
+            [(step.build, key, mark) for key in old],
+        )
+        self._run_many(
+            cursor,
+            "INSERT INTO phasebus_rows (build, key, row_data, glance_json, position) VALUES (?, ?, ?, ?, ?) "
             "ON CONFLICT (build, key) DO UPDATE SET "
-            "row_json = excluded.row_json, glance_json = excluded.glance_json, position = excluded.position",
-            [(step.build, each.key, each.row, each.glance, step.position) for each in step.changes],
+            "row_data = excluded.row_data, glance_json = excluded.glance_json, position = excluded.position",
+            [(step.build, each.key, _packed(each.row), each.glance, step.position) for each in step.changes],
         )
         self._run_many(
             cursor,
@@ -243,16 +269,16 @@ class Shelf:
             [(step.build, aside.position, aside.index, aside.subject, aside.reason) for aside in step.asides],
         )
         if step.marks:
-            self._run(
-                cursor,
-                "INSERT INTO phasebus_history SELECT build, key, ?, row_json FROM phasebus_rows WHERE build = ? AND "
-                "position > (SELECT COALESCE(MAX(position), 0) FROM phasebus_marks WHERE build = ?)",
-                (step.position, step.build, step.build),
-            )
             self._run(cursor, "INSERT INTO phasebus_marks VALUES (?, ?)", (step.build, step.position))
 
+    def _newest_mark(self, cursor: Any, build: str, upto: int) -> int:
+        select = "SELECT MAX(position) AS mark FROM phasebus_marks WHERE build = ? AND position <= ?"
+        return self._run(cursor, select, (build, upto)).fetchone()["mark"] or 0
+
     def _check(self, cursor: Any, build: str) -> None:
-        if self._run(cursor, "SELECT 1 AS there FROM phasebus_builds WHERE build = ?", (build,)).fetchone() is None:
+        """Nobody else changes the build until the transaction ends. Raises Moved if it is gone."""
+        select = f"SELECT 1 AS there FROM phasebus_builds WHERE build = ?{self._lock}"  # noqa: S608 - our own word
+        if self._run(cursor, select, (build,)).fetchone() is None:
             raise Moved
 
     def _run(self, cursor: Any, statement: str, given: Sequence[Any] = ()) -> Any:
@@ -275,17 +301,36 @@ class Shelf:
 
 def _one_row(build: str, key: str, mark: int | None) -> tuple[str, tuple[Any, ...]]:
     if mark is None:
-        return "SELECT row_json FROM phasebus_rows WHERE build = ? AND key = ?", (build, key)
+        return "SELECT row_data FROM phasebus_rows WHERE build = ? AND key = ?", (build, key)
     select = (
-        "SELECT row_json FROM phasebus_history WHERE build = ? AND key = ? AND position <= ? "
+        "SELECT position, row_data FROM phasebus_rows WHERE build = ? AND key = ? AND position <= ? UNION ALL "
+        "SELECT position, row_data FROM phasebus_history WHERE build = ? AND key = ? AND position <= ? "
         "ORDER BY position DESC LIMIT 1"
     )
-    return select, (build, key, mark)
+    return select, (build, key, mark, build, key, mark)
+
+
+def _packed(text: str | None) -> bytes | None:
+    """As it is stored: JSON, or what begins with an `x` and is JSON packed by zlib."""
+    data = None if text is None else text.encode()
+    return data if data is None or len(data) < _PACKED_BYTES else zlib.compress(data, 1)
+
+
+def _shown(row: Any, *, glances: bool) -> str | None:
+    """A row, or what a list shows of it and is stored beside it, as text; None: it is gone."""
+    if glances and row["glance_json"] is not None:
+        glance: str = row["glance_json"]
+        return glance
+    return None if row["row_data"] is None else _text(row["row_data"])
+
+
+def _text(data: bytes) -> str:
+    return (zlib.decompress(data) if data[:1] == b"x" else data).decode()
 
 
 def encoded(value: object) -> str:
     """A row, or a glance at it, as text. What was stored as JSON in a run stays so to the byte, inside of text."""
-    return msgspec.json.encode(value, enc_hook=_as_text).decode()
+    return _encode(value).decode()
 
 
 def decoder(projection: Projection[R]) -> Callable[[str, str], R]:
@@ -334,6 +379,9 @@ def _of_text(kind: type[Any], value: Any) -> Any:
     raise NotImplementedError(f"{kind.__name__} has no form in JSON")
 
 
+_encode = msgspec.json.Encoder(enc_hook=_as_text).encode
+
+
 def open_shelf(url: str) -> Shelf:
     """The shelf at `sqlite:///FILE` (absolute with a fourth slash) or `postgresql://...`, made if it is not there.
 
@@ -341,38 +389,11 @@ def open_shelf(url: str) -> Shelf:
     """
     scheme = urlsplit(url).scheme
     if scheme == "sqlite":
-        return _sqlite(Path(url.removeprefix("sqlite:///")))
+        from projections.sqlite import open_sqlite  # noqa: PLC0415 - it stands on this module
+
+        return open_sqlite(Path(url.removeprefix("sqlite:///")))
     if scheme in {"postgresql", "postgres"}:
         from projections.postgres import open_postgres  # noqa: PLC0415 - its driver is an extra
 
         return open_postgres(url)
     raise SettingsError(f"projections {url!r}: it begins with sqlite:/// or postgresql://")
-
-
-class _Pool(SQLiteConnectionPool):
-    """Connections that do not wait for the disk at each commit: what a power cut takes is folded again."""
-
-    def _create_connection(self) -> SQLiteConnection:
-        connection = super()._create_connection()
-        with connection.cursor() as cursor:
-            cursor.execute("PRAGMA synchronous=NORMAL")
-            cursor.execute("PRAGMA wal_autocheckpoint=8000")
-        return connection
-
-
-class _SQLite(SQLiteTrackingRecorder):
-    def construct_create_table_statements(self) -> list[str]:
-        return [*super().construct_create_table_statements(), *TABLES]
-
-
-def _sqlite(path: Path) -> Shelf:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        datastore = SQLiteDatastore(str(path))
-        datastore.pool.close()
-        datastore.pool = _Pool(db_name=str(path), lock_timeout=10)
-        recorder = _SQLite(datastore)
-        recorder.create_table()
-    except (PersistenceError, sqlite3.Error, OSError) as error:
-        raise ShelfDamaged(f"{path} can't hold projections: {error}") from error
-    return Shelf(recorder)

@@ -35,13 +35,9 @@ class Sketch(msgspec.Struct, frozen=True, gc=False):
 
     def with_one(self, duration_s: float) -> Sketch:
         """One more. A negative duration, of two clocks that disagree, is one of nothing."""
-        duration_s = max(duration_s, 0.0)
-        bucket = 0
-        if duration_s > _SHORTEST_S:
-            bucket = min(math.ceil(math.log(duration_s / _SHORTEST_S) / _GROWTH), _BUCKETS - 1)
-        counts = dict(self.counts)
-        counts[bucket] = counts.get(bucket, 0) + 1
-        return Sketch(counts, self.sum_s + duration_s, max(self.longest_s, duration_s))
+        adding = Adding(self)
+        adding.add(duration_s)
+        return adding.sketch
 
     def percentile(self, share: float) -> float | None:
         """The duration that `share` (0 to 1) of all do not exceed, in seconds. None: there was nothing."""
@@ -52,6 +48,33 @@ class Sketch(msgspec.Struct, frozen=True, gc=False):
                 # In the middle of the bucket, as far as it goes.
                 return min(_SHORTEST_S * math.exp(bucket * _GROWTH) * _MIDDLE if bucket else 0.0, self.longest_s)
         return None
+
+
+class Adding:
+    """A sketch while durations are added to it."""
+
+    __slots__ = ("_before", "_counts", "_longest_s", "_sum_s")
+
+    def __init__(self, before: Sketch) -> None:
+        self._before = before
+        self._counts: dict[int, int] | None = None
+        self._sum_s, self._longest_s = before.sum_s, before.longest_s
+
+    def add(self, duration_s: float) -> None:
+        """One more, as `Sketch.with_one`."""
+        if self._counts is None:
+            self._counts = dict(self._before.counts)
+        bucket = 0
+        if duration_s > _SHORTEST_S:
+            bucket = min(math.ceil(math.log(duration_s / _SHORTEST_S) / _GROWTH), _BUCKETS - 1)
+        self._counts[bucket] = self._counts.get(bucket, 0) + 1
+        if duration_s > 0.0:
+            self._sum_s += duration_s
+            self._longest_s = max(self._longest_s, duration_s)
+
+    @property
+    def sketch(self) -> Sketch:
+        return self._before if self._counts is None else Sketch(self._counts, self._sum_s, self._longest_s)
 
 
 def together(sketches: Iterable[Sketch]) -> Sketch:

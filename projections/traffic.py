@@ -5,7 +5,7 @@ Rows are of one capability and one agent. Those of all agents, or of all capabil
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -13,9 +13,9 @@ import msgspec
 from msgspec.structs import replace
 
 from bus.history.happening import Happening
-from projections.projection import MEMORY, Projection, Rows
-from projections.sketch import Sketch, together
-from projections.underway import Fact, Taken, Underway, after
+from projections.projection import Projection, Rows, each_of
+from projections.sketch import Adding, Sketch, together
+from projections.underway import Fact, Taken, Underway, worked
 
 MINUTES_KEPT = 60
 """Of older minutes only the sums are kept."""
@@ -87,40 +87,67 @@ def by_agent(rows: Iterable[Traffic]) -> dict[str, Traffic]:
     return _added(rows, lambda row: row.agent, {"capability": ""})
 
 
-def _fold(rows: Rows[Any], happening: Happening) -> None:
-    commit = happening.commit
-    if commit is None:
-        return
-    memory = MEMORY + commit.run
-    run, facts = after(rows.get(memory), commit)
-    for fact in facts:
-        key = f"{fact.capability}/{fact.agent}"
-        row = rows.get(key) or Traffic(capability=fact.capability, agent=fact.agent, last_at=fact.at)
-        rows[key] = _with(row, fact)
-    if run is not None:
-        rows[memory] = run
-    else:
-        del rows[memory]
+def _stretch(rows: Rows[Any], happenings: Sequence[Happening]) -> None:
+    tallies: dict[tuple[str, str], _Tally] = {}
+    for facts in worked(rows, happenings):
+        for fact in facts:
+            place = fact.capability, fact.agent
+            tally = tallies.get(place)
+            if tally is None:
+                tally = tallies[place] = _Tally(rows.get("/".join(place)), fact)
+            tally.add(fact)
+    for place, tally in tallies.items():
+        rows["/".join(place)] = tally.row
 
 
-def _with(row: Traffic, fact: Fact) -> Traffic:
-    last_at = max(row.last_at, fact.at)
-    number = _minute(fact.at)
-    old = row.minutes.get(number, _NOTHING)
-    minutes = dict(row.minutes)
-    if isinstance(fact, Taken):
-        minutes[number] = Minute(old.taken + 1, old.completed, old.failed)
-        changes: dict[str, Any] = {"taken": row.taken + 1, "queued": row.queued.with_one(fact.queue_s)}
-    elif fact.outcome == "completed":
-        minutes[number] = Minute(old.taken, old.completed + 1, old.failed)
-        worked = row.worked if fact.is_cached else row.worked.with_one(fact.work_s)
-        changes = {"completed": row.completed + 1, "cached": row.cached + fact.is_cached, "worked": worked}
-    elif fact.outcome == "failed":
-        minutes[number] = Minute(old.taken, old.completed, old.failed + 1)
-        changes = {"failed": row.failed + 1, "worked": row.worked.with_one(fact.work_s)}
-    else:
-        changes = {"cancelled": row.cancelled + 1}
-    return replace(row, last_at=last_at, minutes=_recent(minutes, _minute(last_at)), **changes)
+class _Tally:
+    """A row while facts are added to it."""
+
+    def __init__(self, row: Traffic | None, first: Fact) -> None:
+        self._before = row or Traffic(capability=first.capability, agent=first.agent, last_at=first.at)
+        self._taken = self._completed = self._failed = self._cancelled = self._cached = 0
+        self._queued, self._worked = Adding(self._before.queued), Adding(self._before.worked)
+        self._minutes = dict(self._before.minutes)
+        self._last_at = self._before.last_at
+
+    def add(self, fact: Fact) -> None:
+        at = fact.at
+        self._last_at = max(self._last_at, at)
+        number = _minute(at)
+        old = self._minutes.get(number, _NOTHING)
+        if isinstance(fact, Taken):
+            self._taken += 1
+            self._queued.add(fact.queue_s)
+            self._minutes[number] = Minute(old.taken + 1, old.completed, old.failed)
+            return
+        if fact.outcome == "completed":
+            self._completed += 1
+            self._cached += fact.is_cached
+            self._minutes[number] = Minute(old.taken, old.completed + 1, old.failed)
+        elif fact.outcome == "failed":
+            self._failed += 1
+            self._minutes[number] = Minute(old.taken, old.completed, old.failed + 1)
+        else:
+            self._cancelled += 1
+            return
+        if not fact.is_cached:
+            self._worked.add(fact.work_s)
+
+    @property
+    def row(self) -> Traffic:
+        before = self._before
+        return replace(
+            before,
+            taken=before.taken + self._taken,
+            completed=before.completed + self._completed,
+            failed=before.failed + self._failed,
+            cancelled=before.cancelled + self._cancelled,
+            cached=before.cached + self._cached,
+            queued=self._queued.sketch,
+            worked=self._worked.sketch,
+            minutes=_recent(self._minutes, _minute(self._last_at)),
+            last_at=self._last_at,
+        )
 
 
 def _recent(minutes: dict[int, Minute], newest: int) -> dict[int, Minute]:
@@ -163,6 +190,13 @@ def _sum(rows: list[Traffic]) -> Traffic:
 
 
 TRAFFIC: Projection[Any] = Projection(
-    name="traffic", version=1, row=Traffic, memory=Underway, fold=_fold, subjects=["run.*"], whole=True
+    name="traffic",
+    version=1,
+    row=Traffic,
+    memory=Underway,
+    fold=each_of(_stretch),
+    stretch=_stretch,
+    subjects=["run.*"],
+    whole=True,
 )
 """How much work there is, how long it waits and takes, by `capability/agent`."""

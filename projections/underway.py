@@ -4,12 +4,13 @@ work has waited and was worked on, and by whom; a projection keeps it as its own
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal, NamedTuple
 
 import msgspec
 
+from bus.history.happening import Happening
 from bus.problem import Problem
 from bus.rules.events import (
     Commit,
@@ -29,6 +30,7 @@ from bus.rules.events import (
     RunStarted,
     archived,
 )
+from projections.projection import MEMORY, Rows
 
 Outcome = Literal["completed", "failed", "cancelled"]
 
@@ -85,6 +87,8 @@ class Ended(NamedTuple):
 
 
 Fact = Taken | Ended
+_NOTHING = Underway()
+_NEVER = datetime.min
 
 
 def begun(event: RunStarted) -> Capabilities:
@@ -106,39 +110,73 @@ def turned(capabilities: Capabilities, event: Event) -> Capabilities:
     return capabilities if undoing is capabilities.undoing else msgspec.structs.replace(capabilities, undoing=undoing)
 
 
-def after(before: Underway | None, commit: Commit) -> tuple[Underway | None, Sequence[Fact]]:
-    """The run after a commit, None if nothing of it is left in the log; and what that says about work.
+def worked(rows: Rows[Any], happenings: Iterable[Happening]) -> Iterator[Sequence[Fact]]:
+    """What each commit among them says about work, in order; what is to be remembered of the runs is put into the rows.
 
-    Several projections ask this of the same commit, one after the other: it is computed once.
+    Several projections ask this of the same commits, one after the other: it is computed once.
     """
-    asked, answer = _LATEST[0]
-    if asked[0] is before and asked[1] is commit:
-        return answer
-    answer = _after(before or Underway(), commit)
-    _LATEST[0] = (before, commit), answer
-    return answer
+    commits = [each.commit for each in happenings if each.commit is not None]
+    before: dict[str, Underway | None] = {run: rows.get(MEMORY + run) for run in {each.run for each in commits}}
+    latest = _LATEST[0]
+    if latest.commits != commits or latest.before != before:
+        latest = _LATEST[0] = _folded(commits, before)
+    for run, now in latest.after.items():
+        if now is None:
+            del rows[MEMORY + run]
+        else:
+            rows[MEMORY + run] = now
+    return iter(latest.facts)
 
 
-def _after(before: Underway, commit: Commit) -> tuple[Underway | None, Sequence[Fact]]:
-    run = _Run(before, commit.at)
-    for event in commit.events:
-        step = _STEPS.get(type(event))
-        if step is not None:
-            step(run, event)
-    if archived(commit):
-        return None, run.facts
-    return Underway(run.capabilities, run.waiting, run.held), run.facts
+class _Worked(NamedTuple):
+    """Commits, the runs before and after them, and what each says about work."""
+
+    commits: Sequence[Commit]
+    before: Mapping[str, Underway | None]
+    after: Mapping[str, Underway | None]
+    facts: Sequence[Sequence[Fact]]
+
+
+def _folded(commits: Sequence[Commit], before: Mapping[str, Underway | None]) -> _Worked:
+    runs: dict[str, _Run | None] = {}
+    facts: list[Sequence[Fact]] = []
+    for commit in commits:
+        run = runs.get(commit.run)
+        if run is None:
+            known = None if commit.run in runs else before[commit.run]
+            run = runs[commit.run] = _Run(known or _NOTHING)
+        facts.append(run.fold(commit))
+        if archived(commit):
+            # Nothing of it is left in the log.
+            runs[commit.run] = None
+    after = {
+        name: None if run is None else Underway(run.capabilities, run.waiting, run.held) for name, run in runs.items()
+    }
+    return _Worked(commits, before, after, facts)
+
+
+_LATEST = [_Worked((), {}, {}, ())]
 
 
 class _Run:
-    """A run while a commit is folded in."""
+    """A run while commits are folded in."""
 
-    def __init__(self, before: Underway, at: datetime) -> None:
-        self.at = at
+    __slots__ = ("at", "capabilities", "facts", "held", "waiting")
+
+    def __init__(self, before: Underway) -> None:
+        self.at = _NEVER
         self.capabilities = before.capabilities
         self.waiting = dict(before.waiting)
         self.held = dict(before.held)
         self.facts: list[Fact] = []
+
+    def fold(self, commit: Commit) -> Sequence[Fact]:
+        self.at, self.facts = commit.at, []
+        for event in commit.events:
+            step = _STEPS.get(type(event))
+            if step is not None:
+                step(self, event)
+        return self.facts
 
     def start(self, event: RunStarted) -> None:
         self.capabilities = begun(event)
@@ -229,6 +267,3 @@ _STEPS: Mapping[type[Any], Callable[[_Run, Any], None]] = {
     RunFailed: _Run.end,
     RunCancelled: _Run.end,
 }
-
-_Answer = tuple[Underway | None, Sequence[Fact]]
-_LATEST: list[tuple[tuple[Underway | None, Commit | None], _Answer]] = [((None, None), (None, ()))]

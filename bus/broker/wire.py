@@ -43,12 +43,8 @@ class Message(Struct, frozen=True, gc=False):
         return int(digits) if digits.isdigit() else 0
 
     def stamp(self, name: bytes) -> bytes | None:
-        """The last header of that name, the others unparsed: the server writes its own behind the publisher's."""
-        begin = self.head.rfind(b"\r\n%b: " % name)
-        if begin < 0:
-            return None
-        begin += len(name) + 4
-        return self.head[begin : self.head.find(b"\r\n", begin)].strip()
+        """The last header of that name, the others unparsed."""
+        return stamped(self.head, name)
 
 
 class Frames:
@@ -87,6 +83,16 @@ class Frames:
             position, missing = stop + 2, 1
         self._parts = [buffer[position:]]
         self._missing = missing
+
+
+def stamped(head: bytes, name: bytes) -> bytes | None:
+    """The last header of that name: the server writes its own behind the publisher's."""
+    line = b"\r\n%b: " % name
+    begin = head.rfind(line)
+    if begin < 0:
+        return None
+    begin += len(line)
+    return head[begin : head.find(b"\r\n", begin)].strip()
 
 
 def header_block(headers: Mapping[str, str]) -> bytes:

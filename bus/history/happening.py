@@ -73,9 +73,11 @@ class Happening(msgspec.Struct, frozen=True, gc=False, kw_only=True):
 class Said:
     """A record, decoded once; it is taken apart into its happenings when somebody wants them."""
 
+    __slots__ = ("_all", "_first", "_types", "commit", "message", "position", "problem", "stored_at", "subject")
+
     def __init__(self, position: int, subject: str, stored_at: datetime, body: bytes) -> None:
         self._all: Sequence[Happening] = ()
-        self._first: Sequence[Happening] = ()
+        self._first: Happening | None = None
         self._types: Sequence[str] = ()
         self.position = position
         self.subject = subject
@@ -85,8 +87,9 @@ class Said:
         self.problem = ""
         try:
             self.message = decode(body)
-            if subject.split(".", 2)[1] == "run":
-                self.commit = _commit_of(self.message, position, subject)
+            _, kind, *rest = subject.split(".", 2)
+            if kind == "run":
+                self.commit = _commit_of(self.message, position, rest[0])
         except MalformedMessage as error:
             self.problem = str(error)
 
@@ -101,17 +104,18 @@ class Said:
         return self._types
 
     @property
-    def first(self) -> Sequence[Happening]:
+    def first(self) -> Happening:
         """The first of them alone. What it shares with the others it has: message, commit."""
-        if not self._first:
-            self._first = [self._one(0, self.commit.events[0] if self.commit is not None else None)]
-        return self._first
+        first = self._first
+        if first is None:
+            first = self._first = self._one(0, self.commit.events[0] if self.commit is not None else None)
+        return first
 
     @property
     def happenings(self) -> Sequence[Happening]:
         """All of them, at least one."""
         if self.commit is None or len(self.commit.events) == 1:
-            return self.first
+            return (self.first,)
         if not self._all:
             self._all = [self._one(index, event) for index, event in enumerate(self.commit.events)]
         return self._all
@@ -134,10 +138,9 @@ def happenings(position: int, subject: str, stored_at: datetime, body: bytes) ->
     return Said(position, subject, stored_at, body).happenings
 
 
-def _commit_of(message: Envelope, position: int, subject: str) -> Commit:
+def _commit_of(message: Envelope, position: int, on: str) -> Commit:
     """Raises MalformedMessage, also for another run's commit."""
     found = commit(message, position)
-    on = subject.split(".", 2)[2]
     if found.run != on:
         raise MalformedMessage(f"position {position} holds a commit of {found.run!r} on the subject of {on!r}")
     return found

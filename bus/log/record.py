@@ -11,6 +11,7 @@ from datetime import datetime
 import msgspec
 
 from bus.broker.connection import Connection, Message
+from bus.broker.wire import stamped
 from bus.errors import MalformedMessage
 from bus.format.envelope import Envelope, decode
 
@@ -46,7 +47,7 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     @property
     def stored_at(self) -> datetime:
         """When the server stored it, by the server's clock (UTC). Raises MalformedMessage if it does not say."""
-        stamp = Message("", b"", head=self.head).stamp(_STORED_AT)
+        stamp = stamped(self.head, _STORED_AT)
         try:
             return datetime.fromisoformat((stamp or b"").decode())
         except ValueError:

@@ -217,14 +217,11 @@ class Draft:
         """Make pending items ready while there is room in the phase's width; end the phase after its last item."""
         phase = self.state.phases[key]
         width = self.state.plan.graph[phase.key].phase.width or WIDEST
-        under_way = sum(1 for item in phase.items if item.status in {"ready", "in_progress"})
-        room = width - under_way
+        room = width - (phase.open_items - phase.pending)
         events: list[Event] = []
-        for item in phase.items:
+        for item in phase.waiting():
             if room <= 0:
                 break
-            if item.status != "pending":
-                continue
             try:
                 input_of(self.state, key, item.index)
             except Unresolved as error:

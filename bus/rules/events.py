@@ -6,7 +6,7 @@ one message: all of it or nothing. An event's time is its commit's; its position
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
@@ -434,6 +434,7 @@ _tag = msgspec.json.Decoder(_Tag)
 EVENTS = Catalogue.of(*Known.__args__)
 """Every type of event, and the upcasters of older versions: `@EVENTS.upcaster("phase.ready.v1")` once there is a v2."""
 TYPES = frozenset(EVENTS.types)
+_WIRE: Mapping[type[Any], str] = {type: wire for wire, type in EVENTS.types.items()}
 
 
 class EventReader:
@@ -484,7 +485,7 @@ def archived(commit: Commit) -> RunArchived | None:
 
 def type_of(event: Event) -> str:
     """The event's wire type, such as `phase.completed.v1`."""
-    return event.type if isinstance(event, UnknownEvent) else str(event.__struct_config__.tag)
+    return event.type if isinstance(event, UnknownEvent) else _WIRE[type(event)]
 
 
 def body(events: Sequence[Event]) -> dict[str, Sequence[object]]:

@@ -119,8 +119,10 @@ class Folding:
         self.state.events += len(events)
 
     def _apply(self, state: RunState, event: Event, at: datetime) -> None:
+        # What there is most of comes first: they are tried in this order.
         match event:
-            # The usual ones first: they are compared in this order.
+            case PhaseCompleted():
+                self._completed(state, event, at)
             case PhaseReady():
                 self._ready(state, event, at)
             case PhaseStarted():
@@ -136,13 +138,14 @@ class Folding:
                 )
                 item = _item(phase, event.item)
                 _put(phase, _with(item, status="in_progress", attempts=(*item.attempts, attempt)))
-            case PhaseCompleted():
-                self._completed(state, event, at)
+            case PhaseProgressed():
+                phase = self._phase(state, event.phase, at)
+                item = _item(phase, event.item)
+                # What a handler says may fall back; what is shown does not.
+                furthest = max(event.fraction, item.attempts[-1].fraction)
+                _touch(phase, item, fraction=furthest, note=event.note)
             case RunCompleted():
                 _end(state, "completed", at)
-            case RunStarted():
-                # It was read by `_born`.
-                pass
             case RunFailed():
                 _end(state, "failed", at, event.problem)
             case RunCancelled():
@@ -167,19 +170,12 @@ class Folding:
                 state.archived = True
             case PhaseExpanded():
                 phase = self._phase(state, event.phase, at)
-                phase.items = [Item(index=index, attempt=phase.epoch) for index in range(event.items)]
-                phase.open_items = event.items
+                _hold(phase, [Item(index=index, attempt=phase.epoch) for index in range(event.items)])
             case PhaseInputReplaced():
                 phase = self._phase(state, event.phase, at)
                 if event.item is None and not phase.items:
-                    phase.items, phase.open_items = [Item(attempt=phase.epoch, died=phase.died)], 1
+                    _hold(phase, [Item(attempt=phase.epoch, died=phase.died)])
                 _put(phase, _with(_item(phase, event.item), given=Output(event.input)))
-            case PhaseProgressed():
-                phase = self._phase(state, event.phase, at)
-                item = _item(phase, event.item)
-                # What a handler says may fall back; what is shown does not.
-                furthest = max(event.fraction, item.attempts[-1].fraction)
-                _touch(phase, item, fraction=furthest, note=event.note)
             case PhaseEffectIntended():
                 phase = self._phase(state, event.phase, at)
                 item = _item(phase, event.item)
@@ -231,7 +227,6 @@ class Folding:
             case PhaseCancelled() if event.item is not None:
                 phase = self._phase(state, event.phase, at)
                 _put(phase, _cancelled(_item(phase, event.item), at))
-                phase.open_items -= 1
             case PhaseCancelled():
                 phase = self._phase(state, event.phase, at)
                 phase.reason = event.reason
@@ -242,6 +237,9 @@ class Folding:
                 state.unknown_events += 1
             case ResultRefused():
                 state.late = (*state.late, Late(event.phase, event.item, event.attempt, event.instance))
+            case _:
+                # A start was read by `_born`.
+                pass
 
     def _phase(self, state: RunState, key: str, at: datetime) -> PhaseState:
         """The phase, to be changed: a copy that belongs to this fold."""
@@ -256,7 +254,7 @@ class Folding:
     def _ready(self, state: RunState, event: PhaseReady, at: datetime) -> None:
         phase = self._phase(state, event.phase, at)
         if event.item is None and not phase.items:
-            phase.items, phase.open_items = [Item(died=phase.died)], 1
+            _hold(phase, [Item(died=phase.died)])
         item = _item(phase, event.item)
         origin = item.origin or self._position
         _put(
@@ -280,7 +278,7 @@ class Folding:
             buried = tuple((item.index, item.death) for item in before.items if item.death is not None)
         phase = PhaseState(key=event.phase, epoch=epoch, begun=before.begun, undoing=undoing, opened_at=at)
         phase.buried = buried
-        phase.items, phase.open_items = [work], 1
+        _hold(phase, [work])
         state.phases[event.phase] = phase
         state.open_phases += 1
 
@@ -288,9 +286,10 @@ class Folding:
         phase = self._phase(state, event.phase, at)
         if event.attempt is not None:
             output = Output(b"null" if event.output is msgspec.UNSET else event.output)
-            item = _touch(phase, _item(phase, event.item), ended_at=at, cached=event.cached)
-            _put(phase, _with(item, status="completed", output=output, ended_at=at))
-            phase.open_items -= 1
+            item = _item(phase, event.item)
+            *earlier, last = item.attempts
+            attempts = (*earlier, replace(last, ended_at=at, cached=event.cached))
+            _put(phase, _with(item, status="completed", output=output, ended_at=at, attempts=attempts))
         if event.item is not None:
             return
         if phase.undoing is not None:
@@ -313,7 +312,6 @@ class Folding:
                 item = _touch(phase, item, ended_at=at, problem=event.problem, cause="cancelled")
             death = Death(item.attempt, state.passes)
             _put(phase, _with(item, status="failed", problem=event.problem, ended_at=at, death=death))
-            phase.open_items -= 1
         if event.item is None:
             phase.problem = event.problem
             if not phase.items:
@@ -337,7 +335,6 @@ class Folding:
                 # Others of its items are under way: just this one goes with them.
                 phase = self._phase(state, key, at)
                 _put(phase, _anew(_item(phase, only), afresh=False))
-                phase.open_items += 1
                 continue
             again = [
                 item
@@ -354,15 +351,10 @@ class Folding:
             else:
                 anew = {item.index: _anew(item, afresh=event.afresh) for item in again}
                 items = [anew.get(item.index, item) for item in before.items]
-                state.phases[key] = PhaseState(
-                    key=key,
-                    items=items,
-                    open_items=len(again),
-                    epoch=epoch,
-                    forced=event.afresh,
-                    begun=begun,
-                    died=before.death or before.died,
-                )
+                died = before.death or before.died
+                phase = PhaseState(key=key, epoch=epoch, forced=event.afresh, begun=begun, died=died)
+                _hold(phase, items)
+                state.phases[key] = phase
             self._owned.add(key)
             state.open_phases += 1
 
@@ -417,8 +409,7 @@ def _undone(state: RunState, phase: PhaseState, at: datetime) -> None:
 
 
 def _stop_items(phase: PhaseState, at: datetime) -> None:
-    phase.items = [item if item.status in TERMINAL else _cancelled(item, at) for item in phase.items]
-    phase.open_items = 0
+    _hold(phase, [item if item.status in TERMINAL else _cancelled(item, at) for item in phase.items])
 
 
 def _cancelled(item: Item, at: datetime) -> Item:
@@ -435,7 +426,23 @@ def _item(phase: PhaseState, index: int | None) -> Item:
 
 
 def _put(phase: PhaseState, item: Item) -> None:
-    phase.items[item.index or 0] = item
+    """An item as it is from now on. What is counted of all of them is kept, not counted again."""
+    place = item.index or 0
+    before, phase.items[place] = phase.items[place], item
+    phase.open_items += (item.status not in TERMINAL) - (before.status not in TERMINAL)
+    phase.pending += (item.status == "pending") - (before.status == "pending")
+    if item.status == "pending":
+        phase.upcoming = min(phase.upcoming, place)
+    elif place == phase.upcoming:
+        phase.upcoming += 1
+
+
+def _hold(phase: PhaseState, items: list[Item]) -> None:
+    """These are its items."""
+    phase.items = items
+    phase.open_items = sum(item.status not in TERMINAL for item in items)
+    phase.pending = sum(item.status == "pending" for item in items)
+    phase.upcoming = 0
 
 
 def _touch(phase: PhaseState, item: Item, **changes: Any) -> Item:

@@ -155,6 +155,7 @@ class PhaseState(msgspec.Struct, gc=False, kw_only=True):
     `epoch` is the highest number an attempt had before this pass, `begun` the pass in which its work was begun from
     nothing, the last time. A gate that waits is known by the pass it was opened
     in (`gate`), and answered by one of `asked` (anybody, if that is empty). `child` is the run it waits for.
+    `pending` of its open items are not ready yet, none of them before `upcoming`.
     `forced`: this pass does it again, whatever is in the cache. `death` and `died` are those of a phase that was given
     up before it had items; `buried`, of one that is undone, those of its items.
     """
@@ -180,6 +181,8 @@ class PhaseState(msgspec.Struct, gc=False, kw_only=True):
     undoing: Undoing | None = None
     child: str = ""
     forced: bool = False
+    pending: int = 0
+    upcoming: int = 0
     death: Death | None = None
     died: Death | None = None
     buried: tuple[tuple[int | None, Death], ...] = ()
@@ -198,6 +201,16 @@ class PhaseState(msgspec.Struct, gc=False, kw_only=True):
         if place < 0 or place >= len(self.items) or self.items[place].index != index:
             return None
         return self.items[place]
+
+    def waiting(self) -> Iterator[Item]:
+        """Its pending items, in order. What is before the first of them is not looked at."""
+        left, place = self.pending, self.upcoming
+        while left:
+            item = self.items[place]
+            place += 1
+            if item.status == "pending":
+                left -= 1
+                yield item
 
     def death_of(self, index: int | None) -> Death | None:
         """How the work of an item (None: of a plain phase) was given up, if that is how it stands now."""

@@ -29,6 +29,8 @@ async def run(client: Client, printer: Printer, targets: tuple[str, ...], shelf_
 
     It may be killed anywhere and begun again, and run twice. Whoever subscribes to their rows is served.
     """
+    import gc
+
     from bus.signals import until_signalled
     from projections.runner import Runner
     from projections.serving import serving
@@ -38,6 +40,8 @@ async def run(client: Client, printer: Printer, targets: tuple[str, ...], shelf_
         async with serving(client, shelf, wanted) as served:
             runner = Runner(client, shelf, wanted, on_changed=served.changed)
             position = await runner.catch_up()
+            # What is there now stays; looking through all of it again and again would delay what comes.
+            gc.freeze()
             printer.hint(f"caught up with position {position}; keeping up until Ctrl-C")
             await until_signalled(runner.run)
 

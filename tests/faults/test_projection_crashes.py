@@ -24,17 +24,18 @@ KILLS = 30
 PLAN = Plan("three", phases=[Phase("a", "echo"), Phase("b", "echo", after=["a"]), Phase("c", "echo", after=["b"])])
 
 # Each victim is a fork of this process, so that the imports are paid for once. It dies at one of the lines of the
-# runner or of the shelf, in whatever thread that is; a step of 0 does not die, and says how many lines there were.
+# runner or of the shelf, in whatever thread that is; a step of 0 does not die, and says how many lines there were, in
+# another database. Some begin anew, the others go on from where the one before died.
 RUNNER = """
 import asyncio, itertools, os, signal, sys, threading
 from bus import connect
-from projections import catchup, kept, runner, shelf
+from projections import kept, runner, shelf, sqlite
 from projections.runs import RUNS
 from tests.integration.test_runner import COUNTS
 
 url, database = sys.argv[1:3]
-runner.MARK_EVERY, catchup._AHEAD = 20, 9
-FILES = {runner.__file__, shelf.__file__}
+runner.MARK_EVERY, runner._BATCH = 20, 9
+FILES = {runner.__file__, shelf.__file__, sqlite.__file__}
 lines = itertools.count(1)
 
 def run(step):
@@ -49,9 +50,9 @@ def run(step):
                 os.kill(os.getpid(), signal.SIGKILL)
         return line
     async def main():
-        opened = shelf.open_shelf(f"sqlite:///{database}")
+        opened = shelf.open_shelf(f"sqlite:///{database}" + ("" if step else ".whole"))
         async with connect(url) as client:
-            await runner.Runner(client, opened, [RUNS, COUNTS]).catch_up(afresh=not step)
+            await runner.Runner(client, opened, [RUNS, COUNTS]).catch_up(afresh=step % 3 == 0)
         opened.close()
     threading.settrace(trace)
     sys.settrace(trace)
@@ -101,4 +102,4 @@ async def test_a_runner_killed_at_any_line_and_begun_again_ends_with_the_rows_of
                 middle = rebuilt.position // 2
                 assert await kept.rows(at=middle) == dict((await build(client, projection, upto=middle)).rows)
             shelf.close()
-        assert survivors < KILLS, "nobody was killed"
+        assert survivors < KILLS - 5, "hardly anybody was killed"

@@ -140,7 +140,7 @@ def test_the_rules_and_the_folds_are_pure(graph: grimp.ImportGraph, module: str)
 def test_only_the_adapter_and_the_shelf_know_the_library_eventsourcing(graph: grimp.ImportGraph) -> None:
     # Its next major version has other signatures and the same meaning: only these change.
     adapter = {f"bus.eventsourcing.{name}" for name in ("factory", "recorders", "subscription", "translation")}
-    shelf = {"projections.shelf", "projections.postgres"}
+    shelf = {"projections.shelf", "projections.postgres", "projections.sqlite"}
     assert graph.find_modules_that_directly_import("eventsourcing") == adapter | shelf
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+import sqlite3
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 from msgspec import Struct
@@ -15,14 +18,13 @@ from bus.broker.server import Server
 from bus.errors import NotFound, SettingsError
 from bus.history.happening import Happening
 from bus.rules.events import PhaseCompleted
-from projections import catchup
 from projections import runner as running
 from projections.catchup import build
 from projections.kept import Kept
-from projections.projection import Projection, Rows
+from projections.projection import Projection, Rows, each_of
 from projections.runner import Runner
 from projections.runs import RUNS
-from projections.shelf import Shelf, ShelfDamaged, open_shelf
+from projections.shelf import Build, Change, Shelf, ShelfDamaged, Step, open_shelf
 from tests.harness import BOUND_S, serving
 
 PLAN = Plan("two", phases=[Phase("a", "echo"), Phase("b", "echo", after=["a"])])
@@ -114,6 +116,96 @@ async def test_a_rebuild_grows_beside_the_served_build_and_takes_its_place_whole
         assert len(shelf.builds()) == 1
 
 
+@pytest.mark.parametrize("step", ["_add", "_finish"])
+async def test_a_rebuild_that_another_process_overtook_is_begun_again_and_not_given_up(
+    step: str, server: Server, shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[str] = []
+    begin, original = Shelf.begin, getattr(Runner, step)
+
+    def listed(self: Shelf, projection: str, version: int, log: str) -> Build:
+        build = begin(self, projection, version, log)
+        begun.append(build.id)
+        return build
+
+    async with serving(server, echo()), connect(server.url) as client:
+        await completed(client, "one")
+
+        def overtaken(self: Runner, *given: Any, **named: Any) -> object:
+            # Just before this, another process puts what it has built there.
+            monkeypatch.setattr(Runner, step, original)
+            other = Runner(client, shelf, [COUNTS])
+            asyncio.run_coroutine_threadsafe(other.catch_up(afresh=True), loop).result(BOUND_S)
+            return original(self, *given, **named)
+
+        loop = asyncio.get_running_loop()
+        monkeypatch.setattr(Shelf, "begin", listed)
+        monkeypatch.setattr(Runner, step, overtaken)
+        await Runner(client, shelf, [COUNTS]).catch_up(afresh=True)
+        kept = await Kept.find(client, shelf, COUNTS)
+        assert len(begun) == 3 and kept.build.id == begun[2]
+        assert await kept.rows() == {"a": Count(1), "b": Count(1)}
+
+
+async def test_what_came_since_the_build_that_was_put_in_place_of_one_is_not_left_out(
+    server: Server, shelf: Shelf
+) -> None:
+    stop = asyncio.Event()
+
+    async def counted(completed: int) -> None:
+        async with asyncio.timeout(BOUND_S):
+            while True:
+                served = [each.id for each in shelf.builds() if each.is_served]
+                if served and shelf.row(served[0], "b") == f'{{"completed":{completed}}}':
+                    return
+                await asyncio.sleep(0.01)
+
+    async with serving(server, echo()), connect(server.url) as client:
+        await completed(client, "one")
+        log, upto = await running.log_of(client)
+        live = asyncio.create_task(Runner(client, shelf, [COUNTS]).run(stop))
+        await completed(client, "two")
+        await counted(2)
+        # Somebody has built it too, a while ago.
+        behind = shelf.begin("counts", 1, log)
+        shelf.save([Step(behind.id, 0, upto, [Change(key, '{"completed":1}') for key in ("a", "b")])])
+        shelf.serve(behind)
+        await completed(client, "three")
+        await counted(3)
+        stop.set()
+        await live
+
+
+async def test_nothing_is_left_of_a_build_that_was_replaced(server: Server, tmp_path: Path) -> None:
+    shelf = open_shelf(f"sqlite:///{tmp_path / 'rows.db'}")
+    async with serving(server, echo()), connect(server.url) as client:
+        await completed(client, "one")
+        for _ in range(3):
+            await Runner(client, shelf, [COUNTS]).catch_up(afresh=True)
+    [served] = shelf.builds()
+    shelf.close()
+    with sqlite3.connect(tmp_path / "rows.db") as database:
+        tracked = database.execute("SELECT application_name FROM tracking WHERE application_name LIKE 'counts%'")
+        assert tracked.fetchall() == [(served.id,)]
+        assert database.execute("SELECT DISTINCT build FROM phasebus_rows").fetchall() == [(served.id,)]
+
+
+def test_two_processes_that_store_at_once_wait_for_each_other(tmp_path: Path) -> None:
+    def store(name: str) -> None:
+        shelf = open_shelf(f"sqlite:///{tmp_path / 'rows.db'}")
+        build = shelf.begin(name, 1, "log")
+        for position in range(200):
+            shelf.save([Step(build.id, position, position + 1, [Change("key", str(position))])])
+        shelf.close()
+
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(store, name) for name in ("one", "two")]:
+            done.result(BOUND_S)
+    shelf = open_shelf(f"sqlite:///{tmp_path / 'rows.db'}")
+    assert [shelf.row(build.id, "key") for build in shelf.builds()] == ["199", "199"]
+    shelf.close()
+
+
 async def test_a_new_version_of_a_fold_is_built_from_the_beginning(server: Server, shelf: Shelf) -> None:
     newer = Projection(name="counts", version=2, row=Count, fold=_count, subjects=["run.*"])
     async with serving(server, echo()), connect(server.url) as client:
@@ -144,6 +236,29 @@ async def test_an_event_the_fold_can_not_take_is_set_aside_with_its_reason_and_n
         assert asides[2].subject.endswith(".broken") and len(asides) == 3
 
 
+async def test_an_event_that_a_fold_of_many_can_not_take_is_set_aside_alone(server: Server, shelf: Shelf) -> None:
+    stretches: list[int] = []
+
+    def stretch(rows: Rows[Count], happenings: Sequence[Happening]) -> None:
+        stretches.append(len(happenings))
+        for each in happenings:
+            if isinstance(each.event, PhaseCompleted) and each.event.phase == "a" and each.run == "two":
+                raise ValueError("not this one")
+            _count(rows, each)
+
+    projection = Projection(
+        name="stretched", version=1, row=Count, fold=each_of(stretch), stretch=stretch, subjects=["run.*"]
+    )
+    async with serving(server, echo()), connect(server.url) as client:
+        await completed(client, "one", "two", "three")
+        await Runner(client, shelf, [projection]).catch_up()
+        kept = await Kept.find(client, shelf, projection)
+        assert await kept.rows() == {"a": Count(2), "b": Count(3)}
+        assert [aside.reason for aside in shelf.asides(kept.build.id)] == ["ValueError: not this one"]
+        # All of them at once, and then each.
+        assert stretches[0] > 1 and set(stretches[1:]) == {1}
+
+
 async def test_two_runners_of_the_same_projection_end_with_the_same_rows_as_one(server: Server, shelf: Shelf) -> None:
     stop = asyncio.Event()
     async with serving(server, echo()), connect(server.url) as client, connect(server.url) as other:
@@ -160,7 +275,7 @@ async def test_rows_as_of_any_position_are_those_a_rebuild_up_to_there_makes(
     server: Server, shelf: Shelf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(running, "MARK_EVERY", 10)
-    monkeypatch.setattr(catchup, "_AHEAD", 7)
+    monkeypatch.setattr(running, "_BATCH", 7)
     async with serving(server, echo()), connect(server.url) as client:
         await completed(client, *(f"r{number}" for number in range(20)))
         upto = await Runner(client, shelf, [RUNS]).catch_up()

@@ -507,6 +507,8 @@ class RunMachine(RuleBasedStateMachine):
         assert self.state.open_phases == sum(map(is_open, self.state.phases.values()))
         for phase in self.state.phases.values():
             assert phase.open_items == sum(map(is_open, phase.items)), phase.key
+            pending = [item for item in phase.items if item.status == "pending"]
+            assert (phase.pending, list(phase.waiting())) == (len(pending), pending), phase.key
         assert self.state.events == sum(len(commit.events) for commit in self.commits)
         assert self.state.position == len(self.commits)
 
