@@ -2,14 +2,18 @@
 
 A dead process is suspected 3 ms after its end, when the server tells the system account that its connection closed;
 a frozen one when its beats stop. Confirming is asking it: the server answers for those that are gone.
+
+Beats cost the server something, so there is a limit to all of them together: when many are there, those that hold
+nothing are asked to beat less often.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Literal
 
 import msgspec
@@ -18,7 +22,7 @@ import structlog
 from bus.broker.connection import Connection, Message
 from bus.client import Client
 from bus.errors import BusError, NoResponders, Unavailable
-from bus.registry.presence import Beat, read_beat
+from bus.registry.presence import Beat, Pace, read_beat
 
 logger = structlog.get_logger(__name__)
 
@@ -26,6 +30,9 @@ Fate = Literal["alive", "crashed", "mute"]
 # A living client whose line was cut is back within this time; a dead one is not.
 _RECONNECT_S = 0.02
 _ANSWER_S = 0.5
+# Of all instances together. What is above a quarter less keeps its pace, so that nobody is told to and fro.
+_BEATS_PER_S = 250
+_SLACK = 0.75
 
 
 class _Peer(msgspec.Struct, frozen=True):
@@ -50,6 +57,9 @@ class Census:
         self._began = 0.0
         self._seen: dict[str, float] = {}
         self._beats: dict[str, Beat] = {}
+        self._system: Connection | None = None
+        self._beat_s = client.settings.beat_s
+        self._pace = 1
 
     @asynccontextmanager
     async def watching(self) -> AsyncIterator[None]:
@@ -63,6 +73,7 @@ class Census:
                 try:
                     system = await stack.enter_async_context(Connection.open(self._client.system_url, name="census"))
                     system.subscribe("$SYS.ACCOUNT.*.DISCONNECT", self._notice)
+                    self._system = system
                 except BusError as error:
                     # Beats alone tell the same, a lease later.
                     logger.warning("crashes are not told at once", error=str(error))
@@ -71,6 +82,22 @@ class Census:
     def beat(self, instance: str) -> Beat | None:
         """The newest beat of an instance."""
         return self._beats.get(instance)
+
+    def beat_as_json(self, instance: str) -> bytes | None:
+        """The same as it is sent."""
+        beat = self._beats.get(instance)
+        return msgspec.json.encode(beat) if beat is not None else None
+
+    @property
+    def hears_ends(self) -> bool:
+        """Whether it is told at once who is gone."""
+        return self._system is not None and self._system.is_connected
+
+    def lease_s(self, instance: str) -> float:
+        """How long an instance may be silent: longer if it was last heard to beat less often than the settings say."""
+        beat = self._beats.get(instance)
+        every_s = beat.every_s if beat is not None and beat.every_s else self._beat_s
+        return self._client.settings.lease_s * max(every_s / self._beat_s, 1.0)
 
     @property
     def patience_s(self) -> float:
@@ -123,8 +150,24 @@ class Census:
     def _hear(self, message: Message) -> None:
         beat = read_beat(message)
         if beat is not None:
-            self._seen[beat.instance] = time.monotonic()
-            self._beats[beat.instance] = beat
+            self.note(beat)
+
+    def note(self, beat: Beat) -> None:
+        """A sign of life of an instance, made just now."""
+        self._seen[beat.instance] = time.monotonic()
+        self._beats[beat.instance] = beat
+        wanted_s = self._wanted_s()
+        if not beat.held and (beat.every_s or self._beat_s) != wanted_s:
+            subject = self._client.subjects.ping(beat.instance)
+            with suppress(BusError):
+                self._client.connection.publish(subject, msgspec.json.encode(Pace(wanted_s)))
+
+    def _wanted_s(self) -> float:
+        """How often each is to beat who holds nothing."""
+        per_s = len(self._beats) / self._beat_s
+        if not _BEATS_PER_S * (self._pace - 1) * _SLACK < per_s <= _BEATS_PER_S * self._pace:
+            self._pace = max(math.ceil(per_s / _BEATS_PER_S), 1)
+        return self._beat_s * self._pace
 
     def _notice(self, message: Message) -> None:
         name = _disconnect.decode(message.data).client.name

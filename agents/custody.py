@@ -61,6 +61,11 @@ class Custody:
         self._missing: dict[Key, float] = {}
         self._foreign: dict[str, set[Held]] = {}
 
+    @property
+    def census(self) -> Census:
+        """Who has been heard of."""
+        return self._census
+
     @asynccontextmanager
     async def watching(self) -> AsyncIterator[None]:
         """Hear signs of life."""
@@ -85,10 +90,11 @@ class Custody:
         """Suspect who is silent; find what was forgotten; tell again who goes on with what is not his."""
         holders = self._docket.holders
         # Asking takes time too: it begins before the lease is over, and counts when it is.
-        early_s = self._lease_s - self._census.patience_s
+        early_s = -self._census.patience_s
         known = self._known()
         for instance in known:
-            if self._census.silent_s(instance) > early_s and instance not in self._examined:
+            silent_s = self._census.silent_s(instance)
+            if silent_s > self._census.lease_s(instance) + early_s and instance not in self._examined:
                 self._examined.add(instance)
                 self._suspicions.put_nowait(_Suspicion(instance, "its beats stopped", by_silence=True))
         await asyncio.gather(*(self._check_forgotten(each) for each in holders))
@@ -127,8 +133,9 @@ class Custody:
                 return
             if fate == "mute" or suspicion.by_silence:
                 # It has a whole lease to be heard of in.
-                await asyncio.sleep(self._lease_s - self._census.silent_s(instance))
-                if self._census.silent_s(instance) < self._lease_s:
+                lease_s = self._census.lease_s(instance)
+                await asyncio.sleep(lease_s - self._census.silent_s(instance))
+                if self._census.silent_s(instance) < lease_s:
                     return
             cause, seen = await self._told_apart(instance, fate)
             await self._lose(instance, cause, f"{suspicion.evidence}{seen}")
@@ -184,6 +191,8 @@ class Custody:
         """An instance that still lists what is not its own has not heard that it was taken from it."""
         foreign: dict[str, set[Held]] = {}
         for beat in self._census.beats:
+            if not beat.held:
+                continue
             own = {Held(*key) for key in self._docket.held_by(beat.instance)}
             foreign[beat.instance] = set(beat.held) - own
         # Seen twice: what it has only just taken may not have been read here yet.

@@ -6,6 +6,7 @@ another registrar, goes before.
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import Iterator
 from contextlib import aclosing
@@ -21,7 +22,7 @@ from bus.format.envelope import envelope
 from bus.log.log import VersionConflict
 from bus.log.record import Record
 from bus.registry.arrivals import event_in
-from bus.registry.card import AGENT_LOST, AgentLost, Card, Loss
+from bus.registry.card import AGENT_LOST, AgentLost, Card, Loss, without_schemas
 from bus.signals import Running, running
 
 logger = structlog.get_logger(__name__)
@@ -33,6 +34,7 @@ class _Registered(msgspec.Struct, frozen=True):
     at: datetime
     host: str
     pid: int
+    card: bytes
 
 
 class Registrar:
@@ -42,9 +44,23 @@ class Registrar:
         self._client = client
         self._registered: dict[str, _Registered] = {}
         self._position = 0
+        self._moved = asyncio.Event()
 
     def __iter__(self) -> Iterator[str]:
         return iter(list(self._registered))
+
+    def __len__(self) -> int:
+        return len(self._registered)
+
+    def cards(self) -> Iterator[tuple[str, bytes]]:
+        """Each instance and its card, without schemas, as JSON."""
+        return ((instance, each.card) for instance, each in self._registered.items())
+
+    async def has_read(self, position: int) -> None:
+        """Wait until the log was followed up to a position."""
+        while self._position < position:
+            self._moved.clear()
+            await self._moved.wait()
 
     @property
     def floor(self) -> int:
@@ -54,6 +70,7 @@ class Registrar:
     async def follow(self, after: int) -> None:
         """Follow the log for ever. Raises Unavailable."""
         self._position = after
+        self._moved.set()
         async with aclosing(self._client.log.follow(self._client.subjects.agents, after=after)) as records:
             async for record in records:
                 self._note(record)
@@ -85,8 +102,10 @@ class Registrar:
         event = event_in(record)
         self._position = record.position
         if isinstance(event, Card):
+            card = msgspec.json.encode(without_schemas(event))
             self._registered[event.instance] = _Registered(
-                event.agent, record.position, record.stored_at, event.host, event.pid
+                event.agent, record.position, record.stored_at, event.host, event.pid, card
             )
         elif event is not None:
             self._registered.pop(event.instance, None)
+        self._moved.set()

@@ -21,6 +21,7 @@ from agents.clerk import Clerk
 from agents.clockwork import Clockwork
 from agents.custody import Custody
 from agents.detours import Detours
+from agents.directory import Directory
 from agents.docket import Docket
 from agents.herald import Herald, Need
 from agents.leadership import Leadership
@@ -122,6 +123,7 @@ class Supervisor:
             tasks.create_task(self._every(_LOST_WORK_EVERY_S, self._clerk.look))
             tasks.create_task(self._every(_FLOOR_EVERY_S, self._raise_floor))
             tasks.create_task(self._registrar.follow(agents_floor if agents_floor <= agents_upto else 0))
+            tasks.create_task(Directory(self._client, self._registrar, custody.census).serve(agents_upto))
             tasks.create_task(self._every(_SWEEP_EVERY_S, Sweep(self._client, self._leadership.bucket).sweep))
             tasks.create_task(custody.heed())
             clockwork = Clockwork(self._client, self._open_run_of)

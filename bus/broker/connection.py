@@ -150,6 +150,11 @@ class Connection:
         return str(self._client._server_info.get("version", ""))
 
     @property
+    def name(self) -> str:
+        """As the server knows it."""
+        return str(self._client.options["name"])
+
+    @property
     def disconnects(self) -> int:
         """How often the line was lost so far."""
         return self._client.disconnects
@@ -305,16 +310,17 @@ class Connection:
             del self._streams[token]
             forget()
 
-    def subscribe(self, subject: str, callback: Callback, *, queue: str = "") -> Subscription:
+    def subscribe(self, subject: str, callback: Callback, *, queue: str = "", once: bool = False) -> Subscription:
         """Call `callback` for every message on `subject` (wildcards allowed), from the read loop: it must not block.
 
-        An exception it raises is logged and counted. With `queue`, each message goes to one member of that group.
-        Raises InvalidName, and Unavailable if the connection is closed.
+        An exception it raises is logged and counted. With `queue`, each message goes to one member of that group. With
+        `once` it ends with the first message, of which the server need not be told. Raises InvalidName, and Unavailable
+        if the connection is closed.
         """
         check_filter(subject)
         if queue and not _SUBJECT.fullmatch(queue):
             raise InvalidName(f"queue {queue!r} can't be subscribed to: a token is empty or has spaces")
-        return Subscription(self._client, self._client.gain_interest(subject, queue, callback))
+        return Subscription(self._client, self._client.gain_interest(subject, queue, callback, once=once))
 
     async def flush(self, timeout_s: float) -> None:
         """Wait until the server has taken everything published so far. Raises Unavailable."""

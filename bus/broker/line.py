@@ -23,6 +23,7 @@ from nats.aio.client import PING_PROTO, PONG_PROTO, Client, Server, Srv
 from nats.aio.subscription import Subscription as Interest
 from nats.aio.transport import TcpTransport
 
+from bus.broker.rhythm import until_next_s
 from bus.broker.wire import Frames, Message, text
 from bus.errors import Unavailable
 
@@ -32,7 +33,8 @@ Callback = Callable[[Message], None]
 
 _BACKLOG_BYTES = 16 * 2**20
 _READ_BYTES = 64 * 1024
-_PING_S = 3
+# A line that is dead without a word is given up when a second one is due and the first has no answer.
+_PING_S = 4
 _NOT_ALLOWED = re.compile(rb"'Permissions Violation for Publish to \"(.*)\"'", re.DOTALL)
 _random = random.SystemRandom()
 
@@ -67,15 +69,23 @@ class Line(Client):
             self._write_is_due = True
             asyncio.get_running_loop().call_soon(self._write)
 
-    def gain_interest(self, subject: str, queue: str, callback: Callback) -> int:
-        self._sid += 1
+    def gain_interest(self, subject: str, queue: str, callback: Callback, *, once: bool = False) -> int:
+        sid = self._sid = self._sid + 1
         if self.is_connected:
-            self.send(f"SUB {subject} {queue} {self._sid}\r\n".encode())
+            self.send(f"SUB {subject} {queue} {sid}\r\n".encode(), f"UNSUB {sid} 1\r\n".encode() if once else b"")
         elif self.is_closed:
             raise Unavailable("the connection is closed")
-        self._subs[self._sid] = Interest(self, self._sid, subject, queue)  # what a reconnect subscribes to again
-        self.callbacks[self._sid] = callback
-        return self._sid
+        # What a reconnect subscribes to again.
+        self._subs[sid] = Interest(self, sid, subject, queue, max_msgs=int(once))
+
+        def take_first(message: Message) -> None:
+            # The server has ended it by itself.
+            self._subs.pop(sid, None)
+            self.callbacks.pop(sid, None)
+            callback(message)
+
+        self.callbacks[sid] = take_first if once else callback
+        return sid
 
     def lose_interest(self, sid: int) -> None:
         if self._subs.pop(sid, None) and self.is_connected:
@@ -215,6 +225,15 @@ class Line(Client):
         if self._pongs and not (pong := self._pongs.pop(0)).done():
             pong.set_result(True)
 
+    async def _ping_interval(self) -> None:
+        name = str(self.options["name"])
+        while self._pings_outstanding <= self.options["max_outstanding_pings"]:
+            await asyncio.sleep(until_next_s(time.time(), self.options["ping_interval"], name))
+            if self.is_connected:
+                self._pings_outstanding += 1
+                await self._send_ping()
+        await self._process_op_err(errors.StaleConnectionError())
+
     async def _send_ping(self, future: asyncio.Future[bool] | None = None) -> None:
         # Not queued: a ping left over from a broken line would answer for the next one's.
         self._pongs.append(future or asyncio.get_running_loop().create_future())
@@ -270,5 +289,5 @@ def options(url: str, name: str, credentials: Path | None) -> dict[str, Any]:
         "max_reconnect_attempts": -1,
         "reconnect_time_wait": 0.2,
         "ping_interval": _PING_S,
-        "max_outstanding_pings": 2,
+        "max_outstanding_pings": 1,
     }

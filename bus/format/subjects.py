@@ -146,6 +146,7 @@ class Subjects:
         self.cached_of_all = f"{namespace}.cache.key.>"
         self.everyone = f"{namespace}.ping"
         self.beats = f"{namespace}.beat.*"
+        self.roster = f"{namespace}.roster"
         # The server publishes what it has stored once more, under `live.`: what is seen there is in the log.
         self.live = f"live.{namespace}.>"
 

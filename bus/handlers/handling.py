@@ -63,11 +63,12 @@ async def perform(
     still return is dropped here and refused by the log.
     """
     pulse = context.pulse
-    bell = pulse.bell()
     task = asyncio.create_task(answer(capability, value, context))
-    awaited: set[asyncio.Future[Any]] = {task, bell}
     deadline = time.monotonic() + timeout_s
     try:
+        # Many a handler waits for nothing: then it is done after one pass, and there is nothing to watch.
+        await asyncio.sleep(0)
+        awaited: set[asyncio.Future[Any]] = {task, pulse.bell()} if not task.done() else set()
         while True:
             left_s = deadline - time.monotonic()
             quiet_s = math.inf if silence_s is None else pulse.last + silence_s - time.monotonic()

@@ -20,6 +20,7 @@ _NO_CONSUMER = 10014
 # The server has two words for a message that is not there.
 _NOT_THERE = frozenset({10037, 10057})
 _SECOND_NS = 1_000_000_000
+_WAITING = 10_000
 BELL = "bell"
 """The consumer of what has rung."""
 _API = "$JS.API"
@@ -343,6 +344,8 @@ async def ensure_consumer(
         "ack_wait": int(settings.lease_s * _SECOND_NS),
         "max_deliver": -1,
         "max_ack_pending": 10_000,
+        # One question of each instance; of more than 512 the server would refuse the rest.
+        "max_waiting": _WAITING,
         # Who asks with a lower number is served first; who asks with the same one, in turn.
         "priority_groups": [EVERYBODY],
         "priority_policy": "prioritized",
@@ -372,6 +375,7 @@ async def ensure_lane(
         "max_deliver": -1,
         # One after the other, each until it has ended.
         "max_ack_pending": 1,
+        "max_waiting": _WAITING,
         "priority_groups": [EVERYBODY],
         "priority_policy": "prioritized",
     }

@@ -41,6 +41,7 @@ T = TypeVar("T")
 
 # Who has taken work that was handed over says so, or has the result, in a twentieth of that.
 _FIRST_WORD_S = 0.5
+_AT_EASE = 25
 # So long a question waits at an instance that has no hand free, and before another one is asked.
 _PATIENCE_S, _LONGEST_PATIENCE_S = 0.02, 1.0
 _PAUSE_S, _LONGEST_PAUSE_S = 0.01, 0.25
@@ -142,6 +143,10 @@ class Asking(Sending):
         state = await self._ended(run)
         return output_of(state, WORK)
 
+    def _first_word_s(self) -> float:
+        """Of many at once each waits for the others: to store it here as well would make all of them later."""
+        return _FIRST_WORD_S * (1 + self._handing.under_way / _AT_EASE)
+
     async def _in_line(self, run: str, task: Task, given: msgspec.Raw, key: str, sticky: str) -> msgspec.Raw:
         """The result of work that waits for its turn. Raises NoLiveAgent if nobody gives any."""
         if await self._unserved([task.capability], ordered=True):
@@ -161,9 +166,9 @@ class Asking(Sending):
         is_new = True
         while is_new:
             for arm in ways(self.signposts, task.capability, run, sticky):
-                handed = Handed(task, given, inherited(sticky), arm)
+                handed, within_s = Handed(task, given, inherited(sticky), arm), self._first_word_s()
                 try:
-                    return await self._handing.put(HANDED, run, need(task.capability, arm), handed, _FIRST_WORD_S), arm
+                    return await self._handing.put(HANDED, run, need(task.capability, arm), handed, within_s), arm
                 except NoResponders:
                     continue
                 except (BusError, MalformedMessage):

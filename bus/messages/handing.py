@@ -6,6 +6,8 @@ import asyncio
 from contextlib import suppress
 from uuid import uuid4
 
+from msgspec.structs import replace
+
 from bus.broker.connection import Connection, Message
 from bus.clock import utc_now
 from bus.errors import BusError, NoResponders
@@ -13,7 +15,7 @@ from bus.format.envelope import decode, encode, envelope
 from bus.format.subjects import live_copy
 from bus.log.log import Log
 from bus.log.record import is_record, read_record
-from bus.messages.handover import ASKED, HANDED, Answered, Busy, Enclosed, Reply, read_reply, read_story
+from bus.messages.handover import ASKED, Answered, Busy, Enclosed, Handed, Reply, read_reply, read_story
 from bus.runs.causality import served
 
 _FEW = 8
@@ -23,14 +25,14 @@ _WORD_S = 1.0
 
 
 class Handing:
-    """Of one client."""
+    """Of one client. `under_way` are those that wait for a word at this moment."""
 
     def __init__(self, connection: Connection, log: Log, source: str) -> None:
         self._connection = connection
         self._log = log
         self._subjects = log.subjects
         self._source = source
-        self._under_way = 0
+        self.under_way = 0
 
     async def put(self, kind: str, run: str, capability: str, what: object, timeout_s: float) -> Reply:
         """The word of an instance; of one that comes after others, if those are not there or have no hand free."""
@@ -46,6 +48,11 @@ class Handing:
 
     async def _request(self, kind: str, run: str, subject: str, what: object, timeout_s: float) -> Reply:
         facts = served()
+        # The server tells of what it has stored sooner than who had it stored. Of many at once that costs too much:
+        # then the instance's own word, which comes when the log has it, will do.
+        is_followed = False
+        if isinstance(what, Handed) and self.under_way < _FEW:
+            what, is_followed = replace(what, followed=True), True
         message = envelope(
             kind,
             what,
@@ -65,12 +72,9 @@ class Handing:
             if not told.done() and is_record(copy):
                 told.set_result(copy)
 
-        # The server tells of what it has stored sooner than who had it stored. Of many at once that costs too much:
-        # then the instance's own word, which comes when the log has it, will do.
         story = live_copy(self._subjects.run(run))
-        is_followed = kind == HANDED and self._under_way < _FEW
-        following = self._connection.subscribe(story, take) if is_followed else None
-        self._under_way += 1
+        following = self._connection.subscribe(story, take, once=True) if is_followed else None
+        self.under_way += 1
         try:
             forget = self._connection.ask(told, subject, body, timeout_s=timeout_s)
             try:
@@ -78,7 +82,7 @@ class Handing:
             finally:
                 forget()
         finally:
-            self._under_way -= 1
+            self.under_way -= 1
             if following is not None:
                 following.unsubscribe()
         if answer.subject == story:

@@ -3,8 +3,8 @@
 Whoever takes it stores the whole story as one commit: the beginning together with the result if that is there soon,
 otherwise alone. So the log has the work before anybody relies on it, and an answer only after the log has it. Until
 there is a word from the instance the asker keeps the work, and stores it himself if that word does not come: the first
-commit on the run's subject wins, and the other is refused. The asker hears of the commit from the server itself, by the
-live copy of what it has stored; the instance's own word, a moment later, is for when that is lost.
+commit on the run's subject wins, and the other is refused. An asker who has said so hears of the commit from the server
+itself, by the live copy of what it has stored, and of the instance only that it could not; others get its own word.
 
 A question that the log never hears of is the same without the log. What no message can hold goes by reference, in both
 directions, and who does not wait any more says so on the question's own subject.
@@ -27,12 +27,16 @@ LARGE_ANSWER = "task.answer.v1"
 
 
 class Handed(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Work for the log: the envelope names its run and its story. `arm` is where a route has sent it."""
+    """Work for the log: the envelope names its run and its story. `arm` is where a route has sent it.
+
+    `followed`: the asker hears from the server what is stored, and needs no word of it besides.
+    """
 
     task: Task
     input: msgspec.Raw
     sticky: str = ""
     arm: Arm | None = None
+    followed: bool = False
 
 
 class Asked(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -108,7 +108,7 @@ class Sending(Answers):
         """The capability of the version that is wanted, or of the newest in a range of them."""
         if not is_range(check_range(wanted)):
             return versioned(wanted, capability)
-        there = await who_is_there(self.connection, self.log)
+        there = await who_is_there(self.connection, self.log, self.settings.beat_s)
         fitting = [
             each.version
             for each in there

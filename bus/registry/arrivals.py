@@ -6,6 +6,7 @@ Instances answer a question to everybody; after that their beats are heard, and 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import suppress
@@ -14,21 +15,53 @@ import structlog
 
 from bus.broker.connection import Connection, Message
 from bus.broker.reach import ask_all
-from bus.errors import InvalidName, MalformedMessage
+from bus.errors import InvalidName, MalformedMessage, NoResponders, Unavailable
 from bus.log.log import Log
 from bus.log.record import Record
 from bus.registry.card import AgentDeregistered, AgentLost, Card, read_event
-from bus.registry.presence import Beat, read_beat, read_present
-from bus.registry.roster import Change, Instance, Roster, instance_of
+from bus.registry.presence import Beat, is_end_of_roster, read_beat, read_page, read_present
+from bus.registry.roster import Change, Instance, Roster, instance_of, is_silent, suspected
 
 logger = structlog.get_logger(__name__)
 
 _SILENT = "connected, but does not answer"
+_TELLING_S = 0.5
+"""A leader that is silent for so long is not waited for."""
 _RECORDS = 100
 """What of the log is read ahead of who listens."""
 
 
-async def who_is_there(connection: Connection, log: Log) -> list[Instance]:
+async def who_is_there(connection: Connection, log: Log, beat_s: float) -> list[Instance]:
+    """Every instance there is, as the leader has heard of them if they are many, otherwise as they answer themselves.
+
+    Who should have been heard and was not is suspected. `beat_s` is how often they beat who do not say otherwise.
+    Raises Unavailable.
+    """
+    with suppress(NoResponders, Unavailable, MalformedMessage, _FewError):
+        return await _told_by_the_leader(connection, log, beat_s)
+    return await _asked_each(connection, log)
+
+
+async def _told_by_the_leader(connection: Connection, log: Log, beat_s: float) -> list[Instance]:
+    """Raises _FewError: they can all be asked. Raises NoResponders: nobody leads, or the leader has not heard them
+    all."""
+    pages = await connection.request_page(log.subjects.roster, b"", is_end=is_end_of_roster, timeout_s=_TELLING_S)
+    if len(pages) == 1:
+        raise _FewError
+    found: list[Instance] = []
+    for present in itertools.chain.from_iterable(map(read_page, pages[:-1])):
+        instance = instance_of(present.card, present.beat)
+        if is_silent(present.silent_s, present.beat.every_s or beat_s):
+            instance = suspected(instance, present.silent_s)
+        found.append(instance)
+    return found
+
+
+class _FewError(Exception):
+    """So few are there that each can say itself how it is at this moment."""
+
+
+async def _asked_each(connection: Connection, log: Log) -> list[Instance]:
     """Every instance that answers; and, as suspected, those that were handed the question and say nothing.
 
     Raises Unavailable.
@@ -70,6 +103,7 @@ class Arrivals:
     def __init__(self, connection: Connection, log: Log, beat_s: float) -> None:
         self._connection = connection
         self._log = log
+        self._beat_s = beat_s
         self._look_s = beat_s / 20
         self._stood_still_s = beat_s / 2
         self._roster = Roster(beat_s)
@@ -84,7 +118,7 @@ class Arrivals:
         told = self._connection.subscribe(self._log.subjects.beats, self._hear)
         following = asyncio.create_task(self._follow(newest.position if newest is not None else 0))
         try:
-            for instance in await who_is_there(self._connection, self._log):
+            for instance in await who_is_there(self._connection, self._log, self._beat_s):
                 for change in self._roster.found(instance, time.monotonic()):
                     yield change
             looked_s = time.monotonic()

@@ -51,7 +51,7 @@ def examined(before: Health, vitals: Vitals) -> Health:
     """The health after one more look."""
     worst, why = max(_findings(vitals, 1.0), key=_severity, default=("healthy", ""))
     if _LEVELS.index(worst) >= _LEVELS.index(before.level):
-        return Health(worst, why)
+        return Health(worst, why if worst != "healthy" else "")
     near, _ = max(_findings(vitals, _BETTER), key=_severity, default=("healthy", ""))
     if _LEVELS.index(near) >= _LEVELS.index(before.level):
         return Health(before.level, before.why)

@@ -7,14 +7,16 @@ and not stored; what follows from their absence is.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Literal
 
 import msgspec
 
 from bus.broker.connection import Connection, Message, Subscription
-from bus.errors import NoResponders, Unavailable
+from bus.broker.rhythm import until_next_s
+from bus.errors import MalformedMessage, NoResponders, Unavailable
 from bus.format.envelope import UNDECODABLE
 from bus.format.subjects import Subjects, personal, versioned
 from bus.registry.card import Card, without_schemas
@@ -24,6 +26,7 @@ Standing = Literal["live", "draining", "quarantined"]
 """How an instance stands: it takes work, it finishes and ends, or it takes nothing more until it is released."""
 
 
+_SLOWEST_S = 60.0
 _SILENT_S = 0.25
 """So long is one of those who take work waited for, if it is asked whether anybody does."""
 
@@ -49,7 +52,7 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     `note` says why it stands as it does, `lag_s` how late its event loop was, `memory_mb` what its process takes.
     `paused` are the capabilities that take nothing more since something died (`on_dead="pause"`). How well it is
-    (`bus.registry.health`) says how much it takes.
+    (`bus.registry.health`) says how much it takes. `every_s` is when the next one is due, if not as the settings say.
     """
 
     agent: str
@@ -62,17 +65,36 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     memory_mb: int = 0
     paused: Sequence[str] = ()
     health: Level = "healthy"
+    every_s: float = 0.0
 
 
-class Present(msgspec.Struct, frozen=True):
-    """What an instance answers to a question to everybody: its card, without schemas, and a beat."""
+class Pace(msgspec.Struct, frozen=True):
+    """What a leader asks of an instance that holds nothing: to beat this often, and no more."""
+
+    every_s: float
+
+
+class Present(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What an instance answers to a question to everybody: its card, without schemas, and a beat.
+
+    A leader answers for all, with the newest beat of each, heard `silent_s` ago.
+    """
 
     card: Card
     beat: Beat
+    silent_s: float = 0.0
+
+
+class Page(msgspec.Struct, frozen=True):
+    """Some of those a leader has heard of. An empty message comes after the last one."""
+
+    present: Sequence[Present]
 
 
 _beat = msgspec.json.Decoder(Beat)
 _present = msgspec.json.Decoder(Present)
+_pace = msgspec.json.Decoder(Pace)
+_page = msgspec.json.Decoder(Page)
 
 
 def read_beat(message: Message) -> Beat | None:
@@ -91,6 +113,19 @@ def read_present(message: Message) -> Present | None:
         return None
 
 
+def read_page(message: Message) -> Sequence[Present]:
+    """Some of those a leader has heard of. Raises MalformedMessage."""
+    try:
+        return _page.decode(message.data).present
+    except UNDECODABLE as error:
+        raise MalformedMessage(f"not a page of the roster: {error}") from error
+
+
+def is_end_of_roster(message: Message) -> bool:
+    """Whether a leader's answer is complete with this one."""
+    return not message.data
+
+
 class Presence:
     """What one instance says of itself, and when. `beat` is called with how late the event loop was, in seconds."""
 
@@ -106,6 +141,8 @@ class Presence:
         self._card = msgspec.Raw(msgspec.json.encode(without_schemas(card)))
         self._beat = beat
         self._every_s = every_s
+        self._pace_s = every_s
+        self._beat_at_s = 0.0
         self._said = asyncio.Event()
         self._offered: dict[str, Subscription] = {}
         self._everyone: Subscription | None = None
@@ -146,19 +183,27 @@ class Presence:
         """Beat now: something has changed."""
         self._said.set()
 
+    def took(self) -> None:
+        """Something is held now: the next beat is due when a holder's would be."""
+        if self._pace_s > self._every_s:
+            asyncio.get_running_loop().call_at(self._beat_at_s + self._every_s, self._said.set)
+
     async def beating(self) -> None:
-        """Beat until cancelled. Raises Unavailable when the connection is closed."""
+        """Beat until cancelled: as often as the settings say while something is held, otherwise at the pace that a
+        leader wants. Raises Unavailable when the connection is closed."""
         loop = asyncio.get_running_loop()
         lag_s = 0.0
         while True:
             self._said.clear()
+            beat = self._now(lag_s)
+            self._beat_at_s = loop.time()
             try:
-                self._connection.publish(self._subjects.beat(self._instance), msgspec.json.encode(self._beat(lag_s)))
+                self._connection.publish(self._subjects.beat(self._instance), msgspec.json.encode(beat))
             except Unavailable:
                 # Too much waits to be sent: a beat less is the least of it. A closed connection is another matter.
                 if self._connection.is_closed:
                     raise
-            due = loop.time() + self._every_s
+            due = loop.time() + until_next_s(time.time(), beat.every_s or self._every_s, self._connection.name)
             timer = loop.call_at(due, self._said.set)
             try:
                 await self._said.wait()
@@ -166,11 +211,19 @@ class Presence:
                 timer.cancel()
             lag_s = max(loop.time() - due, 0.0)
 
+    def _now(self, lag_s: float = 0.0) -> Beat:
+        beat = self._beat(lag_s)
+        is_slower = not beat.held and self._pace_s > self._every_s
+        return msgspec.structs.replace(beat, every_s=self._pace_s) if is_slower else beat
+
     def _answer_all(self, message: Message) -> None:
-        self._answer(message, b'{"card":%b,"beat":%b}' % (bytes(self._card), msgspec.json.encode(self._beat(0.0))))
+        self._answer(message, b'{"card":%b,"beat":%b}' % (bytes(self._card), msgspec.json.encode(self._now())))
 
     def _answer_one(self, message: Message) -> None:
-        self._answer(message, msgspec.json.encode(self._beat(0.0)))
+        with suppress(*UNDECODABLE):
+            if message.data:
+                self._pace_s = min(max(_pace.decode(message.data).every_s, self._every_s), _SLOWEST_S)
+        self._answer(message, msgspec.json.encode(self._now()))
 
     def _answer_who(self, message: Message) -> None:
         self._answer(message, b"")

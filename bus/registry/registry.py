@@ -60,7 +60,7 @@ class Registry:
         """
         if version is not None:
             check_range(version)
-        found = await who_is_there(self.connection, self.log)
+        found = await who_is_there(self.connection, self.log, self.settings.beat_s)
         wanted = [each for each in found if each.matches(capability=capability, version=version, tag=tag)]
         return sorted(wanted, key=lambda each: (each.agent, each.instance))
 

@@ -75,20 +75,22 @@ def instance_of(card: Card, beat: Beat | None, status: Status | None = None, not
 class _Seen(msgspec.Struct):
     instance: Instance
     at_s: float
+    every_s: float
 
 
 class Roster:
-    """Those that are there. `beat_s` is how often they should beat; times are of a clock that never goes back."""
+    """Those that are there. `beat_s` is how often they beat who do not say otherwise; times are of a clock that never
+    goes back."""
 
     def __init__(self, beat_s: float) -> None:
-        self._silence_s = beat_s * _SILENT_BEATS
+        self._beat_s = beat_s
         self._seen: dict[str, _Seen] = {}
 
     def found(self, instance: Instance, now_s: float) -> Iterator[Change]:
         """It is there."""
         seen = self._seen.get(instance.instance)
         if seen is None:
-            self._seen[instance.instance] = _Seen(instance, now_s)
+            self._seen[instance.instance] = _Seen(instance, now_s, self._beat_s)
             yield Change(instance, None)
         else:
             yield from _becomes(seen, instance, now_s)
@@ -100,7 +102,10 @@ class Roster:
     def heard(self, beat: Beat, at_s: float) -> Iterator[Change] | None:
         """A beat; None if its instance is not known here."""
         seen = self._seen.get(beat.instance)
-        return None if seen is None else _becomes(seen, _with(seen.instance, beat), at_s)
+        if seen is None:
+            return None
+        seen.every_s = beat.every_s or self._beat_s
+        return _becomes(seen, _with(seen.instance, beat), at_s)
 
     def went(self, end: AgentDeregistered | AgentLost) -> Iterator[Change]:
         """The log says that it is gone."""
@@ -112,10 +117,18 @@ class Roster:
     def look(self, now_s: float) -> Iterator[Change]:
         """Who has been silent for too long by now."""
         for seen in self._seen.values():
-            if seen.instance.status != "suspected" and now_s - seen.at_s > self._silence_s:
-                note = f"not heard for {now_s - seen.at_s:.1f} s"
-                suspected = msgspec.structs.replace(seen.instance, status="suspected", note=note)
-                yield from _becomes(seen, suspected, seen.at_s)
+            if seen.instance.status != "suspected" and is_silent(now_s - seen.at_s, seen.every_s):
+                yield from _becomes(seen, suspected(seen.instance, now_s - seen.at_s), seen.at_s)
+
+
+def is_silent(for_s: float, every_s: float) -> bool:
+    """Whether somebody who beats that often should have been heard."""
+    return for_s > every_s * _SILENT_BEATS
+
+
+def suspected(instance: Instance, silent_s: float) -> Instance:
+    """The instance, not heard for so long."""
+    return msgspec.structs.replace(instance, status="suspected", note=f"not heard for {silent_s:.1f} s")
 
 
 def _becomes(seen: _Seen, instance: Instance, at_s: float) -> Iterator[Change]:

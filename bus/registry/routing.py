@@ -28,6 +28,7 @@ _LOOK_S = 0.01
 class Routing:
     """The verbs about routes; a part of the client."""
 
+    settings: Settings
     subjects: Subjects
     log: Log
     source: str
@@ -92,7 +93,7 @@ class Routing:
 
     async def _followed(self, capability: str) -> None:
         """Wait until each arm of which somebody is there is served."""
-        there = await who_is_there(self.connection, self.log)
+        there = await who_is_there(self.connection, self.log, self.settings.beat_s)
         taking = [each for each in there if each.status == "live" and capability in each.capabilities]
         for arm in {self.signposts.arms(capability, each.version) for each in taking} - {None}:
             while True:

@@ -27,6 +27,7 @@ def check_range(wanted: str) -> str:
     return wanted
 
 
+@lru_cache(maxsize=1024)
 def fits(version: str, wanted: str) -> bool:
     """Whether a version is in a range, or is the one that is wanted. What is no version ('dev') is in no range.
 

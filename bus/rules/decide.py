@@ -83,7 +83,7 @@ def decide(
     `routes` are those that stand: what becomes ready goes the way they say.
     """
     if isinstance(command, Together):
-        return _together(state, command, run, now, routes)
+        return carry_out(Folding(state), command, run=run, now=now, routes=routes)[1]
     if isinstance(command, Begin):
         if state is not None:
             raise Refused(f"run {run} has already started")
@@ -155,16 +155,23 @@ def decide(
     return draft.events
 
 
-def _together(state: RunState | None, command: Together, run: str, now: datetime, routes: Routes) -> Sequence[Event]:
-    folding = Folding(state)
-    happened: list[Event] = []
-    for each in command.commands:
-        caused = decide(folding.state, each, run=run, now=now, routes=routes)
-        position = (folding.state.position if folding.state is not None else 0) + 1
-        correlation = each.correlation if isinstance(each, Begin) else None
-        folding.add(Commit(run, "", now, position, caused, correlation=correlation))
-        happened += caused
-    return happened
+def carry_out(
+    folding: Folding, command: Command, *, run: str, now: datetime, routes: Routes = NO_ROUTES
+) -> tuple[Folding, Sequence[Event]]:
+    """`decide`, and the fold with what happens. Raises Refused; the fold it was given is then as it was."""
+    if isinstance(command, Together):
+        # All of them or none, so on a copy.
+        together, happened = Folding(folding.state), list[Event]()
+        for each in command.commands:
+            together, caused = carry_out(together, each, run=run, now=now, routes=routes)
+            happened += caused
+        return together, happened
+    state = folding.state
+    happened = list(decide(state, command, run=run, now=now, routes=routes))
+    correlation = command.correlation if isinstance(command, Begin) else None
+    position = (state.position if state is not None else 0) + 1
+    folding.add(Commit(run, "", now, position, happened, correlation=correlation))
+    return folding, happened
 
 
 def _take(draft: Draft, command: Take) -> None:

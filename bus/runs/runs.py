@@ -22,7 +22,7 @@ from bus.errors import BusError, MalformedMessage, NotFound, Refused, TooLarge, 
 from bus.log.log import VersionConflict
 from bus.registry.signposts import Signposts
 from bus.rules.commands import Begin, Command, Together
-from bus.rules.decide import decide
+from bus.rules.decide import carry_out
 from bus.rules.events import Commit, Event, PhaseReady
 from bus.rules.folding import Folding, placed
 from bus.rules.route import Routes
@@ -221,13 +221,10 @@ def _decide(
     folding = Folding(state)
     for waiting in batch:
         try:
-            caused = decide(folding.state, waiting.command, run=run, now=now, routes=routes)
+            folding, caused = carry_out(folding, waiting.command, run=run, now=now, routes=routes)
         except Refused as error:
             refused.append((waiting, error))
             continue
-        position = (folding.state.position if folding.state else 0) + 1
-        begin = _beginning(waiting.command)
-        folding.add(Commit(run, "", now, position, caused, correlation=begin.correlation if begin else None))
         decided.append((waiting, caused))
     return decided, refused, folding.state
 

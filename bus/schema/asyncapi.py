@@ -20,6 +20,8 @@ _BEAT = "beat.v1"
 _HALT = "halt.v1"
 _TALLY = "tally.v1"
 _PRESENT = "present.v1"
+_PAGE = "roster.v1"
+_PACE = "pace.v1"
 _ROWS_ASKED, _ROWS_PAGE, _ROWS_CHANGED = "rows.asked.v1", "rows.page.v1", "rows.changed.v1"
 _QUESTION = "question"
 _YES = "yes"
@@ -214,7 +216,13 @@ _HANDOVERS = (
 )
 _QUESTIONS = (
     Channel("everyone", "ping", "Every instance answers.", (_QUESTION,)),
-    Channel("instance", "ping.{instance}", "This instance answers, if it lives.", (_QUESTION,)),
+    Channel(
+        "instance",
+        "ping.{instance}",
+        "This instance answers, if it lives; and is told how often to beat while it holds nothing.",
+        (_QUESTION, _PACE),
+    ),
+    Channel("roster", "roster", "The leader says who is there, if they are many.", (_QUESTION,)),
     Channel("offers", "who.{capability}", "Every instance that takes such work answers.", (_QUESTION,)),
     Channel(
         "rows",
@@ -233,6 +241,7 @@ _QUESTIONS = (
 _ANSWERS = {
     "everyone": _PRESENT,
     "instance": _BEAT,
+    "roster": _PAGE,
     "offers": _YES,
     "orderly": _YES,
     "rows": _ROWS_PAGE,
@@ -347,7 +356,8 @@ def _messages(document: Document) -> Iterator[tuple[str, dict[str, Any]]]:
                     **({"headers": {"type": "object", "properties": headers}} if wire in logged else {}),
                 },
             )
-    for wire in (_BEAT, _HALT, _PRESENT, _TALLY, *_WORDS, _ROWS_ASKED, _ROWS_PAGE, _ROWS_CHANGED):
+    plain = (_BEAT, _HALT, _PRESENT, _PAGE, _PACE, _TALLY, *_WORDS, _ROWS_ASKED, _ROWS_PAGE, _ROWS_CHANGED)
+    for wire in plain:
         payload = _draft_07(document.types[wire].schema)
         yield wire, {"name": wire, "contentType": "application/json", "payload": payload}
     yield _QUESTION, {"name": _QUESTION, "summary": "An empty message; whoever is meant answers."}

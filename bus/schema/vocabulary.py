@@ -61,7 +61,7 @@ from bus.registry.orders import (
     AgentQuarantined,
     AgentReleased,
 )
-from bus.registry.presence import Beat, Present
+from bus.registry.presence import Beat, Pace, Page, Present
 from bus.registry.routes import ROUTE_REMOVED, ROUTE_SET, RouteRemoved, RouteSet
 from bus.rules.dead import LETTERS
 from bus.rules.events import COMMIT, EVENTS, Body, Known
@@ -79,6 +79,8 @@ HALT = "halt.v1"
 TALLY = "tally.v1"
 STANDING = "limit.standing.v1"
 PRESENT = "present.v1"
+PAGE = "roster.v1"
+PACE = "pace.v1"
 REPLIES: dict[str, Any] = {
     "task.busy.v1": Busy,
     "task.recorded.v1": Recorded,
@@ -178,6 +180,8 @@ def vocabulary() -> dict[str, Entry]:
         **{name: Entry("body", type) for name, type in (REPLIES | ROW_TYPES).items()},
         BEAT: Entry("body", Beat),
         PRESENT: Entry("body", Present),
+        PAGE: Entry("body", Page),
+        PACE: Entry("body", Pace),
         HALT: Entry("body", Halt),
     }
     for wire, type in MESSAGES.types.items():

@@ -63,7 +63,8 @@ _CAUSES: dict[str, Cause] = {
 class Attempts:
     """What one instance of an agent has in hand. `draining` ends the taking of more; `state` is its lifespan's.
 
-    `apart` makes the answers of isolated handlers. `tallies` counts what came of each capability.
+    `apart` makes the answers of isolated handlers. `tallies` counts what came of each capability. `took` is called when
+    an attempt is held where none was.
     """
 
     def __init__(self, client: Client, agent: Agent, instance: str, apart: Answer) -> None:
@@ -72,8 +73,11 @@ class Attempts:
         self._instance = instance
         self._apart = apart
         self._recall = Recall(client, agent)
+        # Bound once: structlog would make a new logger for each line, also for those below the level.
+        self._logger = logger.bind()
         self._held: dict[Held, Pulse] = {}
         self._doubted: set[Held] = set()
+        self.took: Callable[[], None] = lambda: None
         self.tallies = {name: Tally() for name in agent.capabilities}
         self.state: Any = None
         self.brakes: dict[str, Brake] = {}
@@ -101,7 +105,7 @@ class Attempts:
         try:
             passage = await circuit.enter() if circuit is not None else None
         except CircuitOpen as error:
-            logger.debug("not let through", reason=str(error))
+            self._logger.debug("not let through", reason=str(error))
             delivery.nak(_LET_OTHERS_S)
             return
         with structlog.contextvars.bound_contextvars(
@@ -114,7 +118,7 @@ class Attempts:
             recalled = await self._recall.look(capability, work)
             decided = await self._take(capability, work, delivery, message.causationid or message.id, recalled)
             if decided is not None and recalled.reuse is not None:
-                logger.info("cached", phase=work.phase, item=work.item, source=recalled.reuse.source.run)
+                self._logger.info("cached", phase=work.phase, item=work.item, source=recalled.reuse.source.run)
             if (decided is None or recalled.reuse is not None) and passage is not None:
                 passage.abandon()
             if recalled.reuse is not None:
@@ -147,7 +151,7 @@ class Attempts:
         try:
             passage = await circuit.enter() if circuit is not None else None
         except CircuitOpen as error:
-            logger.debug("not let through", reason=str(error))
+            self._logger.debug("not let through", reason=str(error))
             return
         with structlog.contextvars.bound_contextvars(
             agent=self._agent.name, instance=self._instance, run=work.run, causation=causation
@@ -191,6 +195,8 @@ class Attempts:
     def hold(self, held: Held, pulse: Pulse) -> None:
         """The log gives this attempt to the instance: its beats say that it has it."""
         self._held[held] = pulse
+        if len(self._held) == 1:
+            self.took()
 
     def is_paused(self, capability: Capability) -> bool:
         """Whether nothing of it is taken since something died."""
@@ -207,7 +213,7 @@ class Attempts:
                 state = await self._client.runs.load(held.run)
             except BusError as error:
                 # The supervisor says it again, as long as the attempt is in our beats.
-                logger.warning("halt not checked", run=held.run, phase=held.phase, error=str(error))
+                self._logger.warning("halt not checked", run=held.run, phase=held.phase, error=str(error))
                 continue
             finally:
                 self._doubted.discard(held)
@@ -232,12 +238,12 @@ class Attempts:
         try:
             decided = await self._client.runs.submit(work.run, command, causation=causation)
         except Refused as refused:
-            logger.debug("stale work", reason=refused.reason)
+            self._logger.debug("stale work", reason=refused.reason)
             if delivery is not None:
                 delivery.ack()
             return None
         except BusError as error:
-            logger.warning("not taken", error=str(error))
+            self._logger.warning("not taken", error=str(error))
             if delivery is not None:
                 delivery.nak(_NOT_NOW_S)
             return None
@@ -267,7 +273,7 @@ class Attempts:
         said = partial(self._call, order)
         report: Report = Reporter(self._client.runs, held, self._instance, pulse).report
         if beginning is None:
-            self._held[held] = pulse
+            self.hold(held, pulse)
             submit: Callable[[Command], Awaitable[Decided]] = partial(
                 self._client.runs.submit, order.run, causation=causation
             )
@@ -306,7 +312,7 @@ class Attempts:
         began = time.monotonic()
         timeout_s = (deadline_at - utc_now()).total_seconds()
         result: bytes | Problem | Halted | None = None
-        logger.info("started", capability=capability.name, **({"because": because} if because else {}))
+        self._logger.info("started", capability=capability.name, **({"because": because} if because else {}))
         try:
             result = await perform(
                 capability,
@@ -321,7 +327,7 @@ class Attempts:
             took_s = time.monotonic() - began
             duration_ms = round(took_s * 1000, 1)
             if isinstance(result, Halted):
-                logger.info("halted", reason=result.reason, duration_ms=duration_ms)
+                self._logger.info("halted", reason=result.reason, duration_ms=duration_ms)
                 return None
             if (lost := await _flushed(emitter)) is not None:
                 result = lost
@@ -334,9 +340,9 @@ class Attempts:
                 self.brakes[capability.name].put(on=True)
             duration_ms = round((time.monotonic() - began) * 1000, 1)
             if isinstance(result, Problem):
-                logger.warning("failed", problem=told(result), error=str(result), duration_ms=duration_ms)
+                self._logger.warning("failed", problem=told(result), error=str(result), duration_ms=duration_ms)
             else:
-                logger.info("completed", duration_ms=duration_ms)
+                self._logger.info("completed", duration_ms=duration_ms)
         except asyncio.CancelledError:
             if result is None and pulse.wanted and (beginning is None or beginning.is_stored):
                 problem = Problem("handed_back", f"{self._instance} was stopped", "transient")
@@ -367,16 +373,16 @@ class Attempts:
             decided = await submit(command)
         except TooLarge as error:
             if isinstance(result, Problem):
-                logger.warning("problem not stored", error=str(error))
+                self._logger.warning("problem not stored", error=str(error))
                 return None
             too_large = Problem("bad_output", "the result is too large", "permanent", str(error))
             return await self._conclude(order, too_large, submit)
         except BusError as error:
-            logger.warning("result not stored", error=str(error))
+            self._logger.warning("result not stored", error=str(error))
             return None
         for event in decided.events:
             if isinstance(event, ResultRefused):
-                logger.warning("result refused", reason=event.reason)
+                self._logger.warning("result refused", reason=event.reason)
         return decided
 
     async def _call(self, order: Order, call: LLMCall) -> None:
@@ -429,11 +435,11 @@ class Attempts:
                 # Whoever had it before us stored it, and died before the message was acknowledged.
                 break
             except BusError as error:
-                logger.warning("dead letter not stored", error=str(error))
+                self._logger.warning("dead letter not stored", error=str(error))
                 delivery.nak(_NOT_NOW_S)
                 return
             break
-        logger.warning("unreadable work", reason=reason)
+        self._logger.warning("unreadable work", reason=reason)
         # Only now: what is acknowledged is gone from the work queue.
         delivery.ack()
 

@@ -14,6 +14,10 @@ from bus.runs.runs import Decided, Runs
 QUICK_S = 0.025
 """What takes longer is in the log, as begun, before it goes on."""
 
+# An event loop that is so late has its results late, too: it gets a little more time, well below the asker's patience.
+_LATE_S = QUICK_S / 5
+_LONGEST_S = QUICK_S * 16
+
 
 class Beginning:
     """The commands that begin a run, until they are carried out: by themselves, or with the result.
@@ -45,6 +49,7 @@ class Beginning:
         self._said: tuple[float, str] | None = None
         self._storing: asyncio.Task[bool] | None = None
         self._due: asyncio.TimerHandle | None = None
+        self._armed_at_s = 0.0
         self._was_refused = False
 
     @property
@@ -53,7 +58,9 @@ class Beginning:
 
     def arm(self) -> None:
         """Store it if it is not settled soon."""
-        self._due = asyncio.get_running_loop().call_later(QUICK_S, self._store_soon)
+        loop = asyncio.get_running_loop()
+        self._armed_at_s = loop.time()
+        self._due = loop.call_later(QUICK_S, self._store_soon, self._armed_at_s + QUICK_S)
 
     def disarm(self) -> None:
         """Leave it to whoever asked, if the log does not have it: nobody here makes the attempt any more."""
@@ -102,5 +109,11 @@ class Beginning:
         self._report = report
         return told
 
-    def _store_soon(self) -> None:
-        self._storing = asyncio.get_running_loop().create_task(self.store())
+    def _store_soon(self, due_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        now_s = loop.time()
+        if now_s - due_s > _LATE_S and now_s - self._armed_at_s < _LONGEST_S:
+            # Two commits instead of one would make it later still.
+            self._due = loop.call_later(QUICK_S, self._store_soon, now_s + QUICK_S)
+            return
+        self._storing = loop.create_task(self.store())

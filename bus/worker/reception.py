@@ -159,7 +159,9 @@ class Reception:
             nonlocal is_said
             if not is_said:
                 is_said = True
-                self._say(message, reply)
+                # What is stored tells itself to who follows it: a word more would cost each side as much again.
+                if not handed.followed or isinstance(reply, Busy):
+                    self._say(message, reply)
 
         def stored(decided: Decided) -> None:
             self._attempts.hold(Held(run, WORK, None, 1), pulse)

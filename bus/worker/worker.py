@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import resource
 import socket
@@ -46,6 +47,7 @@ logger = structlog.get_logger(__name__)
 
 _LOOK_S = 0.25
 _AGAIN_S = 1.0
+_GARBAGE_AFTER = 10_000
 _STATM = Path("/proc/self/statm")
 
 
@@ -67,6 +69,7 @@ class Worker:
         self._card = card(agent, instance, socket.gethostname(), os.getpid())
         self._standing = Standing(client, self._card)
         self._presence = Presence(client.connection, client.subjects, self._card, self._beat, client.settings.beat_s)
+        self._attempts.took = self._presence.took
         self._desks: dict[str, Desk] = {}
         self._draining = asyncio.Event()
         self._settling = asyncio.Lock()
@@ -335,10 +338,18 @@ async def serve(agent: Agent, stop: asyncio.Event, **settings: Any) -> None:
 
 def run_agent(agent: Agent) -> None:
     """Serve until SIGTERM or SIGINT; a second one ends the process at once. Without a bus, the process ends."""
+    _collect_less()
     try:
         run_until_signalled(lambda stop: serve(agent, stop))
     except BusError as error:
         raise SystemExit(f"error: {error}") from error
+
+
+def _collect_less() -> None:
+    """Look for garbage less often, in a process that is ours: hardly anything here is in a cycle, and with a hundred
+    attempts under way each look found nothing and took a fifth of the time."""
+    gc.freeze()
+    gc.set_threshold(_GARBAGE_AFTER, 20, 20)
 
 
 def _only_error(group: ExceptionGroup[Exception]) -> Exception:

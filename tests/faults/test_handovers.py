@@ -19,6 +19,7 @@ from bus.broker.server import Server
 from bus.clock import utc_now
 from bus.errors import NotFound
 from bus.format.envelope import encode, envelope
+from bus.format.subjects import live_copy
 from bus.handlers.context import Pulse
 from bus.messages.handover import HANDED, Answered, Busy, Handed, read_reply
 from bus.rules.commands import Begin, Take
@@ -52,8 +53,8 @@ async def assert_one_result(client: Client, run: str) -> None:
     assert not list(violations(told, utc_now()))
 
 
-def handed(capability: str, value: int, run: str) -> bytes:
-    given = Handed(Task(capability), msgspec.Raw(msgspec.json.encode(value)))
+def handed(capability: str, value: int, run: str, *, followed: bool = False) -> bytes:
+    given = Handed(Task(capability), msgspec.Raw(msgspec.json.encode(value)), followed)
     return encode(envelope(HANDED, given, id=uuid4().hex, source="/test", time=utc_now(), runid=run))
 
 
@@ -115,6 +116,24 @@ async def test_work_that_was_handed_over_is_done_although_the_asker_is_gone(serv
         assert client.output(state, "work", int) == 8
         (only,) = await commits(client, "task-gone")
         assert any(isinstance(event, PhaseStarted) for event in only.events)
+
+
+async def test_who_follows_what_is_stored_is_told_only_that_it_was_not(server: Server, client: Client) -> None:
+    async with serving(server, doubling()):
+        subject, message = client.subjects.hand("double"), handed("double", 4, "task-followed", followed=True)
+        copies: list[bytes] = []
+        client.connection.subscribe(
+            live_copy(client.subjects.run("task-followed")), lambda copy: copies.append(copy.data)
+        )
+        said: list[bytes] = []
+        inbox = client.connection.new_inbox()
+        client.connection.subscribe(inbox, lambda reply: said.append(reply.data))
+        client.connection.publish(subject, message, reply=inbox)
+        await until(lambda: copies)
+        client.connection.publish(subject, message, reply=inbox)
+        await until(lambda: said)
+        assert [read_reply(each) for each in said] == [Busy()]
+        await assert_one_result(client, "task-followed")
 
 
 async def test_what_is_handed_over_twice_has_one_result(server: Server, client: Client) -> None:

@@ -79,7 +79,7 @@ from bus.registry.orders import (
     AgentReleased,
     Whom,
 )
-from bus.registry.presence import Beat, Held, Load, Present
+from bus.registry.presence import Beat, Held, Load, Pace, Page, Present
 from bus.registry.routes import ROUTE_REMOVED, ROUTE_SET, RouteRemoved, RouteSet
 from bus.rules.dead import LETTER, UNREADABLE, DeadLetter, Try, Unreadable
 from bus.rules.events import (
@@ -510,6 +510,8 @@ CARD = Card(
     },
 )
 PRESENT = Present(without_schemas(CARD), BEAT)
+PAGE = Page([PRESENT, Present(without_schemas(CARD), BEAT, 1.5)])
+PACE = Pace(3.0)
 AGENTS = {
     AGENT_REGISTERED: CARD,
     AGENT_DEREGISTERED: AgentDeregistered("coder", "coder-1", "the process was told to stop", 1),
@@ -632,6 +634,8 @@ MESSAGES: dict[str, bytes] = {
     LARGE_ANSWER: handed_over(LARGE_ANSWER, 750),
     "beat": msgspec.json.encode(BEAT),
     "present.v1": msgspec.json.encode(PRESENT),
+    "roster.v1": msgspec.json.encode(PAGE),
+    "pace.v1": msgspec.json.encode(PACE),
     "halt": msgspec.json.encode(HALT),
     "tally": msgspec.json.encode(TALLY),
     "standing": msgspec.json.encode(STANDING),

@@ -13,7 +13,7 @@ from bus.format.payload import Limits, parse
 from bus.log.garbage import COLLECTED
 from bus.registry.card import read_event
 from bus.registry.orders import read_order
-from bus.registry.presence import Beat, Present
+from bus.registry.presence import Beat, Pace, Page, Present
 from bus.rules import dead, events
 from bus.rules.dead import LETTER, UNREADABLE
 from bus.rules.events import COMMIT, Event, Known
@@ -35,6 +35,8 @@ from tests.golden.samples import (
     MESSAGES,
     NOTICES,
     ORDERS,
+    PACE,
+    PAGE,
     PAYLOADS,
     PRESENT,
     RECOVERIES,
@@ -125,6 +127,8 @@ def test_an_order_to_agents_is_read_back_equal(name: str, expected: object) -> N
 def test_golden_signs_of_life_are_read_back_equal() -> None:
     assert msgspec.json.decode(golden("beat").read_bytes(), type=Beat) == BEAT
     assert msgspec.json.decode(golden("present.v1").read_bytes(), type=Present) == PRESENT
+    assert msgspec.json.decode(golden("roster.v1").read_bytes(), type=Page) == PAGE
+    assert msgspec.json.decode(golden("pace.v1").read_bytes(), type=Pace) == PACE
 
 
 @pytest.mark.parametrize(("name", "expected"), ROWS.items())
@@ -144,7 +148,11 @@ def test_the_golden_halt_is_read_back_equal() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [name for name in MESSAGES if name not in {"beat", "halt", "present.v1", "tally", "standing", *REPLIES, *ROWS}],
+    [
+        name
+        for name in MESSAGES
+        if name not in {"beat", "halt", "present.v1", "roster.v1", "pace.v1", "tally", "standing", *REPLIES, *ROWS}
+    ],
 )
 def test_every_golden_message_is_a_cloudevent_and_compact_json(name: str) -> None:
     written = golden(name).read_bytes()

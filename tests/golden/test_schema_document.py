@@ -193,6 +193,7 @@ def test_the_channels_are_the_subjects_of_the_namespace(described: dict[str, Any
         "halts": subjects.halt("git-1"),
         "everyone": subjects.everyone,
         "instance": subjects.ping("git-1"),
+        "roster": subjects.roster,
         "offers": subjects.who("git.collect"),
         "orderly": subjects.who("git.collect", ordered=True),
         "handovers": subjects.hand("git.collect"),

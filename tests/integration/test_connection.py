@@ -250,6 +250,23 @@ async def test_a_drained_subscription_has_had_everything(connection: Connection)
     assert len(inbox.messages) == 1000
 
 
+async def test_a_subscription_for_one_message_ends_by_itself_on_both_sides(connection: Connection) -> None:
+    first, second = Inbox(), Inbox()
+    connection.subscribe("t", first, once=True)
+    for _ in range(3):
+        connection.publish("t", b"x")
+    await connection.flush(2)
+    assert len(first.messages) == 1
+    early = connection.subscribe("t", second, once=True)
+    early.unsubscribe()
+    connection.publish("t", b"x")
+    await connection.flush(2)
+    assert second.messages == []
+    # The server has forgotten it: nobody is there to answer.
+    with pytest.raises(NoResponders):
+        await connection.request("t", timeout_s=2)
+
+
 async def test_a_late_answer_to_a_flush_does_not_end_the_reading(server: Server, connection: Connection) -> None:
     server.signal(signal.SIGSTOP)
     with pytest.raises(Unavailable):

@@ -132,6 +132,17 @@ def test_an_instance_is_suspected_within_two_beats_and_live_again_with_the_next(
     assert (back.instance.status, back.before) == ("live", "suspected")
 
 
+def test_an_instance_that_beats_less_often_is_suspected_within_two_of_its_own_beats() -> None:
+    roster = Roster(beat_s=1.0)
+    list(roster.came(a_card(), 0.0, a_beat()))
+    list(roster.heard(a_beat(every_s=3.0), 1.0) or ())
+    assert not list(roster.look(6.0))
+    (silent,) = roster.look(6.8)
+    assert (silent.instance.status, silent.instance.note) == ("suspected", "not heard for 5.8 s")
+    list(roster.heard(a_beat(), 7.0) or ())
+    assert list(roster.look(9.0))
+
+
 @pytest.mark.parametrize(
     ("end", "note"),
     [
