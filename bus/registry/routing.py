@@ -18,6 +18,7 @@ from bus.log.log import Log, VersionConflict
 from bus.registry.arrivals import who_is_there
 from bus.registry.routes import ROUTE_REMOVED, ROUTE_SET, RouteRemoved, RouteSet, Turn, shares_of, turn
 from bus.registry.signposts import Signposts
+from bus.settings import Settings
 
 logger = structlog.get_logger(__name__)
 
