@@ -54,6 +54,7 @@ from bus.registry.versions import check_range, is_range, newest
 from bus.rules.commands import Begin
 from bus.rules.events import is_ending
 from bus.rules.plan import DAY_S, TASK
+from bus.rules.priority import NORMAL, Priority, checked
 from bus.rules.run import RunState
 from bus.runs.causality import served
 from bus.runs.steering import Steering, as_json, new_run
@@ -108,6 +109,8 @@ class Asking(Steering):
         delay_s: float | None = None,
         key: str = "",
         version: str | None = None,
+        priority: Priority | None = None,
+        sender: str | None = None,
     ) -> Receipt:
         """Hand work to whoever has `capability`; it is durable when this returns, and given up after `timeout_s`.
 
@@ -115,7 +118,10 @@ class Asking(Steering):
         begins no earlier than `at` (with a time zone), or in `delay_s`; its time counts from then on. With a `key` it
         is done when all that was sent to the capability with the same key before has ended, by an instance that serves
         it `ordered`. With a `version` it is for instances of an agent of that one that serve it `versioned`, and waits
-        for them; with a range (`>=1.2,<2`), for the newest in it that is there. Raises Refused if the id was used for
+        for them; with a range (`>=1.2,<2`), for the newest in it that is there. `priority` (high, normal, low) says
+        whether it is taken before other work that waits; within one, senders are served in turn, each client is one
+        unless `sender` says on whose account this is (`bus.rules.priority`); within a handler both are those of what it
+        serves. Raises Refused if the id was used for
         other work, NoLiveAgent if no version that is there is in the range.
         """
         if version is not None and key:
@@ -124,7 +130,10 @@ class Asking(Steering):
             capability = await self._of_version(capability, version)
         task = Task(capability, timeout_s)
         run = new_run(task.plan) if id is None else _run_of(id)
-        begin = Begin(task.plan, as_json(value), due_at=_due(at, delay_s), key=key)
+        if key and priority is not None:
+            raise SettingsError("say a key or a priority: work with a key is done in order of sending")
+        level = level_of(priority)
+        begin = Begin(task.plan, as_json(value), due_at=_due(at, delay_s), key=key, priority=level, sender=sender or "")
         if key and begin.due_at is not None:
             raise ScheduleError("work with a key is done in order of sending: it has no time of its own to begin at")
         submitted, unserved = await asyncio.gather(
@@ -161,9 +170,12 @@ class Asking(Steering):
         id: str | None = None,
         at: datetime | None = None,
         delay_s: float | None = None,
+        priority: Priority | None = None,
+        sender: str | None = None,
     ) -> Receipt:
         """Send a message to one agent by name, which it hears with `@agent.mail()`; otherwise as `send`."""
-        return await self.send(mailbox(agent), value, timeout_s=timeout_s, id=id, at=at, delay_s=delay_s)
+        about: dict[str, Any] = {"id": id, "at": at, "delay_s": delay_s, "priority": priority, "sender": sender}
+        return await self.send(mailbox(agent), value, timeout_s=timeout_s, **about)
 
     async def _sent(self, run: str, id: str, again: Begin) -> Receipt:
         """The receipt of what was sent before. Raises Refused if that was something else."""
@@ -177,12 +189,28 @@ class Asking(Steering):
 
     @overload
     async def ask(
-        self, capability: str, value: object, gives: type[T], *, timeout_s: float = ..., fast: bool = ...
+        self,
+        capability: str,
+        value: object,
+        gives: type[T],
+        *,
+        timeout_s: float = ...,
+        fast: bool = ...,
+        priority: Priority | None = ...,
+        sender: str | None = ...,
     ) -> T: ...
 
     @overload
     async def ask(
-        self, capability: str, value: object, gives: None = ..., *, timeout_s: float = ..., fast: bool = ...
+        self,
+        capability: str,
+        value: object,
+        gives: None = ...,
+        *,
+        timeout_s: float = ...,
+        fast: bool = ...,
+        priority: Priority | None = ...,
+        sender: str | None = ...,
     ) -> Any: ...
 
     async def ask(
@@ -193,24 +221,30 @@ class Asking(Steering):
         *,
         timeout_s: float = 30.0,
         fast: bool = False,
+        priority: Priority | None = None,
+        sender: str | None = None,
     ) -> T | Any:
         """Have work done, and wait for the answer, decoded as `gives` (plain JSON values without it).
 
         Question and answer are in the log when this returns; with `fast` nothing is stored, and the work is done at
         most once. Raises NoLiveAgent at once if nobody offers the capability, WorkFailed if the work was given up,
         TimedOut after `timeout_s`, which is also the work's own deadline; within a handler, no more than is left of
-        its own. Cancelling the task that waits for the answer cancels the work, if it is stored.
+        its own. Cancelling the task that waits for the answer cancels the work, if it is stored. Where nobody is free,
+        it waits with `priority`, on the account of `sender`, as in `send`; a `fast` one waits nowhere.
         """
         given = as_json(value)
+        if fast and (priority is not None or sender is not None):
+            raise SettingsError("a fast question is not stored and waits nowhere: it has no priority and no sender")
         timeout_s = self._time_left(capability, timeout_s)
         task = Task(capability, timeout_s)
         run = new_run(task.plan)
+        handed = self._handed(task, given, level_of(priority), sender)
         try:
             async with asyncio.timeout(timeout_s):
                 if fast:
                     output = await self._answer(run, task, given)
                 else:
-                    output = await self._work(run, task, given)
+                    output = await self._work(run, handed)
         except TimeoutError:
             raise TimedOut(f"{capability!r} has not answered within {timeout_s:g} s (run {run})") from None
         except asyncio.CancelledError:
@@ -227,29 +261,36 @@ class Asking(Steering):
                 raise TimedOut(f"{capability!r} was not asked: the handler that asks has no time left")
         return timeout_s
 
-    async def _work(self, run: str, task: Task, given: msgspec.Raw) -> msgspec.Raw:
+    def _handed(self, task: Task, given: msgspec.Raw, level: Priority | None, sender: str | None) -> Handed:
+        """The work as it is handed over; within a handler, it waits where that has."""
+        facts = served()
+        inherited = (facts.priority, facts.sender) if facts is not None else (NORMAL, "")
+        return Handed(task, given, level or inherited[0], sender or inherited[1] or self.runs.sender)
+
+    async def _work(self, run: str, handed: Handed) -> msgspec.Raw:
         """The result of work, as the log has it."""
-        handed = await self._hand_over(run, task, given)
-        if isinstance(handed, Answered):
-            return handed.output
-        if not isinstance(handed, Recorded):
+        reply = await self._hand_over(run, handed)
+        if isinstance(reply, Answered):
+            return reply.output
+        if not isinstance(reply, Recorded):
             # It was begun nevertheless if its word was lost: the run tells.
             with contextlib.suppress(Refused):
-                await self.runs.submit(run, Begin(task.plan, given))
+                begin = Begin(handed.task.plan, handed.input, priority=handed.priority, sender=handed.sender)
+                await self.runs.submit(run, begin)
         state = await self._ended(run)
         return _output(state, WORK)
 
-    async def _hand_over(self, run: str, task: Task, given: msgspec.Raw) -> Reply | None:
+    async def _hand_over(self, run: str, handed: Handed) -> Reply | None:
         """What an instance says that was handed the work directly; None: nobody has it, as far as anybody knows.
 
         Raises NoLiveAgent.
         """
         try:
-            return await self._put(HANDED, run, task.capability, Handed(task, given), _FIRST_WORD_S)
+            return await self._put(HANDED, run, handed.task.capability, handed, _FIRST_WORD_S)
         except NoResponders:
             # An instance that stops takes nothing more this way, and still is one.
-            if await self._unserved([task.capability]):
-                raise NoLiveAgent(task.capability) from None
+            if await self._unserved([handed.task.capability]):
+                raise NoLiveAgent(handed.task.capability) from None
         except (BusError, MalformedMessage):
             # Too large, or the line is lost: the log's own way is the one that insists.
             pass
@@ -366,6 +407,14 @@ class Asking(Steering):
             *(is_offered(self.connection, self.subjects, each, timeout_s, ordered=ordered) for each in capabilities)
         )
         return [each for each, is_there in zip(capabilities, offered, strict=True) if not is_there]
+
+
+def level_of(priority: str | None) -> Priority | None:
+    """The level that was asked for, if one was. Raises SettingsError."""
+    try:
+        return checked(priority) if priority is not None else None
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
 
 
 def _run_of(id: str) -> str:

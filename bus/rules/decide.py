@@ -67,6 +67,7 @@ from bus.rules.folding import Folding, evolve
 from bus.rules.gates import answer, report, signal
 from bus.rules.holding import find, is_holder, label, under_way
 from bus.rules.passes import checkpoint, redrive, roll_back, skip
+from bus.rules.priority import NORMAL
 from bus.rules.revival import revive
 from bus.rules.run import TERMINAL, Item, Late, PhaseState, RunState
 
@@ -164,6 +165,8 @@ def _begin(command: Begin, run: str, now: datetime) -> Sequence[Event]:
         parent=command.parent,
         force=command.force,
         key=command.key,
+        priority=command.priority or command.plan.priority or NORMAL,
+        sender=command.sender,
     )
     draft = Draft(evolve(None, Commit(run, "", now, 0, [started])), now)
     adopted = [key for key in command.plan.graph if key in command.adopted]

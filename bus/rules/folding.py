@@ -383,6 +383,8 @@ def _born(commit: Commit) -> RunState:
         origin=commit.position,
         force=first.force,
         key=first.key,
+        priority=first.priority,
+        sender=first.sender,
     )
 
 

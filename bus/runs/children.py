@@ -45,6 +45,8 @@ def begin(parent: RunState, phase: PhaseState) -> Step:
         parent=Parent(parent.run, phase.key),
         force=parent.force or phase.forced,
         correlation=parent.correlation,
+        priority=plan.priority or parent.level(phase.key),
+        sender=parent.sender,
     )
 
 

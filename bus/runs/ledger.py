@@ -16,6 +16,7 @@ from bus.broker.connection import Connection
 from bus.clock import utc_now
 from bus.errors import Archived, BusError, MalformedMessage, NotFound, TooLarge, Unavailable
 from bus.format.envelope import Envelope, encode, envelope
+from bus.format.subjects import Work
 from bus.log.log import Log, Part
 from bus.log.record import Record
 from bus.log.streams import info
@@ -28,6 +29,7 @@ from bus.runs.halts import Halt
 from bus.runs.lane import PLACED, Placed, lane_of
 from bus.runs.task import WORK as WORK_PHASE
 from bus.runs.unknown import report
+from bus.runs.waiting import Waiting
 
 logger = structlog.get_logger(__name__)
 
@@ -46,6 +48,11 @@ class Ledger:
         self._log = log
         self._connection = connection
         self._source = source
+        self._waiting = Waiting(connection, log.subjects, log.patience_s)
+
+    def remind(self, work: Work) -> None:
+        """Tell instances that this waits, wherever that is: they may not know that something waits there."""
+        self._waiting.ring(work)
 
     async def as_of(self, run: str, position: int) -> RunState:
         """The run as it was at a position of the log. Raises NotFound if it had not started then, Archived."""
@@ -86,11 +93,12 @@ class Ledger:
         if state.is_in_line:
             return
         for key, index in ready:
-            waiting = work(state, key, index)
+            waiting = self._waiting.placed(work(state, key, index))
             # The subject says it all; who takes the work derives the rest from the log.
             message = self._envelope(WORK, None, state, causation=causation, phase=key, attempt=waiting.attempt)
             try:
                 self._connection.publish(self._log.subjects.work(waiting), encode(message))
+                self._waiting.ring(waiting)
             except BusError as error:
                 # The log has it as ready; the supervisor publishes what has no message.
                 logger.warning("not dispatched", run=state.run, phase=key, error=str(error))
