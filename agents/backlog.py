@@ -23,6 +23,7 @@ from bus.format.subjects import Work
 from bus.log.reading import Reader
 from bus.log.streams import consumer_of, info, passed_by, purge
 from bus.rules.inputs import work
+from bus.rules.priority import QUEUES
 from bus.rules.run import RunState
 from bus.rules.timers import Timer
 from bus.runs.recovery import Recovered
@@ -53,7 +54,7 @@ class Backlog:
         there = await self._there()
         await self._drop(there)
         # In whatever row it stands.
-        waiting = {of.attempt_alone: of for of in there.values() if of is not None}
+        waiting = {of.attempt_alone: of for of in there.values() if of is not None and _is_asked_for(of)}
         found = [(state, timer, waiting.get(_attempt(state, timer))) for state, timer in late]
         for _, _, of in found:
             if of is not None:
@@ -79,11 +80,15 @@ class Backlog:
 
     async def _drop(self, there: Mapping[str, Work | None]) -> None:
         """Remove what is of no use any more: what is seen twice had time to be taken and acknowledged."""
-        left = {subject for subject, of in there.items() if of is not None and not self._is_known(of)}
+        left = {
+            subject
+            for subject, of in there.items()
+            if of is not None and not (self._is_known(of) and _is_asked_for(of))
+        }
         again, self._left = left & self._left, left
         for subject in islice(again, _AT_ONCE):
             of = there[subject]
-            if of is not None and await self._is_over(of):
+            if of is not None and (not _is_asked_for(of) or await self._is_over(of)):
                 logger.info("work removed", run=of.run, phase=of.phase, item=of.item, attempt=of.attempt)
                 await purge(self._client.connection, self._client.subjects.work_stream, subject, self._timeout_s)
 
@@ -125,6 +130,11 @@ class Backlog:
             return not _is_ready(await self._client.runs.load(of.run), of)
         except (NotFound, Archived):
             return True
+
+
+def _is_asked_for(of: Work) -> bool:
+    """Whether instances ask where it waits: anybody could have put it elsewhere."""
+    return (of.level, of.row) in QUEUES
 
 
 def _attempt(state: RunState, timer: Timer) -> Work:

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from datetime import datetime
+from functools import partial
 from uuid import uuid4
 
 import msgspec
@@ -48,11 +49,14 @@ class Ledger:
         self._log = log
         self._connection = connection
         self._source = source
-        self._waiting = Waiting(connection, log.subjects, log.patience_s)
+        self._waiting = Waiting(connection, log.subjects)
 
     def remind(self, work: Work) -> None:
         """Tell instances that this waits, wherever that is: they may not know that something waits there."""
-        self._waiting.ring(work)
+        try:
+            self._waiting.ring(work)
+        except BusError as error:
+            logger.debug("not rung", capability=work.capability, error=str(error))
 
     async def as_of(self, run: str, position: int) -> RunState:
         """The run as it was at a position of the log. Raises NotFound if it had not started then, Archived."""
@@ -93,15 +97,17 @@ class Ledger:
         if state.is_in_line:
             return
         for key, index in ready:
-            waiting = self._waiting.placed(work(state, key, index))
-            # The subject says it all; who takes the work derives the rest from the log.
-            message = self._envelope(WORK, None, state, causation=causation, phase=key, attempt=waiting.attempt)
-            try:
-                self._connection.publish(self._log.subjects.work(waiting), encode(message))
-                self._waiting.ring(waiting)
-            except BusError as error:
-                # The log has it as ready; the supervisor publishes what has no message.
-                logger.warning("not dispatched", run=state.run, phase=key, error=str(error))
+            self._waiting.put(work(state, key, index), partial(self._publish, state, causation))
+
+    def _publish(self, state: RunState, causation: str | None, waiting: Work) -> None:
+        # The subject says it all; who takes the work derives the rest from the log.
+        message = self._envelope(WORK, None, state, causation=causation, phase=waiting.phase, attempt=waiting.attempt)
+        try:
+            self._connection.publish(self._log.subjects.work(waiting), encode(message))
+            self._waiting.ring(waiting)
+        except BusError as error:
+            # The log has it as ready; the supervisor publishes what has no message.
+            logger.warning("not dispatched", run=state.run, phase=waiting.phase, error=str(error))
 
     def halt(self, halts: Mapping[str, Halt]) -> None:
         """Tell instances what is no longer theirs. Harmless if they know: they look into the log."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
+from collections.abc import Callable
 
 import msgspec
 import structlog
@@ -20,56 +21,60 @@ from bus.rules.priority import MAIN, ROWS, row_of
 
 logger = structlog.get_logger(__name__)
 
+# Asked before it matters, and again when as many more were sent as there were; what is older may be done long ago.
+_FIRST = ROWS[0] - 2
 _OLD_S = 1.0
-_AGAIN_S = 0.1
-# The server counts one by one: of so many it is asked no more often than once a second.
-_COUNTED_PER_S = 5_000
+_PATIENCE_S = 2.0
 _RING_S = 5.0
 _KNOWN = 10_000
 
 _Account = tuple[str, str, str]
+Publish = Callable[[Work], None]
 
 
 class _Count(msgspec.Struct):
-    """How many wait, as of `at_s`; `since` are those sent while the server is asked, None: it is not."""
+    """How many wait: `counted` by the server at `at_s`, and those sent since then.
+
+    `since` are those sent while it is asked, `held` those that are sent when it has answered; None: not so.
+    """
 
     at_s: float
     waiting: int = 0
+    counted: int = 0
     since: int | None = None
+    held: list[tuple[Work, Publish]] | None = None
 
 
 class Waiting:
     """As one process knows it."""
 
-    def __init__(self, connection: Connection, subjects: Subjects, timeout_s: float) -> None:
+    def __init__(self, connection: Connection, subjects: Subjects) -> None:
         self._connection = connection
         self._subjects = subjects
-        self._timeout_s = timeout_s
         self._counts: OrderedDict[_Account, _Count] = OrderedDict()
         self._rung: dict[tuple[str, str, int], float] = {}
         self._asking: set[asyncio.Task[None]] = set()
 
-    def placed(self, work: Work) -> Work:
-        """The work in its row. It counts as waiting from now on."""
-        now_s = asyncio.get_running_loop().time()
+    def put(self, work: Work, publish: Publish) -> None:
+        """Have work published in its row: at once, or when the server has told what still waits. It must not raise."""
         account = (work.capability, work.level, work.sender)
+        now_s = asyncio.get_running_loop().time()
         count = self._counts.get(account)
         if count is None:
             count = self._counts[account] = _Count(now_s)
             if len(self._counts) > _KNOWN:
                 self._counts.popitem(last=False)
-        elif count.waiting >= ROWS[0] and count.since is None:
-            age_s = now_s - count.at_s
-            if age_s >= max(_AGAIN_S, count.waiting / _COUNTED_PER_S):
-                if age_s >= _OLD_S:
-                    # Most likely it was done long ago.
-                    count.waiting, count.at_s = 0, now_s
+        if count.held is not None:
+            count.held.append((work, publish))
+            return
+        if count.waiting >= _FIRST and count.since is None:
+            is_old = now_s - count.at_s >= _OLD_S
+            if is_old or count.waiting >= 2 * count.counted:
                 self._ask(account, count)
-        row = row_of(count.waiting)
-        count.waiting += 1
-        if count.since is not None:
-            count.since += 1
-        return work._replace(row=row)
+            if is_old and row_of(count.waiting):
+                count.held = [(work, publish)]
+                return
+        _place(count, work, publish)
 
     def ring(self, work: Work) -> None:
         """Say that something waits in that queue, to instances that may not be asking there. Raises Unavailable."""
@@ -92,9 +97,19 @@ class Waiting:
     async def _count(self, account: _Account, count: _Count) -> None:
         stream, sent = self._subjects.work_stream, self._subjects.sent(*account)
         try:
-            there = await waiting(self._connection, stream, sent, self._timeout_s)
-            count.waiting = there + (count.since or 0)
+            count.counted = await waiting(self._connection, stream, sent, _PATIENCE_S)
+            count.waiting = count.counted + (count.since or 0)
         except BusError as error:
             logger.debug("not counted", capability=account[0], error=str(error))
         finally:
-            count.at_s, count.since = asyncio.get_running_loop().time(), None
+            held = count.held or ()
+            count.at_s, count.since, count.held = asyncio.get_running_loop().time(), None, None
+            for work, publish in held:
+                _place(count, work, publish)
+
+
+def _place(count: _Count, work: Work, publish: Publish) -> None:
+    publish(work._replace(row=row_of(count.waiting)))
+    count.waiting += 1
+    if count.since is not None:
+        count.since += 1

@@ -61,7 +61,7 @@ _CHANNELS = (
     Channel("runs", "run.{run}", "What happened to a run and its phases.", ("run.commit.v1",), True),
     Channel(
         "work",
-        "work.{capability}.{run}.{phase}.{attempt}",
+        "work.{capability}.{level}.{sender}.{row}.{run}.{phase}.{attempt}",
         "An attempt waits to be taken. What it is about is in the run's own events.",
         ("phase.work.v1",),
     ),
@@ -190,7 +190,7 @@ def asyncapi(document: Document, namespace: str, version: str) -> dict[str, Any]
     work = [
         Channel(
             f"work_{name}",
-            f"work.{capability_token(name)}.{{run}}.{{phase}}.{{attempt}}",
+            f"work.{capability_token(name)}.{{level}}.{{sender}}.{{row}}.{{run}}.{{phase}}.{{attempt}}",
             f"Work for {name!r} of agent {each.agent!r}, whose input and output are the schemas "
             f"`{name}.takes` and `{name}.gives`; they are in the run's events.",
             ("phase.work.v1",),

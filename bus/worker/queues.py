@@ -32,6 +32,7 @@ _HAND_ON_S = 0.02
 # What was there is delivered sooner than that; what is not by then was taken by somebody else.
 _SETTLED_S = 0.03
 _SILENT_S = 30.0
+_LATER_S = 0.01
 _FORGOTTEN_S = 3600.0
 
 
@@ -161,10 +162,11 @@ class Queues:
                 waiting.remove(queue)
         if asked and self._settling is None:
             self._settling = asyncio.get_running_loop().call_later(_SETTLED_S, self._settle)
-        # One request tells of the next that comes where nothing is.
+        # Where nothing is, what comes next is welcome; while there is work elsewhere, one request tells of it.
+        welcome = 1 if asked else max(free, 1)
         for each in self._places.values():
-            if not each.left and not each.intake.credit:
-                each.ask(1, now_s)
+            if not each.left and each.intake.credit < welcome:
+                each.ask(welcome - each.intake.credit, now_s)
 
     def glance(self) -> None:
         """Ask for one more although there is no room: somebody else waits for it, and what is stored goes first."""
@@ -247,6 +249,8 @@ class Queues:
 
     async def _open(self, queue: Queue) -> None:
         try:
+            # Who is to come first has asked by then.
+            await asyncio.sleep(self._rank * _LATER_S)
             await self._ensure(queue)
             if self.is_open:
                 self._begin(queue)

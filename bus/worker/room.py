@@ -16,7 +16,9 @@ class Room:
     `is_behind` says whether more work of a level has to wait in the stream, because other work does.
     """
 
-    def __init__(self, size: int, freed: Callable[[int], None], is_behind: Callable[[Priority], bool]) -> None:
+    def __init__(
+        self, size: int, freed: Callable[[int], None], is_behind: Callable[[Priority], bool] = lambda _level: False
+    ) -> None:
         self.is_behind = is_behind
         self._size = size
         self._freed = freed
