@@ -15,9 +15,10 @@ import structlog
 
 from bus.broker.connection import Connection
 from bus.errors import BusError
+from bus.format.envelope import UNDECODABLE
 from bus.format.subjects import Subjects, Work
 from bus.log.streams import waiting
-from bus.rules.priority import MAIN, ROWS, row_of
+from bus.rules.priority import MAIN, QUEUES, ROWS, Priority, Queue, checked, row_of
 
 logger = structlog.get_logger(__name__)
 
@@ -30,6 +31,26 @@ _KNOWN = 10_000
 
 _Account = tuple[str, str, str]
 Publish = Callable[[Work], None]
+
+
+class Bell(msgspec.Struct, frozen=True):
+    """Something waits in this queue, where instances may not be asking."""
+
+    level: Priority
+    row: int
+
+
+_bell = msgspec.json.Decoder(Bell)
+
+
+def read_bell(data: bytes) -> Queue | None:
+    """The queue that a bell names; None: anybody may ring anything."""
+    try:
+        bell = _bell.decode(data)
+    except UNDECODABLE:
+        return None
+    queue = Queue(bell.level, bell.row)
+    return queue if queue in QUEUES else None
 
 
 class _Count(msgspec.Struct):
@@ -86,7 +107,8 @@ class Waiting:
             if len(self._rung) > _KNOWN:
                 self._rung.clear()
             self._rung[place] = now_s
-            self._connection.publish(self._subjects.bell(work.capability), b"%b %d" % (work.level.encode(), work.row))
+            bell = Bell(checked(work.level), work.row)
+            self._connection.publish(self._subjects.bell(work.capability), msgspec.json.encode(bell))
 
     def _ask(self, account: _Account, count: _Count) -> None:
         count.since = 0

@@ -24,13 +24,15 @@ from bus.errors import BusError
 from bus.log.reading import Reader
 from bus.log.streams import EVERYBODY, consumer_of, ensure_consumer, set_up_work
 from bus.rules.priority import LEVELS, MAIN, QUEUES, Priority, Queue, Turns, in_order
+from bus.runs.waiting import read_bell
 
 logger = structlog.get_logger(__name__)
 
 # What came too late is handed on, when the server has heard that no more is wanted here.
 _HAND_ON_S = 0.02
-# What was there is delivered sooner than that; what is not by then was taken by somebody else.
-_SETTLED_S = 0.03
+# What is there is delivered in the usual time; what is not after some times that was taken by somebody else.
+_TIMES, _SMOOTH = 4, 16
+_SHORTEST_S, _LONGEST_S = 0.03, 0.5
 _SILENT_S = 30.0
 _LATER_S = 0.01
 _FORGOTTEN_S = 3600.0
@@ -88,11 +90,17 @@ class Queues:
         self._turns = Turns()
         self._places: dict[Queue, _Place] = {}
         self._rank, self._held = 0, False
+        self._usual_s = 0.0
         self._settling: asyncio.TimerHandle | None = None
         self._listening: Subscription | None = None
         self._forget: Callable[[], None] | None = None
         self._opening: dict[Queue, asyncio.Task[None]] = {}
         self._running: set[asyncio.Task[None]] = set()
+
+    @property
+    def _settled_s(self) -> float:
+        """How long something that was asked for can be on its way."""
+        return min(max(_TIMES * self._usual_s, _SHORTEST_S), _LONGEST_S)
 
     @property
     def is_open(self) -> bool:
@@ -161,7 +169,7 @@ class Queues:
             if not place.left:
                 waiting.remove(queue)
         if asked and self._settling is None:
-            self._settling = asyncio.get_running_loop().call_later(_SETTLED_S, self._settle)
+            self._settling = asyncio.get_running_loop().call_later(self._settled_s, self._settle)
         # Where nothing is, what comes next is welcome; while there is work elsewhere, one request tells of it.
         welcome = 1 if asked else max(free, 1)
         for each in self._places.values():
@@ -179,7 +187,7 @@ class Queues:
         now_s = asyncio.get_running_loop().time()
         before = LEVELS[: LEVELS.index(level) + 1]
         return any(
-            each.left > 0 and (each.intake.credit <= 0 or now_s - each.asked_s < _SETTLED_S)
+            each.left > 0 and (each.intake.credit <= 0 or now_s - each.asked_s < self._settled_s)
             for queue, each in self._places.items()
             if queue.level in before
         )
@@ -207,7 +215,11 @@ class Queues:
         if place is None or place.intake is not intake:
             delivery.nak(_HAND_ON_S)
             return
-        place.heard_s = place.asked_s = asyncio.get_running_loop().time()
+        now_s = asyncio.get_running_loop().time()
+        if place.asked:
+            took_s = now_s - place.asked_s
+            self._usual_s = max(took_s, self._usual_s + (took_s - self._usual_s) / _SMOOTH)
+        place.heard_s = place.asked_s = now_s
         place.left = max(delivery.pending - intake.credit, 0)
         place.asked = max(place.asked - 1, 0)
         is_alone = len(self._places) == 1
@@ -224,7 +236,7 @@ class Queues:
         self._settling = None
         now_s = asyncio.get_running_loop().time()
         for each in self._places.values():
-            if each.asked and now_s - each.asked_s >= _SETTLED_S:
+            if each.asked and now_s - each.asked_s >= self._settled_s:
                 each.left = each.asked = 0
         self._refill()
 
@@ -235,7 +247,7 @@ class Queues:
                 del self._places[queue]
 
     def _hear(self, message: Message) -> None:
-        queue = _queue_in(message.data)
+        queue = read_bell(message.data)
         if queue is not None and queue != MAIN:
             self._join(queue)
 
@@ -305,8 +317,3 @@ class Queues:
         client = self._client
         await set_up_work(client.connection, client.subjects, client.settings)
         await self._ensure(queue)
-
-
-def _queue_in(said: bytes) -> Queue | None:
-    """The queue that a bell names; None: anybody may ring anything."""
-    return next((queue for queue in QUEUES if said == b"%b %d" % (queue.level.encode(), queue.row)), None)

@@ -112,6 +112,7 @@ from bus.runs.ledger import WORK
 from bus.runs.recovery import RECOVERED, STARVED, Recovered, Recovery, Starved
 from bus.runs.schedule import SCHEDULED, SKIPPED, UNSCHEDULED, OccurrenceSkipped, Schedule, Scheduled, Unscheduled
 from bus.runs.task import Task
+from bus.runs.waiting import Bell
 from bus.schema import document, vocabulary
 
 FOLDER = Path(__file__).parent
@@ -158,6 +159,8 @@ EVENTS: dict[str, Sequence[Event]] = {
                 parent=Parent("ci-1", "sub"),
                 key="customer-7",
                 force=True,
+                priority="high",
+                sender="4f2a91c0",
             ),
             RunStarted(plan=PLAN, input=msgspec.Raw(b'{"path":"src"}'), deadline_at=LATER),
         ],
@@ -496,6 +499,7 @@ ORDERS = {
     AGENT_QUARANTINED: AgentQuarantined("ann", Whom("coder", version=">=1.2,<2"), "wrong prices"),
     AGENT_RELEASED: AgentReleased("ann", Whom("coder")),
 }
+BELL = Bell("high", 2)
 HALT = Halt([Held(RUN, "-8", 0, 2), Held(RUN, "collect", None, 1)], "the run was cancelled by ann")
 
 
@@ -551,7 +555,7 @@ def handed_over(kind: str, data: object) -> bytes:
 
 
 HANDOVERS: dict[str, object] = {
-    HANDED: Handed(Task("price", 30.0), msgspec.Raw(b'{"sku":"A-7"}')),
+    HANDED: Handed(Task("price", 30.0), msgspec.Raw(b'{"sku":"A-7"}'), "low", "customer-7"),
     ASKED: Asked(msgspec.Raw(b'{"sku":"A-7"}'), LATER),
 }
 REPLIES: dict[str, object] = {
@@ -584,6 +588,7 @@ MESSAGES: dict[str, bytes] = {
     "beat": msgspec.json.encode(BEAT),
     "present.v1": msgspec.json.encode(PRESENT),
     "halt": msgspec.json.encode(HALT),
+    "bell": msgspec.json.encode(BELL),
     "tally": msgspec.json.encode(TALLY),
     "standing": msgspec.json.encode(STANDING),
 }
