@@ -44,10 +44,11 @@ from bus.handlers.context import Context
 from bus.handlers.llm import LLMCall
 from bus.history.happening import Happening
 from bus.history.selection import Selection
-from bus.messages.asking import Receipt
+from bus.messages.sending import Receipt
 from bus.messages.streaming import Part, Stream
 from bus.messages.topics import News, Published
 from bus.problem import Problem
+from bus.rules import events
 from bus.rules.effects import Done, NotDone
 from bus.rules.plan import Approval, Phase, Plan
 from bus.rules.references import Ref, ref
@@ -114,6 +115,7 @@ __all__ = [
     "WarmUpFailed",
     "WorkFailed",
     "connect",
+    "events",
     "message",
     "ref",
     "serving",

@@ -22,7 +22,8 @@ from bus.history.selection import Selection
 from bus.letters.redriving import Redriving
 from bus.log.durability import Durability
 from bus.log.log import Log
-from bus.messages.asking import Receipt, level_of
+from bus.messages.handing import Handing
+from bus.messages.sending import Receipt, level_of
 from bus.messages.streaming import Streaming
 from bus.messages.topics import Topics
 from bus.registry.registry import Registry
@@ -70,6 +71,7 @@ class Client(Streaming, Topics, Scheduling, Redriving, Coordination, Deciding, G
         self.system_url = system_url
         self.operator_url = operator_url
         self.durability = durability
+        self._handing = Handing(connection, log.subjects, source)
 
     async def broadcast(self, capability: str, value: object, *, timeout_s: float = 3600.0) -> dict[str, Receipt]:
         """Hand the same work to every instance there is now that has `capability` with `broadcast=True`; the receipts.

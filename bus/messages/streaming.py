@@ -15,7 +15,8 @@ from bus.format.envelope import UNDECODABLE, decode_data
 from bus.format.messages import MESSAGES
 from bus.log.log import Log
 from bus.log.record import Record
-from bus.messages.asking import Asking, answer_of
+from bus.messages.answers import answer_of
+from bus.messages.asking import Asking
 from bus.messages.parts import PARTS, Parts
 from bus.rules.commands import Begin
 from bus.rules.events import is_ending

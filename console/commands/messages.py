@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import msgspec
 
     from bus.client import Client
-    from bus.messages.asking import Receipt
+    from bus.messages.sending import Receipt
     from console.printer import Printer
 
 _VALUE = "JSON | @FILE | -"

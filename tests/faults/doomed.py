@@ -21,7 +21,15 @@ from tests.faults.victim import Steps
 
 PATH = {
     f"{Path(bus.__file__).parent}/{name}.py"
-    for name in ("reception", "beginning", "attempts", "handling", "runs", "ledger", "appending")
+    for name in (
+        "worker/reception",
+        "worker/beginning",
+        "worker/attempts",
+        "handlers/handling",
+        "runs/runs",
+        "runs/ledger",
+        "log/appending",
+    )
 }
 
 

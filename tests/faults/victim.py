@@ -24,7 +24,9 @@ from bus import Client, Phase, Plan, Retry, connect, ref
 from bus.problem import Problem
 from bus.rules.commands import Complete, Fail, Take
 
-PATH = {f"{Path(bus.__file__).parent}/{name}.py" for name in ("appending", "runs", "ledger", "payloads")}
+PATH = {
+    f"{Path(bus.__file__).parent}/{name}.py" for name in ("log/appending", "runs/runs", "runs/ledger", "log/payloads")
+}
 REJECTED = Problem("rejected", "as it was told", "permanent")
 PLAN = Plan(
     "crash",

@@ -16,8 +16,8 @@ from bus import Client, RunState, connect, serving
 from bus.archives.importing import Imported, import_lines
 from bus.broker.server import Server, embedded
 from bus.errors import MalformedMessage, Refused
-from bus.eventsourcing import feed
 from bus.format.envelope import encode, envelope
+from bus.history import feed
 from bus.history.selection import Selection
 from bus.log import lines
 from bus.log.lines import Line

@@ -68,7 +68,7 @@ async def test_one_of_many_racing_writers_wins(log: Log) -> None:
 async def test_of_very_much_a_conflict_brings_the_beginning_and_says_so(
     log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bus.appending._TAIL_BYTES", 10_000)
+    monkeypatch.setattr("bus.log.appending._TAIL_BYTES", 10_000)
     async with log.pipeline() as pipeline:
         for _ in range(50):
             await pipeline.append(Part(RUN, message("x" * 1_000)))

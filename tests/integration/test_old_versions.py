@@ -13,10 +13,10 @@ import structlog
 from bus import Agent, Client, Phase, Plan, connect
 from bus.broker.server import Server
 from bus.clock import utc_now
-from bus.eventsourcing import events
 from bus.format import messages
 from bus.format.envelope import envelope
 from bus.format.schemas import Catalogue
+from bus.rules import events
 from bus.rules.events import COMMIT, EVENTS, EventReader, PhaseReady, PhaseStarted, UnknownEvent
 from bus.runs import unknown
 from projections.catchup import build
@@ -159,8 +159,8 @@ async def test_work_and_results_that_were_stored_as_an_older_version_reach_handl
 ) -> None:
     mine = Catalogue.of(Amount)
     mine.upcaster("amount.v1")(lambda old: {"cents": old["euros"] * 100})
-    monkeypatch.setattr("bus.handling.MESSAGES", mine)
-    monkeypatch.setattr("bus.messages.asking.MESSAGES", mine)
+    monkeypatch.setattr("bus.handlers.handling.MESSAGES", mine)
+    monkeypatch.setattr("bus.messages.answers.MESSAGES", mine)
     till = Agent("till")
 
     @till.capability("add")

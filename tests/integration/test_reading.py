@@ -142,7 +142,7 @@ async def test_several_subjects_are_followed_as_one_in_order(log: Log) -> None:
 async def test_a_live_copy_that_got_lost_is_noticed(
     log: Log, connection: Connection, monkeypatch: pytest.MonkeyPatch, idle_s: float, afterwards: int
 ) -> None:
-    monkeypatch.setattr("bus.reading._IDLE_S", idle_s)
+    monkeypatch.setattr("bus.log.reading._IDLE_S", idle_s)
     seen: list[int] = []
 
     async def follow() -> None:
@@ -167,7 +167,7 @@ async def test_a_live_copy_that_got_lost_is_noticed(
 async def test_a_live_copy_that_got_lost_is_noticed_by_the_next_on_any_subject(
     log: Log, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bus.reading._IDLE_S", 1_000.0)
+    monkeypatch.setattr("bus.log.reading._IDLE_S", 1_000.0)
     seen: list[int] = []
 
     async def follow() -> None:
@@ -192,7 +192,7 @@ async def test_a_live_copy_that_got_lost_is_noticed_by_the_next_on_any_subject(
 async def test_what_a_lagging_replica_does_not_have_yet_is_looked_for_until_it_has(
     log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bus.reading._IDLE_S", 1_000.0)
+    monkeypatch.setattr("bus.log.reading._IDLE_S", 1_000.0)
     reader = log._reader
     stored, lags = reader._stored, False
 
@@ -238,7 +238,7 @@ async def test_following_takes_no_more_into_memory_than_some_bytes(log: Log, con
 async def test_reading_backwards_in_pages_of_few_bytes_gives_each_record_once(
     log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bus.reading._PAGE_BYTES", 10_000)
+    monkeypatch.setattr("bus.log.reading._PAGE_BYTES", 10_000)
     sizes = [10, 3_000, 20_000, 50, 9_000, 10, 700] * 60
     async with log.pipeline() as pipeline:
         for size in sizes:

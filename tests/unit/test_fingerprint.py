@@ -101,7 +101,7 @@ def test_a_change_beside_it_does_not_change_it(old: str, new: str) -> None:
 def test_it_is_the_same_in_every_process(tmp_path: Path) -> None:
     (tmp_path / "helpers.py").write_text("def twice(value):\n    return [value, OTHER]\nOTHER = 1\n")
     (tmp_path / "handlers.py").write_text(
-        f"{BEFORE}\nimport helpers\nfrom bus.fingerprint import fingerprint\n"
+        f"{BEFORE}\nimport helpers\nfrom bus.cache.fingerprint import fingerprint\n"
         "def outer(value):\n    return handler(helpers.twice(value))\nprint(fingerprint(outer))\n"
     )
 

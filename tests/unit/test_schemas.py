@@ -10,14 +10,13 @@ import pytest
 
 from bus import SettingsError, message
 from bus.errors import InvalidName, MalformedMessage
-from bus.eventsourcing import events
 from bus.format import messages
 from bus.format.envelope import envelope
 from bus.format.schemas import Catalogue, Version, version
 from bus.handlers.context import Context
 from bus.handlers.handling import perform
 from bus.problem import Problem
-from bus.rules import dead
+from bus.rules import dead, events
 from bus.rules.events import COMMIT, EventReader, PhaseReady, UnknownEvent
 from tests.driver import BEGAN_AT
 
