@@ -18,8 +18,10 @@ from bus.log.record import Record
 from bus.messages.answers import answer_of
 from bus.messages.asking import Asking
 from bus.messages.parts import PARTS, Parts
+from bus.messages.sending import level_of
 from bus.rules.commands import Begin
 from bus.rules.events import is_ending
+from bus.rules.priority import Priority
 from bus.rules.run import RunState
 from bus.runs.ledger import commit_in
 from bus.runs.steering import as_json, new_run
@@ -50,18 +52,47 @@ class Streaming(Asking):
     log: Log
 
     @overload
-    def stream(self, capability: str, value: object, chunk: type[T], *, timeout_s: float = ...) -> Stream[T]: ...
+    def stream(
+        self,
+        capability: str,
+        value: object,
+        chunk: type[T],
+        *,
+        timeout_s: float = ...,
+        priority: Priority | None = ...,
+        sender: str | None = ...,
+    ) -> Stream[T]: ...
 
     @overload
-    def stream(self, capability: str, value: object, chunk: None = ..., *, timeout_s: float = ...) -> Stream[Any]: ...
+    def stream(
+        self,
+        capability: str,
+        value: object,
+        chunk: None = ...,
+        *,
+        timeout_s: float = ...,
+        priority: Priority | None = ...,
+        sender: str | None = ...,
+    ) -> Stream[Any]: ...
 
-    def stream(self, capability: str, value: object, chunk: Any = None, *, timeout_s: float = 300.0) -> Stream[Any]:
+    def stream(
+        self,
+        capability: str,
+        value: object,
+        chunk: Any = None,
+        *,
+        timeout_s: float = 300.0,
+        priority: Priority | None = None,
+        sender: str | None = None,
+    ) -> Stream[Any]:
         """Have work done, and get what its handler emits, decoded as `chunk`, while it is done: `async for`.
 
-        The work is sent when that begins, durably; `timeout_s` bounds it, and the waiting.
+        The work is sent when that begins, durably; `timeout_s` bounds it, and the waiting. `priority` and
+        `sender` as in `send`.
         """
         task = Task(capability, self._time_left(capability, timeout_s))
-        return Stream(self, new_run(task.plan), chunk, task, as_json(value), after=0, timeout_s=task.timeout_s)
+        begin = Begin(task.plan, as_json(value), priority=level_of(priority), sender=sender or "")
+        return Stream(self, new_run(task.plan), chunk, begin, after=0, timeout_s=task.timeout_s)
 
     @overload
     def parts(self, run: str, chunk: type[T], *, after: int = ..., timeout_s: float = ...) -> Stream[T]: ...
@@ -71,7 +102,7 @@ class Streaming(Asking):
 
     def parts(self, run: str, chunk: Any = None, *, after: int = 0, timeout_s: float = 300.0) -> Stream[Any]:
         """What the handlers of a run emit, from after a position on, and those it has emitted; ends with the run."""
-        return Stream(self, run, chunk, None, msgspec.Raw(b"null"), after=after, timeout_s=timeout_s)
+        return Stream(self, run, chunk, None, after=after, timeout_s=timeout_s)
 
 
 class Stream(AsyncIterator[Part[T]]):
@@ -82,8 +113,7 @@ class Stream(AsyncIterator[Part[T]]):
         client: Streaming,
         run: str,
         chunk: Any,
-        task: Task | None,
-        given: msgspec.Raw,
+        begin: Begin | None,
         *,
         after: int,
         timeout_s: float,
@@ -91,8 +121,7 @@ class Stream(AsyncIterator[Part[T]]):
         self.run = run
         self._client = client
         self._chunk = chunk
-        self._task = task
-        self._given = given
+        self._to_begin = begin
         self._after = after
         self._timeout_s = timeout_s
         self._state: RunState | None = None
@@ -107,22 +136,22 @@ class Stream(AsyncIterator[Part[T]]):
 
     async def answer(self, gives: Any = None) -> Any:
         """The work's answer, waited for, decoded as `gives`. Raises as `ask`."""
-        if self._task is not None:
-            await self._begin(self._task)
+        if self._to_begin is not None:
+            await self._begin(self._to_begin)
         state = self._state or await self._client.result(self.run, timeout_s=self._timeout_s)
         return answer_of(state, WORK, gives)
 
-    async def _begin(self, task: Task) -> None:
-        if await self._client._unserved([task.capability]):
-            raise NoLiveAgent(task.capability)
-        decided = await self._client.runs.submit(self.run, Begin(task.plan, self._given))
-        self._task, self._after = None, decided.state.position
+    async def _begin(self, begin: Begin) -> None:
+        if missing := await self._client._unserved(begin.plan.capabilities):
+            raise NoLiveAgent(missing[0])
+        decided = await self._client.runs.submit(self.run, begin)
+        self._to_begin, self._after = None, decided.state.position
 
     async def _parts(self) -> AsyncGenerator[Part[T], None]:
         client, subjects = self._client, self._client.subjects
         deadline_s = asyncio.get_running_loop().time() + self._timeout_s
-        if self._task is not None:
-            await self._begin(self._task)
+        if self._to_begin is not None:
+            await self._begin(self._to_begin)
         else:
             state = await client.runs.load(self.run)
             if state.position <= self._after and not state.is_open:

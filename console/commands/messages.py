@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from console.commands.start import read_input
+from console.commands.start import read_input, turn_options
 from console.failure import FAILED, OK
 from console.session import on_bus, on_live_bus
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from bus.client import Client
     from bus.messages.sending import Receipt
+    from bus.rules.priority import Priority
     from console.printer import Printer
 
 _VALUE = "JSON | @FILE | -"
@@ -29,6 +30,7 @@ def _delivery_options(command: Any) -> Any:
             "--at", type=click.DateTime(["%Y-%m-%dT%H:%M:%S%z"]), help="Not before: 2026-11-22T02:00:00+0000."
         ),
         click.option("--delay", "delay_s", type=float, metavar="SECONDS", help="Not before so many seconds from now."),
+        turn_options,
     ):
         command = option(command)
     return command
@@ -39,6 +41,7 @@ def _delivery_options(command: Any) -> Any:
 @click.argument("value", callback=read_input, metavar=_VALUE)
 @click.option("--timeout", "timeout_s", type=float, default=30.0, metavar="SECONDS", help="30 unless told.")
 @click.option("--fast", is_flag=True, help="Store nothing; the work is done at most once.")
+@turn_options
 @click.option("--stream", "is_streamed", is_flag=True, help="Print what the handler emits while it works.")
 @on_live_bus
 async def ask(
@@ -49,6 +52,8 @@ async def ask(
     timeout_s: float,
     fast: bool,
     is_streamed: bool,
+    priority: Priority | None,
+    sender: str | None,
 ) -> int:
     """Have work done, and print the answer. Exit code 1 if the work was given up."""
     from bus.errors import WorkFailed
@@ -57,12 +62,14 @@ async def ask(
         raise click.UsageError("--fast stores nothing, so there is nothing to stream: leave one of the two out")
     try:
         if is_streamed:
-            stream = client.stream(capability, value, timeout_s=timeout_s)
+            stream = client.stream(capability, value, timeout_s=timeout_s, priority=priority, sender=sender)
             async for part in stream:
                 printer.record({"index": part.index, "attempt": part.attempt, "part": part.value})
             answer = await stream.answer()
         else:
-            answer = await client.ask(capability, value, timeout_s=timeout_s, fast=fast)
+            answer = await client.ask(
+                capability, value, timeout_s=timeout_s, fast=fast, priority=priority, sender=sender
+            )
     except WorkFailed as failed:
         printer.hint(str(failed))
         return FAILED

@@ -135,14 +135,14 @@ async def test_a_quiet_sender_is_served_in_the_middle_of_a_flood(server: Server,
 
 async def test_who_sends_a_lot_does_not_wait_for_who_sends_much_more(server: Server, client: Client) -> None:
     order: list[str] = []
-    await send(client, "flood", 500)
+    await send(client, "flood", 250)
     async with connect(server.url) as other:
         await send(other, "some", 40)
-        await all_wait(client, 540)
+        await all_wait(client, 290)
         async with serving(server, packer(order)):
             await until(lambda: len(places(order, "some")) == 40)
-            assert places(order, "some")[-1] < 250
-            await until(lambda: len(order) == 540)
+            assert places(order, "some")[-1] < 200
+            await until(lambda: len(order) == 290)
 
 
 async def test_a_sender_can_be_named_and_is_not_the_client_then(server: Server, client: Client) -> None:
