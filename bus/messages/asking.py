@@ -18,16 +18,18 @@ from bus.errors import (
     NoResponders,
     NotFound,
     Refused,
+    SettingsError,
     TimedOut,
     WorkFailed,
 )
 from bus.messages.answers import decoded, output_of
 from bus.messages.handing import Handing
 from bus.messages.handover import ASKED, HANDED, Answered, Asked, Busy, Failed, Handed, Recorded, Reply
-from bus.messages.sending import Sending
+from bus.messages.sending import Sending, level_of
 from bus.messages.ways import inherited, until_followed, ways
 from bus.rules.commands import Begin
 from bus.rules.events import Arm
+from bus.rules.priority import NORMAL, Priority
 from bus.rules.route import need
 from bus.runs.causality import served
 from bus.runs.steering import as_json, new_run
@@ -59,6 +61,8 @@ class Asking(Sending):
         timeout_s: float = ...,
         fast: bool = ...,
         sticky: str = ...,
+        priority: Priority | None = ...,
+        sender: str | None = ...,
     ) -> T: ...
 
     @overload
@@ -71,6 +75,8 @@ class Asking(Sending):
         timeout_s: float = ...,
         fast: bool = ...,
         sticky: str = ...,
+        priority: Priority | None = ...,
+        sender: str | None = ...,
     ) -> Any: ...
 
     async def ask(
@@ -82,25 +88,31 @@ class Asking(Sending):
         timeout_s: float = 30.0,
         fast: bool = False,
         sticky: str = "",
+        priority: Priority | None = None,
+        sender: str | None = None,
     ) -> T | Any:
         """Have work done, and wait for the answer, decoded as `gives` (plain JSON values without it).
 
         Question and answer are in the log when this returns; with `fast` nothing is stored, and the work is done at
         most once. Raises NoLiveAgent at once if nobody offers the capability, WorkFailed if the work was given up,
         TimedOut after `timeout_s`, which is also the work's own deadline; within a handler, no more than is left of
-        its own. Cancelling the task that waits for the answer cancels the work, if it is stored. `sticky` is as in
-        `send`.
+        its own. Cancelling the task that waits for the answer cancels the work, if it is stored. Where nobody is free,
+        it waits with `priority`, on the account of `sender`, as in `send`; a `fast` one waits nowhere. `sticky` is as
+        in `send`, too.
         """
         given = as_json(value)
+        if fast and (priority is not None or sender is not None):
+            raise SettingsError("a fast question is not stored and waits nowhere: it has no priority and no sender")
         timeout_s = self._time_left(capability, timeout_s)
         task = Task(capability, timeout_s)
         run = new_run(task.plan)
+        handed = self._handed(task, given, level_of(priority), sender, sticky)
         try:
             async with asyncio.timeout(timeout_s):
                 if fast:
                     output = await self._answer(run, task, given, sticky)
                 else:
-                    output = await self._work(run, task, given, sticky)
+                    output = await self._work(run, handed)
         except TimeoutError:
             raise TimedOut(f"{capability!r} has not answered within {timeout_s:g} s (run {run})") from None
         except asyncio.CancelledError:
@@ -117,42 +129,58 @@ class Asking(Sending):
                 raise TimedOut(f"{capability!r} was not asked: the handler that asks has no time left")
         return timeout_s
 
-    async def _work(self, run: str, task: Task, given: msgspec.Raw, sticky: str) -> msgspec.Raw:
+    def _handed(
+        self, task: Task, given: msgspec.Raw, level: Priority | None, sender: str | None, sticky: str
+    ) -> Handed:
+        """The work as it is handed over; within a handler, it waits where that has."""
+        facts = served()
+        before = (facts.priority, facts.sender) if facts is not None else (NORMAL, "")
+        account = sender or before[1] or self.runs.sender
+        return Handed(task, given, level or before[0], account, inherited(sticky))
+
+    async def _work(self, run: str, handed: Handed) -> msgspec.Raw:
         """The result of work, as the log has it."""
-        handed, arm = await self._hand_over(run, task, given, sticky)
-        if isinstance(handed, Answered):
-            return handed.output
-        if not isinstance(handed, Recorded):
+        reply, arm = await self._hand_over(run, handed)
+        if isinstance(reply, Answered):
+            return reply.output
+        if not isinstance(reply, Recorded):
             # It was begun nevertheless if its word was lost: the run tells.
             with contextlib.suppress(Refused):
-                await self.runs.submit(run, Begin(task.plan, given, sticky=sticky, arm=arm))
+                begin = Begin(
+                    handed.task.plan,
+                    handed.input,
+                    priority=handed.priority,
+                    sender=handed.sender,
+                    sticky=handed.sticky,
+                    arm=arm,
+                )
+                await self.runs.submit(run, begin)
         state = await self._ended(run)
         return output_of(state, WORK)
 
-    async def _hand_over(
-        self, run: str, task: Task, given: msgspec.Raw, sticky: str
-    ) -> tuple[Reply | None, Arm | None]:
+    async def _hand_over(self, run: str, handed: Handed) -> tuple[Reply | None, Arm | None]:
         """What an instance says that was handed the work directly, and where a route has sent that; None: nobody has
         it, as far as anybody knows.
 
         Raises NoLiveAgent.
         """
+        capability = handed.task.capability
         await self.signposts.known()
         is_new = True
         while is_new:
-            for arm in ways(self.signposts, task.capability, run, sticky):
-                handed = Handed(task, given, inherited(sticky), arm)
+            for arm in ways(self.signposts, capability, run, handed.sticky):
+                given = msgspec.structs.replace(handed, arm=arm) if arm is not None else handed
                 try:
-                    return await self._handing.put(HANDED, run, need(task.capability, arm), handed, _FIRST_WORD_S), arm
+                    return await self._handing.put(HANDED, run, need(capability, arm), given, _FIRST_WORD_S), arm
                 except NoResponders:
                     continue
                 except (BusError, MalformedMessage):
                     # Too large, or the line is lost: the log's own way is the one that insists.
                     return None, arm
-            is_new = await until_followed(self.signposts, task.capability)
+            is_new = await until_followed(self.signposts, capability)
         # An instance that stops takes nothing more this way, and still is one.
-        if await self._unserved([task.capability]):
-            raise NoLiveAgent(task.capability)
+        if await self._unserved([capability]):
+            raise NoLiveAgent(capability)
         return None, None
 
     async def _answer(self, run: str, task: Task, given: msgspec.Raw, sticky: str) -> msgspec.Raw:

@@ -16,6 +16,7 @@ from bus.format.envelope import UNDECODABLE, decode, decode_data
 from bus.format.payload import is_inline
 from bus.problem import Problem
 from bus.rules.events import Arm, Body, Instant, PhaseCompleted, RunCompleted
+from bus.rules.priority import NORMAL, Priority
 from bus.runs.task import Task
 
 HANDED = "task.handed.v1"
@@ -23,10 +24,13 @@ ASKED = "task.asked.v1"
 
 
 class Handed(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Work for the log: the envelope names its run and its story. `arm` is where a route has sent it."""
+    """Work for the log: the envelope names its run and its story. If it has to wait, it does at this level, on the
+    account of `sender`. `arm` is where a route has sent it."""
 
     task: Task
     input: msgspec.Raw
+    priority: Priority = NORMAL
+    sender: str = ""
     sticky: str = ""
     arm: Arm | None = None
 

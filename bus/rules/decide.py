@@ -69,6 +69,7 @@ from bus.rules.gates import answer, report, signal
 from bus.rules.holding import find, is_holder, label, under_way
 from bus.rules.inputs import work
 from bus.rules.passes import checkpoint, redrive, roll_back, skip
+from bus.rules.priority import NORMAL
 from bus.rules.rerouting import reroute
 from bus.rules.revival import revive
 from bus.rules.route import NO_ROUTES, Routes, need
@@ -177,6 +178,8 @@ def _begin(command: Begin, run: str, now: datetime, routes: Routes) -> Sequence[
         force=command.force,
         key=command.key,
         sticky=command.sticky,
+        priority=command.priority or command.plan.priority or NORMAL,
+        sender=command.sender,
     )
     born = evolve(None, Commit(run, "", now, 0, [started], correlation=command.correlation))
     draft = Draft(born, now, routes, command.arm)

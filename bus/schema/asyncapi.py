@@ -19,6 +19,7 @@ Action = Literal["send", "receive"]
 _BEAT = "beat.v1"
 _HALT = "halt.v1"
 _TALLY = "tally.v1"
+_BELL = "bell.v1"
 _PRESENT = "present.v1"
 _QUESTION = "question"
 _YES = "yes"
@@ -28,6 +29,9 @@ _PARAMETERS = {
     "run": "A run's id: 1 to 63 of a-z, 0-9, _ and -.",
     "lane": "One of 16, chosen by a hash of the key.",
     "capability": "A capability; its dots are written as colons.",
+    "level": "The priority of the work: high, normal or low.",
+    "sender": "A hash of who it waits on the account of.",
+    "row": "The row it stands in, from 0: the further back, the more the sender had waiting.",
     "phase": "A phase's key, and for an item of an `each` phase its index: `analyse` or `analyse:3`.",
     "attempt": "The number of the attempt, from 1.",
     "agent": "An agent's name.",
@@ -61,7 +65,7 @@ _CHANNELS = (
     Channel("runs", "run.{run}", "What happened to a run and its phases.", ("run.commit.v1",), True),
     Channel(
         "work",
-        "work.{capability}.{run}.{phase}.{attempt}",
+        "work.{capability}.{level}.{sender}.{row}.{run}.{phase}.{attempt}",
         "An attempt waits to be taken. What it is about is in the run's own events.",
         ("phase.work.v1",),
     ),
@@ -164,6 +168,12 @@ _CHANNELS = (
     Channel("lines", "line.{capability}.{lane}", "Work with a key, in order.", ("task.placed.v1",), True),
     Channel("topics", "topic.{topic}", "Facts, for whoever subscribes.", ("topic.published.v1",), True),
     Channel("beats", "beat.{instance}", "An instance lives. Not stored.", (_BEAT,)),
+    Channel(
+        "bells",
+        "bell.{capability}",
+        "Work waits in a queue where instances may not be asking. Not stored.",
+        (_BELL,),
+    ),
     Channel("halts", "halt.{instance}", "An instance need not go on with some attempts. Not stored.", (_HALT,)),
 )
 # Who is handed work directly answers with one of these.
@@ -197,7 +207,7 @@ def asyncapi(document: Document, namespace: str, version: str) -> dict[str, Any]
     work = [
         Channel(
             f"work_{name}",
-            f"work.{capability_token(name)}.{{run}}.{{phase}}.{{attempt}}",
+            f"work.{capability_token(name)}.{{level}}.{{sender}}.{{row}}.{{run}}.{{phase}}.{{attempt}}",
             f"Work for {name!r} of agent {each.agent!r}, whose input and output are the schemas "
             f"`{name}.takes` and `{name}.gives`; they are in the run's events.",
             ("phase.work.v1",),
@@ -298,7 +308,7 @@ def _messages(document: Document) -> Iterator[tuple[str, dict[str, Any]]]:
                     **({"headers": {"type": "object", "properties": headers}} if wire in logged else {}),
                 },
             )
-    for wire in (_BEAT, _HALT, _PRESENT, _TALLY, *_WORDS):
+    for wire in (_BEAT, _BELL, _HALT, _PRESENT, _TALLY, *_WORDS):
         payload = _draft_07(document.types[wire].schema)
         yield wire, {"name": wire, "contentType": "application/json", "payload": payload}
     yield _QUESTION, {"name": _QUESTION, "summary": "An empty message; whoever is meant answers."}

@@ -63,13 +63,16 @@ class Reception:
         `circuit` does not let it through."""
         try:
             asked = decode(message.data)
+            handed = _handed(asked)
             is_taking = not self._attempts.draining and not self._attempts.is_paused(capability)
+            if handed is not None and room.is_behind(handed.priority):
+                is_taking = False
             if not is_taking or not await room.enter(_IN_LINE_S, handed=True):
                 self._say(message, Busy())
                 return
             try:
                 passage = await circuit.enter() if circuit is not None else None
-                await self._serve(capability, message, asked, passage)
+                await self._serve(capability, message, asked, handed, passage)
             except CircuitOpen:
                 self._say(message, Busy())
             finally:
@@ -78,7 +81,14 @@ class Reception:
             logger.warning("unreadable handover", capability=capability.name, error=str(error))
             self._say(message, Busy())
 
-    async def _serve(self, capability: Capability, message: Message, asked: Envelope, passage: Passage | None) -> None:
+    async def _serve(
+        self,
+        capability: Capability,
+        message: Message,
+        asked: Envelope,
+        handed: Handed | None,
+        passage: Passage | None,
+    ) -> None:
         with structlog.contextvars.bound_contextvars(
             agent=self._agent.name,
             instance=self._instance,
@@ -89,8 +99,7 @@ class Reception:
             attempt=1,
         ):
             match asked.type:
-                case type if type == HANDED and asked.runid is not None:
-                    handed = decode_data(asked, handed_decoder, "work that was handed over")
+                case _ if handed is not None and asked.runid is not None:
                     await self._store(capability, message, asked, asked.runid, handed, passage)
                 case type if type == ASKED and asked.runid is not None:
                     question = decode_data(asked, asked_decoder, "a question")
@@ -130,6 +139,8 @@ class Reception:
             handed.input,
             correlation=asked.correlationid,
             since=came_at,
+            priority=handed.priority,
+            sender=handed.sender,
             sticky=handed.sticky,
             arm=handed.arm,
         )
@@ -146,6 +157,8 @@ class Reception:
             input=msgspec.json.decode(handed.input),
             correlation=asked.correlationid or run,
             sticky=handed.sticky,
+            priority=handed.priority,
+            sender=handed.sender,
         )
         bound_s = min(capability.timeout_s, handed.task.timeout_s)
         beginning.arm()
@@ -203,6 +216,11 @@ class Reception:
         except BusError as error:
             # Whoever asked finds it in the log.
             logger.warning("not answered", error=str(error))
+
+
+def _handed(asked: Envelope) -> Handed | None:
+    """The work that is handed over, if it is for the log. Raises MalformedMessage."""
+    return decode_data(asked, handed_decoder, "work that was handed over") if asked.type == HANDED else None
 
 
 def _said_of(decided: Decided) -> Reply:

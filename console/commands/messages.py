@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from console.commands.start import read_input
+from console.commands.start import read_input, turn_options
 from console.failure import FAILED, OK
 from console.session import on_bus, on_live_bus
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from bus.client import Client
     from bus.messages.sending import Receipt
+    from bus.rules.priority import Priority
     from console.printer import Printer
 
 _VALUE = "JSON | @FILE | -"
@@ -34,6 +35,7 @@ def _delivery_options(command: Any) -> Any:
             "--at", type=click.DateTime(["%Y-%m-%dT%H:%M:%S%z"]), help="Not before: 2026-11-22T02:00:00+0000."
         ),
         click.option("--delay", "delay_s", type=float, metavar="SECONDS", help="Not before so many seconds from now."),
+        turn_options,
     ):
         command = option(command)
     return command
@@ -44,6 +46,7 @@ def _delivery_options(command: Any) -> Any:
 @click.argument("value", callback=read_input, metavar=_VALUE)
 @click.option("--timeout", "timeout_s", type=float, default=30.0, metavar="SECONDS", help="30 unless told.")
 @click.option("--fast", is_flag=True, help="Store nothing; the work is done at most once.")
+@turn_options
 @click.option("--stream", "is_streamed", is_flag=True, help="Print what the handler emits while it works.")
 @_sticky
 @on_live_bus
@@ -56,6 +59,8 @@ async def ask(
     fast: bool,
     is_streamed: bool,
     sticky: str,
+    priority: Priority | None,
+    sender: str | None,
 ) -> int:
     """Have work done, and print the answer. Exit code 1 if the work was given up."""
     from bus.errors import WorkFailed
@@ -64,12 +69,16 @@ async def ask(
         raise click.UsageError("--fast stores nothing, so there is nothing to stream: leave one of the two out")
     try:
         if is_streamed:
-            stream = client.stream(capability, value, timeout_s=timeout_s, sticky=sticky)
+            stream = client.stream(
+                capability, value, timeout_s=timeout_s, priority=priority, sender=sender, sticky=sticky
+            )
             async for part in stream:
                 printer.record({"index": part.index, "attempt": part.attempt, "part": part.value})
             answer = await stream.answer()
         else:
-            answer = await client.ask(capability, value, timeout_s=timeout_s, fast=fast, sticky=sticky)
+            answer = await client.ask(
+                capability, value, timeout_s=timeout_s, fast=fast, priority=priority, sender=sender, sticky=sticky
+            )
     except WorkFailed as failed:
         printer.hint(str(failed))
         return FAILED

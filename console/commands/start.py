@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -46,6 +46,18 @@ def read_input(_context: click.Context, _parameter: click.Parameter, value: str 
     return msgspec.Raw(text.encode())
 
 
+def turn_options(command: Any) -> Any:
+    """How work may be told where it waits."""
+    for option in (
+        click.option("--sender", metavar="NAME", help="On whose account it waits; senders are served in turn."),
+        click.option(
+            "--priority", type=click.Choice(["high", "normal", "low"]), help="Taken before, or after, what else waits."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 @click.command()
 @click.argument("plan", callback=plan_argument, metavar="PLAN.toml | FILE.py:NAME | package.module:NAME")
 @click.option(
@@ -60,6 +72,7 @@ def read_input(_context: click.Context, _parameter: click.Parameter, value: str 
 @click.option(
     "--sticky", default="", metavar="WORD", help="Where routes share work out, the same word goes the same way."
 )
+@turn_options
 @on_live_bus
 async def start(
     client: Client,
@@ -68,20 +81,14 @@ async def start(
     value: msgspec.Raw,
     run: str | None,
     is_followed: bool,
-    fail_fast: bool,
-    first: str | None,
-    last: str | None,
-    force: bool,
-    sticky: str,
+    **how: Any,
 ) -> int:
     """Start a run of a plan; prints its id."""
     from console.lookup import refusals
     from console.offers import lonely
 
     with refusals(run or ""):
-        receipt = await client.start(
-            plan, value, run=run, fail_fast=fail_fast, first=first, last=last, force=force, sticky=sticky
-        )
+        receipt = await client.start(plan, value, run=run, **how)
     if printer.as_json:
         printer.record(receipt)
     else:

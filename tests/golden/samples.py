@@ -115,6 +115,7 @@ from bus.runs.ledger import WORK
 from bus.runs.recovery import RECOVERED, STARVED, Recovered, Recovery, Starved
 from bus.runs.schedule import SCHEDULED, SKIPPED, UNSCHEDULED, OccurrenceSkipped, Schedule, Scheduled, Unscheduled
 from bus.runs.task import Task
+from bus.runs.waiting import Bell
 from bus.schema import document, vocabulary
 
 FOLDER = Path(__file__).parent
@@ -162,6 +163,8 @@ EVENTS: dict[str, Sequence[Event]] = {
                 key="customer-7",
                 sticky="customer-7",
                 force=True,
+                priority="high",
+                sender="4f2a91c0",
             ),
             RunStarted(plan=PLAN, input=msgspec.Raw(b'{"path":"src"}'), deadline_at=LATER),
         ],
@@ -507,6 +510,7 @@ ROUTES = {
     ROUTE_SET: RouteSet("ann", "price", (Share("1.*", 95.0), Share("2.0.0", 5.0)), 3, "canary"),
     ROUTE_REMOVED: RouteRemoved("ann", "price", 4, "all are new"),
 }
+BELL = Bell("high", 2)
 HALT = Halt([Held(RUN, "-8", 0, 2), Held(RUN, "collect", None, 1)], "the run was cancelled by ann")
 
 
@@ -562,7 +566,9 @@ def handed_over(kind: str, data: object) -> bytes:
 
 
 HANDOVERS: dict[str, object] = {
-    HANDED: Handed(Task("price", 30.0), msgspec.Raw(b'{"sku":"A-7"}'), "customer-7", Arm("2.0.0", 3)),
+    HANDED: Handed(
+        Task("price", 30.0), msgspec.Raw(b'{"sku":"A-7"}'), "low", "customer-7", "customer-7", Arm("2.0.0", 3)
+    ),
     ASKED: Asked(msgspec.Raw(b'{"sku":"A-7"}'), LATER, "customer-7"),
 }
 REPLIES: dict[str, object] = {
@@ -595,6 +601,7 @@ MESSAGES: dict[str, bytes] = {
     "beat": msgspec.json.encode(BEAT),
     "present.v1": msgspec.json.encode(PRESENT),
     "halt": msgspec.json.encode(HALT),
+    "bell": msgspec.json.encode(BELL),
     "tally": msgspec.json.encode(TALLY),
     "standing": msgspec.json.encode(STANDING),
 }
