@@ -8,7 +8,7 @@ again, and those of attempts that are over are removed.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from itertools import islice
 
@@ -23,6 +23,7 @@ from bus.format.subjects import Work
 from bus.log.reading import Reader
 from bus.log.streams import consumer_of, info, passed_by, purge
 from bus.rules.inputs import work
+from bus.rules.priority import QUEUES
 from bus.rules.run import RunState
 from bus.rules.timers import Timer
 from bus.runs.recovery import Recovered
@@ -31,8 +32,6 @@ logger = structlog.get_logger(__name__)
 
 _LATE = timedelta(seconds=1)
 _AT_ONCE = 200
-
-_Ready = Sequence[tuple[RunState, Timer]]
 
 
 class Backlog:
@@ -54,56 +53,64 @@ class Backlog:
         late = [(state, timer) for state, timer in ready if not state.is_in_line]
         there = await self._there()
         await self._drop(there)
-        lost = [(state, timer) for state, timer in late if self._subject(state, timer) not in there]
-        lost += await self._passed_over([each for each in late if self._subject(*each) in there])
+        # In whatever row it stands.
+        waiting = {of.attempt_alone: of for of in there.values() if of is not None and _is_asked_for(of)}
+        found = [(state, timer, waiting.get(_attempt(state, timer))) for state, timer in late]
+        for _, _, of in found:
+            if of is not None:
+                self._client.ledger.remind(of)
+        lost = [(state, timer) for state, timer, of in found if of is None]
+        lost += await self._passed_over([(state, timer, of) for state, timer, of in found if of is not None])
         for state, timer in lost:
             self._client.ledger.dispatch(state, [(timer.phase, timer.item)])
         recovered = [Recovered(state.run, each.phase, each.attempt, "work_lost", each.item) for state, each in lost]
         await self._herald.recovered(recovered, on_start=all(timer.at < self._began_at for _, timer in late))
 
-    async def _there(self) -> Collection[str]:
-        """The subjects of all work that waits."""
+    async def _there(self) -> Mapping[str, Work | None]:
+        """The subjects of all work that waits, and what they say."""
         connection, stream = self._client.connection, self._client.subjects.work_stream
         try:
             if not (await info(connection, stream, self._timeout_s)).messages:
-                return ()
-            return (await info(connection, stream, self._timeout_s, subjects=">")).subjects
+                return {}
+            there = await info(connection, stream, self._timeout_s, subjects=">")
+            return {subject: self._read(subject) for subject in there.subjects}
         except NotFound:
             # A worker makes it again; nothing waits in it.
-            return ()
+            return {}
 
-    async def _drop(self, there: Collection[str]) -> None:
+    async def _drop(self, there: Mapping[str, Work | None]) -> None:
         """Remove what is of no use any more: what is seen twice had time to be taken and acknowledged."""
-        left = {subject for subject in there if (of := self._read(subject)) is not None and not self._is_known(of)}
+        left = {
+            subject
+            for subject, of in there.items()
+            if of is not None and not (self._is_known(of) and _is_asked_for(of))
+        }
         again, self._left = left & self._left, left
         for subject in islice(again, _AT_ONCE):
-            of = self._read(subject)
-            if of is not None and await self._is_over(of):
+            of = there[subject]
+            if of is not None and (not _is_asked_for(of) or await self._is_over(of)):
                 logger.info("work removed", run=of.run, phase=of.phase, item=of.item, attempt=of.attempt)
                 await purge(self._client.connection, self._client.subjects.work_stream, subject, self._timeout_s)
 
-    async def _passed_over(self, late: _Ready) -> list[tuple[RunState, Timer]]:
+    async def _passed_over(self, late: Sequence[tuple[RunState, Timer, Work]]) -> list[tuple[RunState, Timer]]:
         """Of what is late and has a message, that whose message nobody will be given; it is removed."""
         connection, stream = self._client.connection, self._client.subjects.work_stream
-        by_capability: defaultdict[str, list[tuple[RunState, Timer]]] = defaultdict(list)
-        for state, timer in late:
-            by_capability[work(state, timer.phase, timer.item).capability].append((state, timer))
+        by_consumer: defaultdict[str, list[tuple[RunState, Timer, Work]]] = defaultdict(list)
+        for state, timer, of in late:
+            by_consumer[consumer_of(of.capability, of.level, of.row)].append((state, timer, of))
         found: list[tuple[RunState, Timer]] = []
-        for capability, ready in by_capability.items():
+        for consumer, ready in by_consumer.items():
             try:
-                passed = await passed_by(connection, stream, consumer_of(capability), self._timeout_s)
+                passed = await passed_by(connection, stream, consumer, self._timeout_s)
             except NotFound:
-                continue  # nobody has ever offered it
-            for state, timer in ready[:_AT_ONCE]:
-                subject = self._subject(state, timer)
+                continue  # nobody has ever asked there
+            for state, timer, of in ready[:_AT_ONCE]:
+                subject = self._client.subjects.work(of)
                 record = await self._reader.last(subject)
                 if record is not None and record.position <= passed:
                     await purge(connection, stream, subject, self._timeout_s)
                     found.append((state, timer))
         return found
-
-    def _subject(self, state: RunState, timer: Timer) -> str:
-        return self._client.subjects.work(work(state, timer.phase, timer.item))
 
     def _read(self, subject: str) -> Work | None:
         """What a subject says; None: who gets it keeps it as a dead letter."""
@@ -123,6 +130,15 @@ class Backlog:
             return not _is_ready(await self._client.runs.load(of.run), of)
         except (NotFound, Archived):
             return True
+
+
+def _is_asked_for(of: Work) -> bool:
+    """Whether instances ask where it waits: anybody could have put it elsewhere."""
+    return (of.level, of.row) in QUEUES
+
+
+def _attempt(state: RunState, timer: Timer) -> Work:
+    return work(state, timer.phase, timer.item).attempt_alone
 
 
 def _is_ready(state: RunState, of: Work) -> bool:

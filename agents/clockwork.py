@@ -179,7 +179,7 @@ class Clockwork:
 
     async def _start(self, run: str, schedule: Schedule) -> None:
         try:
-            await self._client.runs.submit(run, Begin(schedule.plan, schedule.input))
+            await self._client.runs.submit(run, Begin(schedule.plan, schedule.input, sender=schedule.name))
             logger.info("started on schedule", schedule=schedule.name, run=run)
         except Refused as error:
             logger.info("started already", schedule=schedule.name, run=run, reason=error.reason)

@@ -23,7 +23,7 @@ from bus.letters.redriving import Redriving
 from bus.log.durability import Durability
 from bus.log.log import Log
 from bus.messages.handing import Handing
-from bus.messages.sending import Receipt
+from bus.messages.sending import Receipt, level_of
 from bus.messages.streaming import Streaming
 from bus.messages.topics import Topics
 from bus.registry.registry import Registry
@@ -32,6 +32,7 @@ from bus.registry.signposts import Signposts
 from bus.rules.commands import Begin
 from bus.rules.events import Commit, archived, is_ending
 from bus.rules.plan import Key, Plan
+from bus.rules.priority import Priority
 from bus.rules.run import RunState
 from bus.runs.ledger import Ledger
 from bus.runs.runs import Runs
@@ -103,14 +104,17 @@ class Client(Streaming, Topics, Scheduling, Redriving, Coordination, Deciding, G
         last: Key | None = None,
         force: bool = False,
         sticky: str = "",
+        priority: Priority | None = None,
+        sender: str | None = None,
     ) -> Receipt:
         """Start a run of `plan`; it is durable when this returns.
 
         `run` is its id, made from the plan's name if not given. With `first` and `last`, only the phases from the one
         to the other, in the plan's order, are run. With `fail_fast`, NoLiveAgent is raised, and nothing
-        stored, if somebody is missing now. With `force` nothing is taken from the cache. Where operators share work out
-        among versions (`set_route`), all that is `sticky` to the same goes the same way, by default that of one story.
-        Raises Refused if there is a run with that id, TooLarge, Unavailable.
+        stored, if somebody is missing now. With `force` nothing is taken from the cache. Its work waits with `priority`
+        (that of its plan, unless told) on the account of `sender`, and where operators share work out among versions
+        all that is `sticky` to the same goes the same way, as in `send`. Raises Refused if there is a run with that id,
+        TooLarge, Unavailable.
         """
         if not isinstance(plan, Plan):
             raise PlanError(f"a plan is a Plan, not {plan!r:.60}; `bus.runs.planfile.read_plan` reads a file")
@@ -120,7 +124,8 @@ class Client(Streaming, Topics, Scheduling, Redriving, Coordination, Deciding, G
             if missing:
                 raise NoLiveAgent(missing[0])
         begin, end = (None if each is None else str(each) for each in (first, last))
-        command = Begin(plan, as_json(input if input is not None else {}), begin, end, force=force, sticky=sticky)
+        given, level = as_json(input if input is not None else {}), level_of(priority)
+        command = Begin(plan, given, begin, end, force=force, priority=level, sender=sender or "", sticky=sticky)
         decided, missing = await asyncio.gather(
             self.runs.submit(name, command), self._unserved([] if fail_fast else plan.capabilities)
         )

@@ -111,13 +111,24 @@ def pattern(subject: str) -> re.Pattern[str]:
 
 
 class Work(NamedTuple):
-    """What a work subject says: the attempt that waits to be taken."""
+    """What a work subject says: the attempt that waits to be taken, and where it waits (`bus.rules.priority`).
+
+    `sender` is a token: on whose account it waits.
+    """
 
     capability: str
     run: str
     phase: str
     item: int | None
     attempt: int
+    level: str = "normal"
+    sender: str = "0"
+    row: int = 0
+
+    @property
+    def attempt_alone(self) -> Work:
+        """The same attempt, wherever it waits."""
+        return Work(self.capability, self.run, self.phase, self.item, self.attempt)
 
 
 class Subjects:
@@ -259,20 +270,42 @@ class Subjects:
         name(work.run, "run")
         phase_key(work.phase)
         token = work.phase if work.item is None else f"{work.phase}:{work.item}"
-        return f"{self.namespace}.work.{capability_token(work.capability)}.{work.run}.{token}.{work.attempt}"
+        place = f"{capability_token(work.capability)}.{work.level}.{work.sender}.{work.row}"
+        return f"{self.namespace}.work.{place}.{work.run}.{token}.{work.attempt}"
 
     def work_for(self, capability: str) -> str:
-        """The filter of a capability's consumer."""
+        """All work that waits for a capability."""
         return f"{self.namespace}.work.{capability_token(capability)}.>"
+
+    def queue(self, capability: str, level: str, row: int) -> str:
+        """What of it waits at a level, in a row."""
+        return f"{self.namespace}.work.{capability_token(capability)}.{level}.*.{row}.>"
+
+    def sent(self, capability: str, level: str, sender: str) -> str:
+        """What of it waits at a level on the account of a sender, whose token that is."""
+        return f"{self.namespace}.work.{capability_token(capability)}.{level}.{sender}.>"
+
+    def bell(self, capability: str) -> str:
+        """Where instances hear that something waits in a queue they may not be asking at."""
+        return f"{self.namespace}.bell.{capability_token(capability)}"
 
     def parse_work(self, subject: str) -> Work:
         """What the subject says. Raises MalformedMessage for anything `work()` would not have made."""
         tokens = subject.split(".")
         try:
-            _, _, capability_part, run, phase, attempt = tokens
+            _, _, capability_part, level, sender, row, run, phase, attempt = tokens
             key, _, item = phase.partition(":")
-            work = Work(capability_part.replace(":", "."), name(run, "run"), phase_key(key), _index(item), int(attempt))
-            same = self.work(work) == subject and work.attempt >= 1 and (work.item or 0) >= 0
+            work = Work(
+                capability_part.replace(":", "."),
+                name(run, "run"),
+                phase_key(key),
+                _index(item),
+                int(attempt),
+                name(level, "level"),
+                name(sender, "sender"),
+                int(row),
+            )
+            same = self.work(work) == subject and work.attempt >= 1 and (work.item or 0) >= 0 and work.row >= 0
         except (InvalidName, ValueError) as error:
             raise MalformedMessage(f"{subject!r} is not a work subject: {error}") from error
         if not same:

@@ -24,6 +24,7 @@ _WAITING = 10_000
 BELL = "bell"
 """The consumer of what has rung."""
 _API = "$JS.API"
+_BEHIND = 1_000_000_000
 EVERYBODY = "all"
 """The group of a capability's consumer that every instance belongs to."""
 
@@ -312,9 +313,20 @@ async def remove(connection: Connection, stream: str, position: int, timeout_s: 
     return answer.error is None
 
 
-def consumer_of(capability: str) -> str:
-    """The name of the consumer of a capability's work."""
-    return capability.replace(".", ":")
+def consumer_of(capability: str, level: str = "normal", row: int = 0) -> str:
+    """The name of the consumer of a capability's work, as it waits at a level, in a row."""
+    name = capability.replace(".", ":")
+    return name if (level, row) == ("normal", 0) else f"{name}!{level}!{row}"
+
+
+async def waiting(connection: Connection, stream: str, subjects: str, timeout_s: float) -> int:
+    """How many subjects have something on them, of those that `subjects` matches. Raises NotFound, Unavailable."""
+    # Behind the last: it is told how many there are, and none of them.
+    body = {"subjects_filter": subjects, "offset": _BEHIND}
+    answer = await _ask(connection, f"{_API}.STREAM.INFO.{stream}", body, timeout_s)
+    if answer.error is not None:
+        raise _refusal(f"stream {stream!r}", answer.error)
+    return answer.total
 
 
 async def passed_by(connection: Connection, stream: str, consumer: str, timeout_s: float) -> int:
@@ -328,17 +340,24 @@ async def passed_by(connection: Connection, stream: str, consumer: str, timeout_
 
 
 async def ensure_consumer(
-    connection: Connection, subjects: Subjects, capability: str, settings: Settings, *, inactive_s: float | None = None
+    connection: Connection,
+    subjects: Subjects,
+    capability: str,
+    settings: Settings,
+    *,
+    level: str = "normal",
+    row: int = 0,
+    inactive_s: float | None = None,
 ) -> str:
-    """The consumer of a capability's work, shared by all instances; returns its name.
+    """The consumer of one queue of a capability's work, shared by all instances; returns its name.
 
-    With `inactive_s` the server forgets it when nobody has asked for so long: it is one instance's own.
+    With `inactive_s` the server forgets it when nobody has asked for so long; what waits there stays.
     """
-    name = consumer_of(capability)
+    name = consumer_of(capability, level, row)
     config = {
         "durable_name": name,
         "name": name,
-        "filter_subject": subjects.work_for(capability),
+        "filter_subject": subjects.queue(capability, level, row),
         "ack_policy": "explicit",
         # From delivery to `phase.started`; who dies in between loses the message to the next in line.
         "ack_wait": int(settings.lease_s * _SECOND_NS),

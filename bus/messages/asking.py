@@ -10,6 +10,7 @@ from typing import Any, TypeVar, overload
 
 import msgspec
 import structlog
+from msgspec.structs import replace
 
 from bus.clock import utc_now
 from bus.errors import (
@@ -26,10 +27,11 @@ from bus.errors import (
 from bus.messages.answers import decoded, output_of
 from bus.messages.handing import Handing
 from bus.messages.handover import ASKED, HANDED, Answered, Asked, Busy, Enclosed, Failed, Handed, Recorded, Reply
-from bus.messages.sending import Sending
+from bus.messages.sending import Sending, level_of
 from bus.messages.ways import inherited, until_followed, ways
 from bus.rules.commands import Begin
 from bus.rules.events import Arm
+from bus.rules.priority import NORMAL, Priority
 from bus.rules.route import need
 from bus.runs.causality import served
 from bus.runs.steering import as_json, new_run
@@ -66,6 +68,8 @@ class Asking(Sending):
         fast: bool = ...,
         sticky: str = ...,
         key: str = ...,
+        priority: Priority | None = ...,
+        sender: str | None = ...,
     ) -> T: ...
 
     @overload
@@ -79,6 +83,8 @@ class Asking(Sending):
         fast: bool = ...,
         sticky: str = ...,
         key: str = ...,
+        priority: Priority | None = ...,
+        sender: str | None = ...,
     ) -> Any: ...
 
     async def ask(
@@ -91,6 +97,8 @@ class Asking(Sending):
         fast: bool = False,
         sticky: str = "",
         key: str = "",
+        priority: Priority | None = None,
+        sender: str | None = None,
     ) -> T | Any:
         """Have work done, and wait for the answer, decoded as `gives` (plain JSON values without it).
 
@@ -98,22 +106,27 @@ class Asking(Sending):
         most once. Raises NoLiveAgent at once if nobody offers the capability, WorkFailed if the work was given up,
         TimedOut after `timeout_s`, which is also the work's own deadline; within a handler, no more than is left of
         its own. With a `key` it is done in the order of all that is sent with the same one, and with `sticky` it goes
-        the way of all that is sticky to the same, as `send` says. Cancelling the task that waits for the answer cancels
-        the work.
+        the way of all that is sticky to the same, as `send` says. Where nobody is free, it waits with `priority`, on
+        the account of `sender`, as in `send`, too; a `fast` one waits nowhere. Cancelling the task that waits for the
+        answer cancels the work.
         """
         if fast and key:
             raise SettingsError("a fast question is stored nowhere and can't stand in line: leave out fast or the key")
+        if key and priority is not None:
+            raise SettingsError("say a key or a priority: work with a key is done in order of sending")
         given = as_json(value)
+        if fast and (priority is not None or sender is not None):
+            raise SettingsError("a fast question is not stored and waits nowhere: it has no priority and no sender")
         timeout_s = self._time_left(capability, timeout_s)
         task = Task(capability, timeout_s)
         run = new_run(task.plan)
+        handed = self._handed(task, given, level_of(priority), sender, sticky)
         try:
             async with asyncio.timeout(timeout_s):
                 if fast:
                     output = await self._answer(run, task, given, sticky)
                 else:
-                    in_line = self._in_line(run, task, given, key, sticky) if key else None
-                    output = await (in_line or self._work(run, task, given, sticky))
+                    output = await (self._in_line(run, handed, key) if key else self._work(run, handed))
         except TimeoutError:
             if fast:
                 self.runs.soon(self._handing.withdraw(run))
@@ -131,15 +144,24 @@ class Asking(Sending):
                 raise TimedOut(f"{capability!r} was not asked: the handler that asks has no time left")
         return timeout_s
 
-    async def _work(self, run: str, task: Task, given: msgspec.Raw, sticky: str) -> msgspec.Raw:
+    def _handed(
+        self, task: Task, given: msgspec.Raw, level: Priority | None, sender: str | None, sticky: str
+    ) -> Handed:
+        """The work as it is handed over; within a handler, it waits where that has."""
+        facts = served()
+        before = (facts.priority, facts.sender) if facts is not None else (NORMAL, "")
+        account = sender or before[1] or self.runs.sender
+        return Handed(task, given, level or before[0], account, inherited(sticky))
+
+    async def _work(self, run: str, handed: Handed) -> msgspec.Raw:
         """The result of work, as the log has it."""
-        handed, arm = await self._hand_over(run, task, given, sticky)
-        if isinstance(handed, Answered):
-            return handed.output
-        if not isinstance(handed, Recorded):
+        reply, arm = await self._hand_over(run, handed)
+        if isinstance(reply, Answered):
+            return reply.output
+        if not isinstance(reply, Recorded):
             # It was begun nevertheless if its word was lost: the run tells.
             with contextlib.suppress(Refused):
-                await self.runs.submit(run, Begin(task.plan, given, sticky=sticky, arm=arm))
+                await self.runs.submit(run, _begin(handed, arm=arm))
         state = await self._ended(run)
         return output_of(state, WORK)
 
@@ -147,37 +169,36 @@ class Asking(Sending):
         """Of many at once each waits for the others: to store it here as well would make all of them later."""
         return _FIRST_WORD_S * (1 + self._handing.under_way / _AT_EASE)
 
-    async def _in_line(self, run: str, task: Task, given: msgspec.Raw, key: str, sticky: str) -> msgspec.Raw:
+    async def _in_line(self, run: str, handed: Handed, key: str) -> msgspec.Raw:
         """The result of work that waits for its turn. Raises NoLiveAgent if nobody gives any."""
-        if await self._unserved([task.capability], ordered=True):
-            raise NoLiveAgent(task.capability)
-        await self.runs.submit(run, Begin(task.plan, given, key=key, sticky=sticky))
+        if await self._unserved([handed.task.capability], ordered=True):
+            raise NoLiveAgent(handed.task.capability)
+        await self.runs.submit(run, _begin(handed, key=key))
         return output_of(await self._ended(run), WORK)
 
-    async def _hand_over(
-        self, run: str, task: Task, given: msgspec.Raw, sticky: str
-    ) -> tuple[Reply | None, Arm | None]:
+    async def _hand_over(self, run: str, handed: Handed) -> tuple[Reply | None, Arm | None]:
         """What an instance says that was handed the work directly, and where a route has sent that; None: nobody has
         it, as far as anybody knows.
 
         Raises NoLiveAgent.
         """
+        capability = handed.task.capability
         await self.signposts.known()
         is_new = True
         while is_new:
-            for arm in ways(self.signposts, task.capability, run, sticky):
-                handed, within_s = Handed(task, given, inherited(sticky), arm), self._first_word_s()
+            for arm in ways(self.signposts, capability, run, handed.sticky):
+                given, within_s = replace(handed, arm=arm) if arm is not None else handed, self._first_word_s()
                 try:
-                    return await self._handing.put(HANDED, run, need(task.capability, arm), handed, within_s), arm
+                    return await self._handing.put(HANDED, run, need(capability, arm), given, within_s), arm
                 except NoResponders:
                     continue
                 except (BusError, MalformedMessage):
                     # Too large, or the line is lost: the log's own way is the one that insists.
                     return None, arm
-            is_new = await until_followed(self.signposts, task.capability)
+            is_new = await until_followed(self.signposts, capability)
         # An instance that stops takes nothing more this way, and still is one.
-        if await self._unserved([task.capability]):
-            raise NoLiveAgent(task.capability)
+        if await self._unserved([capability]):
+            raise NoLiveAgent(capability)
         return None, None
 
     async def _answer(self, run: str, task: Task, given: msgspec.Raw, sticky: str) -> msgspec.Raw:
@@ -221,3 +242,16 @@ class Asking(Sending):
                 # Its own deadline ends it.
                 logger.debug("not cancelled", run=run, error=str(error))
             return
+
+
+def _begin(handed: Handed, *, key: str = "", arm: Arm | None = None) -> Begin:
+    """The same work, as it is sent to the log."""
+    return Begin(
+        handed.task.plan,
+        handed.input,
+        key=key,
+        priority=handed.priority,
+        sender=handed.sender,
+        sticky=handed.sticky,
+        arm=arm,
+    )

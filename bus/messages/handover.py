@@ -19,6 +19,7 @@ from bus.format.envelope import UNDECODABLE, decode, decode_data
 from bus.format.payload import is_inline
 from bus.problem import Problem
 from bus.rules.events import Arm, Body, Instant, PhaseCompleted, RunCompleted
+from bus.rules.priority import NORMAL, Priority
 from bus.runs.task import Task
 
 HANDED = "task.handed.v1"
@@ -27,13 +28,16 @@ LARGE_ANSWER = "task.answer.v1"
 
 
 class Handed(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Work for the log: the envelope names its run and its story. `arm` is where a route has sent it.
+    """Work for the log: the envelope names its run and its story. If it has to wait, it does at the level of its
+    `priority`, on the account of `sender`. `arm` is where a route has sent it.
 
     `followed`: the asker hears from the server what is stored, and needs no word of it besides.
     """
 
     task: Task
     input: msgspec.Raw
+    priority: Priority = NORMAL
+    sender: str = ""
     sticky: str = ""
     arm: Arm | None = None
     followed: bool = False

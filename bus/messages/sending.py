@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Sequence
 from contextlib import aclosing, suppress
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import msgspec
 
@@ -23,6 +24,7 @@ from bus.registry.signposts import Signposts
 from bus.registry.versions import check_range, is_range, newest
 from bus.rules.commands import Begin
 from bus.rules.plan import DAY_S, TASK
+from bus.rules.priority import Priority, checked
 from bus.runs.steering import as_json, new_run
 from bus.runs.task import Task
 from bus.settings import Settings
@@ -66,6 +68,8 @@ class Sending(Answers):
         key: str = "",
         version: str | None = None,
         sticky: str = "",
+        priority: Priority | None = None,
+        sender: str | None = None,
     ) -> Receipt:
         """Hand work to whoever has `capability`; it is durable when this returns, and given up after `timeout_s`.
 
@@ -74,19 +78,32 @@ class Sending(Answers):
         is done when all that was sent to the capability with the same key before has ended, by an instance that serves
         it `ordered`; what has a time to begin at takes its place then. With a `version` it is for instances of an agent
         of that one that serve it `versioned`, and waits for them; with a range (`>=1.2,<2`), for the newest in it that
-        is there. Where operators share work out among versions (`set_route`), all that is `sticky` to the same goes the
-        same way, by default that of one key, or one story. Raises Refused if the id was used for other work,
-        NoLiveAgent if no version in the range is there.
+        is there. `priority` (high, normal, low) says whether it is taken before other work that waits. Within one,
+        senders are served in turn: each client is one, unless `sender` says on whose account this is
+        (`bus.rules.priority`). Within a handler, both are those of what it serves. Where operators share work out among
+        versions (`set_route`), all that is `sticky` to the same goes the same way, by default that of one key, or one
+        story. Raises Refused if the id was used for other work, NoLiveAgent if no version in the range is there.
         """
         if version is not None and key:
             raise SettingsError(
                 "work has a key or a version, not both: the order of a key is kept by all versions together"
             )
+        if key and priority is not None:
+            raise SettingsError("say a key or a priority: work with a key is done in order of sending")
+        level = level_of(priority)
         if version is not None:
             capability = await self._of_version(capability, version)
         task = Task(capability, timeout_s)
         run = new_run(task.plan) if id is None else run_of(id)
-        begin = Begin(task.plan, as_json(value), due_at=_due(at, delay_s), key=key, sticky=sticky)
+        begin = Begin(
+            task.plan,
+            as_json(value),
+            due_at=_due(at, delay_s),
+            key=key,
+            priority=level,
+            sender=sender or "",
+            sticky=sticky,
+        )
         if key and id is not None:
             # Its place is stored before it is: what was sent before gets no second one.
             with suppress(NotFound):
@@ -128,12 +145,15 @@ class Sending(Answers):
         at: datetime | None = None,
         delay_s: float | None = None,
         key: str = "",
+        priority: Priority | None = None,
+        sender: str | None = None,
     ) -> Receipt:
         """Send a message to one agent by name, which it hears with `@agent.mail()`; otherwise as `send`.
 
         With a `key` it has to be heard in order: `@agent.mail(ordered=True)`.
         """
-        return await self.send(mailbox(agent), value, timeout_s=timeout_s, id=id, at=at, delay_s=delay_s, key=key)
+        about: dict[str, Any] = {"id": id, "at": at, "delay_s": delay_s, "priority": priority, "sender": sender}
+        return await self.send(mailbox(agent), value, timeout_s=timeout_s, key=key, **about)
 
     async def _again(self, run: str, id: str, again: Begin) -> Receipt:
         """The receipt of what was sent before. Raises NotFound if nothing was, Refused if it was something else."""
@@ -152,6 +172,14 @@ class Sending(Answers):
             *(self.signposts.is_offered(each, timeout_s, ordered=ordered) for each in capabilities)
         )
         return [each for each, is_there in zip(capabilities, offered, strict=True) if not is_there]
+
+
+def level_of(priority: str | None) -> Priority | None:
+    """The level that was asked for, if one was. Raises SettingsError."""
+    try:
+        return checked(priority) if priority is not None else None
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
 
 
 def run_of(id: str) -> str:

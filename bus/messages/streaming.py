@@ -18,9 +18,11 @@ from bus.log.record import Record
 from bus.messages.answers import answer_of
 from bus.messages.asking import Asking
 from bus.messages.parts import PARTS, Parts
+from bus.messages.sending import level_of
 from bus.messages.ways import go_on
 from bus.rules.commands import Begin
 from bus.rules.events import is_ending
+from bus.rules.priority import Priority
 from bus.rules.run import RunState
 from bus.runs.ledger import commit_in
 from bus.runs.steering import as_json, new_run
@@ -72,23 +74,49 @@ class Streaming(Asking):
 
     @overload
     def stream(
-        self, capability: str, value: object, chunk: type[T], *, timeout_s: float = ..., sticky: str = ...
+        self,
+        capability: str,
+        value: object,
+        chunk: type[T],
+        *,
+        timeout_s: float = ...,
+        priority: Priority | None = ...,
+        sender: str | None = ...,
+        sticky: str = ...,
     ) -> Stream[T]: ...
 
     @overload
     def stream(
-        self, capability: str, value: object, chunk: None = ..., *, timeout_s: float = ..., sticky: str = ...
+        self,
+        capability: str,
+        value: object,
+        chunk: None = ...,
+        *,
+        timeout_s: float = ...,
+        priority: Priority | None = ...,
+        sender: str | None = ...,
+        sticky: str = ...,
     ) -> Stream[Any]: ...
 
     def stream(
-        self, capability: str, value: object, chunk: Any = None, *, timeout_s: float = 300.0, sticky: str = ""
+        self,
+        capability: str,
+        value: object,
+        chunk: Any = None,
+        *,
+        timeout_s: float = 300.0,
+        priority: Priority | None = None,
+        sender: str | None = None,
+        sticky: str = "",
     ) -> Stream[Any]:
         """Have work done, and get what its handler emits, decoded as `chunk`, while it is done: `async for`.
 
-        The work is sent when that begins, durably; `timeout_s` bounds it, and the waiting. `sticky` is as in `send`.
+        The work is sent when that begins, durably; `timeout_s` bounds it, and the waiting. `priority`, `sender` and
+        `sticky` as in `send`.
         """
         task = Task(capability, self._time_left(capability, timeout_s))
-        begin = Begin(task.plan, as_json(value), sticky=sticky)
+        level = level_of(priority)
+        begin = Begin(task.plan, as_json(value), priority=level, sender=sender or "", sticky=sticky)
         return Stream(self, new_run(task.plan), chunk, begin, after=Cursor(0), timeout_s=task.timeout_s)
 
     @overload
@@ -121,7 +149,7 @@ class Stream(AsyncIterator[Part[T]]):
         self.run = run
         self._client = client
         self._chunk = chunk
-        self._begin = begin
+        self._to_begin = begin
         self._after = after
         self._timeout_s = timeout_s
         self._state: RunState | None = None
@@ -136,24 +164,24 @@ class Stream(AsyncIterator[Part[T]]):
 
     async def answer(self, gives: Any = None) -> Any:
         """The work's answer, waited for, decoded as `gives`. Raises as `ask`."""
-        if self._begin is not None:
-            await self._send(self._begin)
+        if self._to_begin is not None:
+            await self._begin(self._to_begin)
         state = self._state or await self._client.result(self.run, timeout_s=self._timeout_s)
         return answer_of(state, WORK, gives)
 
-    async def _send(self, begin: Begin) -> None:
+    async def _begin(self, begin: Begin) -> None:
         client = self._client
         if missing := await client._unserved(begin.plan.capabilities):
             raise NoLiveAgent(missing[0])
         state = (await client.runs.submit(self.run, begin)).state
-        self._begin, self._after = None, Cursor(state.position)
+        self._to_begin, self._after = None, Cursor(state.position)
         await go_on(client.signposts, client.runs, state, client.settings.request_timeout_s)
 
     async def _parts(self) -> AsyncGenerator[Part[T], None]:
         client, subjects = self._client, self._client.subjects
         deadline_s = asyncio.get_running_loop().time() + self._timeout_s
-        if self._begin is not None:
-            await self._send(self._begin)
+        if self._to_begin is not None:
+            await self._begin(self._to_begin)
         else:
             state = await client.runs.load(self.run)
             if state.position <= self._after.position and not state.is_open:

@@ -245,6 +245,8 @@ class _Run:
             deadline_at=utc_now() + timedelta(seconds=bound_s),
             begun=due.begun,
             undoes=due.undoes,
+            priority=due.priority,
+            sender=due.sender,
             pulse=pulse,
             notebook=closed(self._past, due),
             state=stage.state,
@@ -278,6 +280,8 @@ def _due(was: RunState, key: str, index: int | None, attempt: int) -> Order:
         undoes=phase.undoing is not None,
         effects=item.effects if item is not None else {},
         saved=item.saved if item is not None else None,
+        priority=was.level(key),
+        sender=was.sender,
     )
 
 

@@ -180,6 +180,8 @@ async def _again(
         deadline_at=utc_now() + given,
         begun=due.begun,
         undoes=due.undoes,
+        priority=due.priority,
+        sender=due.sender,
         report=Reporter(forking.fork.runs, held, started.instance, pulse).report,
         pulse=pulse,
         notebook=closed(past, due),

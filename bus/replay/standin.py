@@ -29,6 +29,7 @@ from bus.replay.recorded import Result, Span
 from bus.rules.commands import Command
 from bus.rules.decide import decide
 from bus.rules.plan import DAY_S, TASK, Key, Plan
+from bus.rules.priority import Priority
 from bus.rules.run import RunState
 from bus.runs.steering import as_json, new_id, new_run
 from bus.runs.task import WORK
@@ -73,6 +74,8 @@ class StandIn(Client):
         fast: bool = False,
         key: str = "",
         sticky: str = "",
+        priority: Priority | None = None,
+        sender: str | None = None,
     ) -> Any:
         given = as_json(value)
         self._time_left(capability, timeout_s)
@@ -96,6 +99,8 @@ class StandIn(Client):
         key: str = "",
         sticky: str = "",
         version: str | None = None,
+        priority: Priority | None = None,
+        sender: str | None = None,
     ) -> Receipt:
         given, run = as_json(value), run_of(id) if id is not None else ""
         if version is not None:
@@ -124,7 +129,15 @@ class StandIn(Client):
         return receipts
 
     def stream(
-        self, capability: str, value: object, chunk: Any = None, *, timeout_s: float = 300.0, sticky: str = ""
+        self,
+        capability: str,
+        value: object,
+        chunk: Any = None,
+        *,
+        timeout_s: float = 300.0,
+        priority: Priority | None = None,
+        sender: str | None = None,
+        sticky: str = "",
     ) -> Stream[Any]:
         found = self._interview.ask("work", capability, as_json(value))
         if found is None:
@@ -142,6 +155,8 @@ class StandIn(Client):
         last: Key | None = None,
         force: bool = False,
         sticky: str = "",
+        priority: Priority | None = None,
+        sender: str | None = None,
     ) -> Receipt:
         if not isinstance(plan, Plan):
             raise PlanError(f"a plan is a Plan, not {plan!r:.60}; `bus.planfile.read_plan` reads a file")

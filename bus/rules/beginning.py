@@ -12,6 +12,7 @@ from bus.rules.commands import Begin
 from bus.rules.draft import Draft
 from bus.rules.events import Commit, Event, PhaseApproved, PhaseCompleted, PhaseReady, PhaseSkipped, RunStarted
 from bus.rules.folding import evolve
+from bus.rules.priority import NORMAL
 from bus.rules.route import NO_ROUTES, Routes
 from bus.rules.run import RunState
 
@@ -30,6 +31,8 @@ def begin(command: Begin, run: str, now: datetime, routes: Routes = NO_ROUTES) -
         force=command.force,
         key=command.key,
         sticky=command.sticky,
+        priority=command.priority or command.plan.priority or NORMAL,
+        sender=command.sender,
     )
     born = evolve(None, Commit(run, "", now, 0, [started], correlation=command.correlation))
     draft = Draft(born, now, routes, command.arm)

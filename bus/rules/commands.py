@@ -10,6 +10,7 @@ import msgspec
 from bus.problem import Problem
 from bus.rules.events import Arm, Cause, Parent, Source
 from bus.rules.plan import Plan
+from bus.rules.priority import Priority
 
 
 class Begin(msgspec.Struct, frozen=True):
@@ -19,8 +20,9 @@ class Begin(msgspec.Struct, frozen=True):
     taken from the cache. `correlation` is that of what it was started from: within a handler, of what that serves.
     Without one, a run begins a story of its own. With `due_at` nothing of it can be taken before then, and its time
     counts from then on; with `since`, from then: it has been on its way. With a `key` it stands in line behind what was
-    begun with the same one (tasks only). `sticky` is what keeps its work together where routes share work out; `arm` is
-    where such a route has sent it already (tasks only).
+    begun with the same one (tasks only). Its work waits at the level of `priority`, by default its plan's, on the
+    account of `sender`. `sticky` is what keeps its work together where routes share work out; `arm` is where such a
+    route has sent it already (tasks only).
     """
 
     plan: Plan
@@ -37,6 +39,8 @@ class Begin(msgspec.Struct, frozen=True):
     key: str = ""
     sticky: str = ""
     arm: Arm | None = None
+    priority: Priority | None = None
+    sender: str = ""
 
 
 class Reuse(msgspec.Struct, frozen=True):

@@ -17,6 +17,7 @@ from bus.format.envelope import UNDECODABLE, Envelope, decode_data
 from bus.format.schemas import Catalogue
 from bus.problem import Problem
 from bus.rules.plan import Plan
+from bus.rules.priority import NORMAL, Priority
 
 COMMIT = "run.commit.v1"
 Instant = Annotated[datetime, msgspec.Meta(tz=True)]
@@ -73,8 +74,8 @@ class RunStarted(_Event, frozen=True, tag="run.started.v1"):
     """A run exists: its plan (kept for its whole life), its input, and the instant at which it is given up.
 
     With `force` nothing of it is taken from the cache. With a `key` it stands in line behind all that was sent to its
-    capability under that key (`bus.runs.lane`). Where routes share its work out, all that is `sticky` to the same goes
-    the same way.
+    capability under that key (`bus.runs.lane`). Its work waits at the level of `priority`, on the account of `sender`
+    (`bus.rules.priority`). Where routes share its work out, all that is `sticky` to the same goes the same way.
     """
 
     plan: Plan
@@ -84,6 +85,8 @@ class RunStarted(_Event, frozen=True, tag="run.started.v1"):
     force: bool = False
     key: str = ""
     sticky: str = ""
+    priority: Priority = NORMAL
+    sender: str = ""
 
 
 class RunCompleted(_Event, frozen=True, tag="run.completed.v1"):

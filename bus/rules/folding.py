@@ -385,6 +385,8 @@ def _born(commit: Commit) -> RunState:
         force=first.force,
         key=first.key,
         sticky=first.sticky,
+        priority=first.priority,
+        sender=first.sender,
     )
 
 

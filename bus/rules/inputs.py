@@ -10,6 +10,7 @@ import msgspec
 
 from bus.format.subjects import Work
 from bus.rules.conditions import holds
+from bus.rules.priority import NORMAL, Priority, sender_token
 from bus.rules.references import ABSENT, ITEM, RUN_INPUT, Unresolved, follow, resolve
 from bus.rules.route import need
 from bus.rules.run import Output, RunState
@@ -19,7 +20,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     """What an attempt is about, as its handler's process derives it from the run.
 
     `begun` is the pass in which this work was begun from nothing, `undoes` says that it undoes the phase's own;
-    `effects` and `saved` are what attempts before it have left.
+    `effects` and `saved` are what attempts before it have left. `priority` and `sender` are for what it asks for.
     """
 
     run: str
@@ -35,6 +36,8 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     undoes: bool = False
     effects: Mapping[str, Output | None] = {}
     saved: Output | None = None
+    priority: Priority = NORMAL
+    sender: str = ""
 
 
 def input_of(state: RunState, key: str, index: int | None) -> Any:
@@ -105,15 +108,18 @@ def order(state: RunState, key: str, index: int | None) -> Order:
         undoes=state.phases[key].undoing is not None,
         effects=item.effects,
         saved=item.saved,
+        priority=state.level(key),
+        sender=state.sender,
     )
 
 
 def work(state: RunState, key: str, index: int | None) -> Work:
-    """What the current attempt's work subject says."""
+    """What the current attempt's work subject says, in the first row."""
     capability = state.capability(key)
     item = state.phases[key].item(index)
     assert item is not None and capability is not None, f"phase {key} is open and has a capability"
-    return Work(need(capability, item.arm), state.run, key, index, item.attempt)
+    level, sender = state.level(key), sender_token(state.sender)
+    return Work(need(capability, item.arm), state.run, key, index, item.attempt, level, sender)
 
 
 def _root(state: RunState, root: str) -> Any:

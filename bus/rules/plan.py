@@ -17,6 +17,7 @@ import msgspec
 from bus.errors import InvalidName, PlanError
 from bus.format import subjects
 from bus.rules.conditions import parse
+from bus.rules.priority import NORMAL, Priority, checked
 from bus.rules.references import ITEM, RUN_INPUT, Ref, references
 from bus.rules.retry import RetryLater, RetryPolicy, named
 
@@ -67,6 +68,7 @@ class Phase(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fiel
     `compensate` is the capability that undoes it when a run is rolled back: it gets `{"input": ..., "output": ...}`. A
     child run gets the phase's input, ends with its parent, and its output holds those of its phases, by key.
     `cache=False`: done anew each time, and not kept, even if its agent says that its answers can be used again.
+    `priority`: high, normal or low, where its work waits; that of its run unless told.
 
     Four clocks: `queue_timeout_s` bounds the wait for somebody to take the work, `timeout_s` one attempt (otherwise
     the capability's own bound does), `silence_timeout_s` how long a handler may say nothing of itself (unbounded
@@ -92,6 +94,7 @@ class Phase(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fiel
     compensate: str | None = None
     plan: Plan | None = None
     cache: bool = True
+    priority: Priority | None = None
 
     def __post_init__(self) -> None:
         # In builtins from here on: what is compared, stored and resolved is the JSON form.
@@ -135,7 +138,8 @@ class Plan(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_field
     """A named, versioned graph of phases; `timeout_s` bounds a whole run (30 days by default).
 
     `on_failure`: of a run that has failed, keep what it did, or roll it back: what `compensate` can undo is undone, the
-    last first, before the run ends as failed.
+    last first, before the run ends as failed. `priority`: high, normal or low, where the work of its runs waits for
+    somebody to take it, unless a run or a phase has its own (`bus.rules.priority`).
 
     Raises PlanError when it is made: unknown dependency, cycle, duplicate key, unknown reference, wrong name.
     """
@@ -145,6 +149,7 @@ class Plan(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_field
     phases: Sequence[Phase] = ()
     timeout_s: float = 30 * DAY_S
     on_failure: Literal["keep", "rollback"] = "keep"
+    priority: Priority | None = None
 
     def __post_init__(self) -> None:
         try:
@@ -152,6 +157,7 @@ class Plan(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_field
             for each in self.phases:
                 if not isinstance(each, Phase):
                     raise PlanError(f"plan {self.name!r}: a phase is a Phase, not {each!r:.60}")
+            _check_priority(self.priority, f"plan {self.name!r}")
             self.__dict__["graph"] = _checked(self)
         except (TypeError, AttributeError) as error:
             # It may have stumbled where the type was used; this says which field it is.
@@ -292,6 +298,9 @@ def _check_phase(plan: Plan, key: str, phase: Phase) -> None:
         raise PlanError(f"{where}: a gate does nothing that compensate could undo")
     if not phase.cache and phase.capability is None:
         raise PlanError(f"{where}: cache goes with a capability")
+    if phase.priority is not None and phase.capability is None and phase.plan is None:
+        raise PlanError(f"{where}: a gate is not taken by anybody, so it has no priority")
+    _check_priority(phase.priority, where)
     for capability in (phase.capability, phase.compensate):
         try:
             subjects.capability(capability or "none")
@@ -324,6 +333,13 @@ def _check_phase(plan: Plan, key: str, phase: Phase) -> None:
     for field, bound in bounds.items():
         if bound is not None and not 0 < bound <= _LONGEST_S:
             raise PlanError(f"{where}: {field} is {bound}, it must be over 0 and at most 10 years")
+
+
+def _check_priority(priority: object, where: str) -> None:
+    try:
+        checked(priority if priority is not None else NORMAL)
+    except ValueError as error:
+        raise PlanError(f"{where}: {error}") from None
 
 
 def _needs(plan: Plan, phase: Phase, phases: dict[str, Phase]) -> dict[str, None]:

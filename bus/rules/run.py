@@ -12,6 +12,7 @@ import msgspec
 from bus.problem import Problem
 from bus.rules.events import Arm, Parent, Source
 from bus.rules.plan import Plan
+from bus.rules.priority import NORMAL, Priority
 
 RunStatus = Literal["in_progress", "completed", "failed", "cancelled"]
 Status = Literal[
@@ -241,7 +242,8 @@ class RunState(msgspec.Struct, gc=False, kw_only=True):
     Once `archived`, it can be read, and nothing more happens to it.
     `unknown_events` of the `events` are of types this version does not know: what they say is not in this state.
     `late` are the results that came for attempts that were over. With `force` nothing is taken from the cache.
-    With a `key` it was begun in line (`bus.runs.lane`). `sticky` is what its starter said that it sticks to.
+    With a `key` it was begun in line (`bus.runs.lane`). Its work waits at the level of `priority`, unless its phase has
+    another, on the account of `sender`. `sticky` is what its starter said that it sticks to.
     """
 
     run: str
@@ -269,12 +271,18 @@ class RunState(msgspec.Struct, gc=False, kw_only=True):
     checkpoints: dict[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
     force: bool = False
     key: str = ""
+    priority: Priority = NORMAL
+    sender: str = ""
     sticky: str = ""
 
     @property
     def sticks_to(self) -> str:
         """What keeps its work together where routes share work out: by default, the story it belongs to."""
         return self.sticky or self.key or self.correlation
+
+    def level(self, key: str) -> Priority:
+        """The level of a phase's work."""
+        return self.plan.graph[key].phase.priority or self.priority
 
     def capability(self, key: str) -> str | None:
         """What the phase's work needs now: its own capability, or that which undoes it."""

@@ -14,13 +14,16 @@ from datetime import datetime
 
 import msgspec
 
+from bus.rules.priority import NORMAL, Priority
+
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """One attempt: which one it is, who makes it, and until when.
 
     `begun` is the pass of the run in which this piece of work was begun from nothing: 1, unless somebody had it done
     again. `undoes`: it undoes what the phase did. `correlation` is shared by everything that came of one beginning;
-    `causation` is the id of the message in the log that this attempt came of. `sticky` is what all that comes of it
+    `causation` is the id of the message in the log that this attempt came of. `priority` and `sender` say where it
+    waited; what it asks for itself waits there too, unless it says otherwise. `sticky` is what all that comes of it
     sticks to where routes share work out, if its starter said so.
     """
 
@@ -37,6 +40,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     deadline_at: datetime | None = None
     begun: int = 1
     undoes: bool = False
+    priority: Priority = NORMAL
+    sender: str = ""
 
     @property
     def effect_key(self) -> str:

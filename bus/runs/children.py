@@ -46,6 +46,8 @@ def begin(parent: RunState, phase: PhaseState) -> Step:
         force=parent.force or phase.forced,
         correlation=parent.correlation,
         sticky=parent.sticky,
+        priority=plan.priority or parent.level(phase.key),
+        sender=parent.sender,
     )
 
 

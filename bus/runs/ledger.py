@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from datetime import datetime
+from functools import partial
 from uuid import uuid4
 
 import msgspec
@@ -16,6 +17,7 @@ from bus.broker.connection import Connection
 from bus.clock import utc_now
 from bus.errors import Archived, BusError, MalformedMessage, NotFound, TooLarge, Unavailable
 from bus.format.envelope import Envelope, encode, envelope
+from bus.format.subjects import Work
 from bus.log.log import Log, Part, VersionConflict
 from bus.log.record import Record
 from bus.log.streams import info
@@ -28,6 +30,7 @@ from bus.runs.halts import Halt
 from bus.runs.lane import RESUMED, Resumed, beginning, is_resuming, lane_of, placed
 from bus.runs.task import WORK as WORK_PHASE
 from bus.runs.unknown import report
+from bus.runs.waiting import Waiting
 
 logger = structlog.get_logger(__name__)
 
@@ -46,6 +49,14 @@ class Ledger:
         self._log = log
         self._connection = connection
         self._source = source
+        self._waiting = Waiting(connection, log.subjects)
+
+    def remind(self, work: Work) -> None:
+        """Tell instances that this waits, wherever that is: they may not know that something waits there."""
+        try:
+            self._waiting.ring(work)
+        except BusError as error:
+            logger.debug("not rung", capability=work.capability, error=str(error))
 
     async def as_of(self, run: str, position: int) -> RunState:
         """The run as it was at a position of the log. Raises NotFound if it had not started then, Archived."""
@@ -92,14 +103,17 @@ class Ledger:
         if state.is_in_line and not in_line:
             return
         for key, index in ready:
-            waiting = work(state, key, index)
-            # The subject says it all; who takes the work derives the rest from the log.
-            message = self._envelope(WORK, None, state, causation=causation, phase=key, attempt=waiting.attempt)
-            try:
-                self._connection.publish(self._log.subjects.work(waiting), encode(message))
-            except BusError as error:
-                # The log has it as ready; the supervisor publishes what has no message.
-                logger.warning("not dispatched", run=state.run, phase=key, error=str(error))
+            self._waiting.put(work(state, key, index), partial(self._publish, state, causation))
+
+    def _publish(self, state: RunState, causation: str | None, waiting: Work) -> None:
+        # The subject says it all; who takes the work derives the rest from the log.
+        message = self._envelope(WORK, None, state, causation=causation, phase=waiting.phase, attempt=waiting.attempt)
+        try:
+            self._connection.publish(self._log.subjects.work(waiting), encode(message))
+            self._waiting.ring(waiting)
+        except BusError as error:
+            # The log has it as ready; the supervisor publishes what has no message.
+            logger.warning("not dispatched", run=state.run, phase=waiting.phase, error=str(error))
 
     def halt(self, halts: Mapping[str, Halt]) -> None:
         """Tell instances what is no longer theirs. Harmless if they know: they look into the log."""

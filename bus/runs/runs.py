@@ -7,6 +7,7 @@ costs fewer appends the busier it gets. Whoever commits also dispatches: work fo
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections import OrderedDict, deque
 from collections.abc import Coroutine, Iterable, Sequence
 from datetime import datetime
@@ -28,7 +29,7 @@ from bus.rules.folding import Folding, placed
 from bus.rules.route import Routes
 from bus.rules.run import RunState
 from bus.runs import children
-from bus.runs.causality import served
+from bus.runs.causality import Facts, served
 from bus.runs.halts import halts
 from bus.runs.ledger import Ledger, fold_records
 
@@ -65,6 +66,8 @@ class Runs:
     """Every run of a namespace, as one process sees and moves them. `tasks` outlives whatever is submitted."""
 
     def __init__(self, ledger: Ledger, tasks: asyncio.TaskGroup, signposts: Signposts) -> None:
+        self.sender = secrets.token_hex(4)
+        """On whose account work waits that nobody else is named for: each client is a sender of its own."""
         self._ledger = ledger
         self._signposts = signposts
         self._tasks = tasks
@@ -82,12 +85,10 @@ class Runs:
         """
         if (facts := served()) is not None:
             causation = causation or facts.causation
-            if isinstance(command, Begin) and command.correlation is None:
-                command = replace(
-                    command,
-                    correlation=facts.correlation,
-                    sticky=command.sticky or ("" if command.key else facts.sticky),
-                )
+            if isinstance(command, Begin):
+                command = _begun_for(command, facts)
+        if isinstance(command, Begin) and not command.sender:
+            command = replace(command, sender=self.sender)
         lane = self._lane(run)
         waiting = _Waiting(command, asyncio.get_running_loop().create_future(), causation, id)
         lane.waiting.append(waiting)
@@ -227,6 +228,17 @@ def _decide(
             continue
         decided.append((waiting, caused))
     return decided, refused, folding.state
+
+
+def _begun_for(begin: Begin, facts: Facts) -> Begin:
+    """The beginning as one of the story that a handler serves: its work waits where the handler's has."""
+    return replace(
+        begin,
+        correlation=begin.correlation or facts.correlation,
+        priority=begin.priority or begin.plan.priority or facts.priority,
+        sender=begin.sender or facts.sender,
+        sticky=begin.sticky or ("" if begin.key else facts.sticky),
+    )
 
 
 def _beginning(command: Command) -> Begin | None:

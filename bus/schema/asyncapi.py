@@ -19,6 +19,7 @@ Action = Literal["send", "receive"]
 _BEAT = "beat.v1"
 _HALT = "halt.v1"
 _TALLY = "tally.v1"
+_BELL = "bell.v1"
 _PRESENT = "present.v1"
 _PAGE = "roster.v1"
 _PACE = "pace.v1"
@@ -33,6 +34,9 @@ _PARAMETERS = {
     "subscription": "The capability of an agent's subscription, `agent:NAME:on:SUBSCRIPTION`.",
     "lane": "One of 16, chosen by a hash of the key.",
     "capability": "A capability; its dots are written as colons.",
+    "level": "The priority of the work: high, normal or low.",
+    "sender": "A hash of who it waits on the account of.",
+    "row": "The row it stands in, from 0: the further back, the more the sender had waiting.",
     "phase": "A phase's key, and for an item of an `each` phase its index: `analyse` or `analyse:3`.",
     "attempt": "The number of the attempt, from 1.",
     "agent": "An agent's name.",
@@ -67,7 +71,7 @@ _CHANNELS = (
     Channel("runs", "run.{run}", "What happened to a run and its phases.", ("run.commit.v1",), True),
     Channel(
         "work",
-        "work.{capability}.{run}.{phase}.{attempt}",
+        "work.{capability}.{level}.{sender}.{row}.{run}.{phase}.{attempt}",
         "An attempt waits to be taken. What it is about is in the run's own events.",
         ("phase.work.v1",),
     ),
@@ -196,6 +200,12 @@ _CHANNELS = (
         "Rows of a projection have changed: a reason to ask for them. Not stored.",
         (_ROWS_CHANGED,),
     ),
+    Channel(
+        "bells",
+        "bell.{capability}",
+        "Work waits in a queue where instances may not be asking. Not stored.",
+        (_BELL,),
+    ),
     Channel("halts", "halt.{instance}", "An instance need not go on with some attempts. Not stored.", (_HALT,)),
 )
 # Who is handed work directly answers with one of these.
@@ -255,7 +265,7 @@ def asyncapi(document: Document, namespace: str, version: str) -> dict[str, Any]
     work = [
         Channel(
             f"work_{name}",
-            f"work.{capability_token(name)}.{{run}}.{{phase}}.{{attempt}}",
+            f"work.{capability_token(name)}.{{level}}.{{sender}}.{{row}}.{{run}}.{{phase}}.{{attempt}}",
             f"Work for {name!r} of agent {each.agent!r}, whose input and output are the schemas "
             f"`{name}.takes` and `{name}.gives`; they are in the run's events.",
             ("phase.work.v1",),
@@ -356,8 +366,8 @@ def _messages(document: Document) -> Iterator[tuple[str, dict[str, Any]]]:
                     **({"headers": {"type": "object", "properties": headers}} if wire in logged else {}),
                 },
             )
-    plain = (_BEAT, _HALT, _PRESENT, _PAGE, _PACE, _TALLY, *_WORDS, _ROWS_ASKED, _ROWS_PAGE, _ROWS_CHANGED)
-    for wire in plain:
+    words = (_BEAT, _BELL, _HALT, _PRESENT, _PAGE, _PACE, _TALLY, *_WORDS)
+    for wire in (*words, _ROWS_ASKED, _ROWS_PAGE, _ROWS_CHANGED):
         payload = _draft_07(document.types[wire].schema)
         yield wire, {"name": wire, "contentType": "application/json", "payload": payload}
     yield _QUESTION, {"name": _QUESTION, "summary": "An empty message; whoever is meant answers."}

@@ -71,12 +71,14 @@ from bus.runs.lane import PARKED, PLACED, RESUMED, UNPARKED, Parked, Resumed, Un
 from bus.runs.ledger import WORK
 from bus.runs.recovery import RECOVERED, STARVED, Recovery, Starved
 from bus.runs.schedule import SCHEDULED, SKIPPED, UNSCHEDULED, OccurrenceSkipped, Scheduled, Unscheduled
+from bus.runs.waiting import Bell
 from bus.schema.document import Entry
 
 # What is a whole message has a name here only: it is not in the bytes.
 BEAT = "beat.v1"
 HALT = "halt.v1"
 TALLY = "tally.v1"
+BELL = "bell.v1"
 STANDING = "limit.standing.v1"
 PRESENT = "present.v1"
 PAGE = "roster.v1"
@@ -183,6 +185,7 @@ def vocabulary() -> dict[str, Entry]:
         PAGE: Entry("body", Page),
         PACE: Entry("body", Pace),
         HALT: Entry("body", Halt),
+        BELL: Entry("body", Bell),
     }
     for wire, type in MESSAGES.types.items():
         if wire in entries:

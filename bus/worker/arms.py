@@ -10,9 +10,9 @@ import asyncio
 from collections.abc import Callable
 
 from bus.broker.connection import Message, Subscription
-from bus.broker.pull import Delivery, Intake
 from bus.client import Client
-from bus.log.streams import EVERYBODY, ensure_consumer, set_up_work
+from bus.rules.priority import Priority
+from bus.worker.queues import Queues, Take
 
 FORGOTTEN_S = 3600.0
 """What only one instance, or some versions, take is forgotten so long after they have ended; the work itself is not."""
@@ -24,84 +24,70 @@ class Arms:
     def __init__(
         self,
         client: Client,
-        deliver: Callable[[Intake, Delivery], None],
+        take: Take,
+        free: Callable[[], int],
+        refill: Callable[[], None],
         hear: Callable[[Message], None],
         tasks: asyncio.TaskGroup,
     ) -> None:
         self._client = client
-        self._deliver = deliver
+        self._take = take
+        self._free = free
+        self._refill = refill
         self._hear = hear
         self._tasks = tasks
-        self._intakes: dict[str, Intake] = {}
-        self._pulling: set[asyncio.Task[None]] = set()
+        self._queues: dict[str, Queues] = {}
+        self._left: list[Queues] = []
         self._listening: list[Subscription] = []
-
-    def __contains__(self, intake: Intake) -> bool:
-        return intake in self._intakes.values()
 
     @property
     def needs(self) -> set[str]:
         """What is taken."""
-        return set(self._intakes)
+        return set(self._queues)
 
     async def follow(self, needs: set[str]) -> None:
         """Take what is for these, and for no others any more. Raises Unavailable, Misconfigured."""
-        for need in self._intakes.keys() - needs:
-            self._intakes.pop(need).stop()
-        for need in needs - self._intakes.keys():
-            self._intakes[need] = await self._open(need)
+        for need in self._queues.keys() - needs:
+            self._leave(need)
+        for need in needs - self._queues.keys():
+            queues = Queues(self._client, need, self._take, self._free, self._refill, self._tasks, FORGOTTEN_S)
+            await queues.open()
+            self._queues[need] = queues
 
-    def grant(self, free: int) -> None:
-        """Let as many come to each as there is room for."""
-        for each in self._intakes.values():
-            each.grant(max(free - each.credit, 0))
+    def fill(self) -> None:
+        """Ask for as much as there is room for."""
+        for each in self._queues.values():
+            each.fill()
+
+    def has_before(self, level: Priority) -> bool:
+        """Whether work waits that more of this level has to stand behind."""
+        return any(each.has_before(level) for each in self._queues.values())
 
     def place(self, rank: int, *, held: bool) -> None:
         """Come after instances with a lower number; take nothing while `held`."""
-        for each in self._intakes.values():
-            each.rank(rank)
-            each.hold(held)
+        for each in self._queues.values():
+            each.place(rank, held=held)
 
     def listen(self, *, spare: bool | None) -> None:
         """Be handed work directly, at the first place to ask or at the `spare` one; None: not at all."""
         for each in self._listening:
             each.unsubscribe()
-        hands = [] if spare is None else [self._client.subjects.hand(each, spare=spare) for each in self._intakes]
+        hands = [] if spare is None else [self._client.subjects.hand(each, spare=spare) for each in self._queues]
         self._listening = [self._client.connection.subscribe(each, self._hear, queue="instances") for each in hands]
 
     def close(self) -> None:
         """Take nothing more."""
-        for each in self._intakes.values():
-            each.stop()
-        self._intakes = {}
+        for need in list(self._queues):
+            self._leave(need)
         self.listen(spare=None)
 
     def cancel(self) -> None:
         """End what is left of pulling."""
-        for task in self._pulling:
-            task.cancel()
+        for each in self._left:
+            each.cancel()
 
-    async def _open(self, need: str) -> Intake:
-        client = self._client
-
-        async def ensure() -> str:
-            return await ensure_consumer(
-                client.connection, client.subjects, need, client.settings, inactive_s=FORGOTTEN_S
-            )
-
-        async def restore() -> None:
-            await set_up_work(client.connection, client.subjects, client.settings)
-            await ensure()
-
-        intake = Intake(
-            client.connection,
-            client.subjects.work_stream,
-            await ensure(),
-            deliver=lambda delivery: self._deliver(intake, delivery),
-            missing=restore,
-            group=EVERYBODY,
-        )
-        task = self._tasks.create_task(intake.run())
-        self._pulling.add(task)
-        task.add_done_callback(self._pulling.discard)
-        return intake
+    def _leave(self, need: str) -> None:
+        queues = self._queues.pop(need)
+        queues.close()
+        # What is on its way is still delivered, and handed on.
+        self._left.append(queues)

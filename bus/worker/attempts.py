@@ -302,6 +302,8 @@ class Attempts:
             deadline_at=deadline_at,
             begun=order.begun,
             undoes=order.undoes,
+            priority=order.priority,
+            sender=order.sender,
             report=report,
             sink=emitter.emit,
             pulse=pulse,

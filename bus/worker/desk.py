@@ -9,22 +9,21 @@ from typing import Any, Protocol
 import structlog
 
 from bus.broker.connection import Message, Subscription
-from bus.broker.pull import Delivery, Intake
+from bus.broker.pull import Delivery
 from bus.client import Client
 from bus.format.subjects import is_special
 from bus.guards.circuit import Circuit
 from bus.handlers.agent import Capability
-from bus.log.streams import EVERYBODY, ensure_consumer, set_up_cache, set_up_work
+from bus.log.streams import set_up_cache
 from bus.registry.presence import Load
 from bus.worker.arms import FORGOTTEN_S, Arms
 from bus.worker.brake import Brake
 from bus.worker.lanes import Lanes
+from bus.worker.queues import Queues
 from bus.worker.room import Room
 
 logger = structlog.get_logger(__name__)
 
-# What came too late is handed on, when the server has heard that no more is wanted here.
-_HAND_ON_S = 0.02
 # So long does pulled work wait for room here before somebody else may have it.
 _IN_LINE_S = 0.2
 
@@ -55,13 +54,20 @@ class Desk:
         self._capability = capability
         self._serving = serving
         self._tasks = tasks
-        self._room = Room(capability.concurrency, lambda _free: self._fill())
         self._circuit = client.breaker(capability.name, capability.breaker) if capability.breaker is not None else None
         pauses = capability.on_dead == "pause"
         self.brake = Brake(client, capability.name, lambda _on: self._place()) if pauses else None
-        self._intake: Intake | None = None
+        inactive_s = FORGOTTEN_S if is_special(capability.name) else None
+        self._queues = Queues(
+            client, capability.name, self._take, lambda: self._room.free, self._fill, tasks, inactive_s
+        )
+        self._arms = Arms(client, self._take, lambda: self._room.free, self._fill, self._hear, tasks)
+        self._room = Room(
+            capability.concurrency,
+            lambda _free: self._fill(),
+            lambda level: self._queues.has_before(level) or self._arms.has_before(level),
+        )
         self._lanes = Lanes(client, capability, instance, self._line) if capability.ordered else None
-        self._arms = Arms(client, self._take, self._hear, tasks)
         self._listening: Subscription | None = None
         self._rank: int | None = 0
         self._braking: asyncio.Task[None] | None = None
@@ -75,7 +81,7 @@ class Desk:
 
     async def open(self) -> None:
         """Take work from now on. Raises Unavailable, Misconfigured."""
-        if self._intake is not None:
+        if self._queues.is_open:
             return
         client = self._client
         if self._capability.cache is not None:
@@ -86,29 +92,18 @@ class Desk:
             # Before anything is asked for: there may have been a death.
             await self.brake.look()
             self._braking = self._tasks.create_task(self.brake.follow())
-        consumer = await self._ensure()
-        intake = Intake(
-            client.connection,
-            client.subjects.work_stream,
-            consumer,
-            deliver=lambda delivery: self._take(intake, delivery),
-            missing=self._restore,
-            group=EVERYBODY,
-        )
-        self._intake = intake
-        pulling = {self._tasks.create_task(intake.run())}
+        await self._queues.open()
         if self._lanes is not None:
-            pulling |= await self._lanes.open(self._tasks)
+            for task in await self._lanes.open(self._tasks):
+                self._pulling.add(task)
+                task.add_done_callback(self._pulling.discard)
         self._place()
         self._fill()
-        for task in pulling:
-            self._pulling.add(task)
-            task.add_done_callback(self._pulling.discard)
         self._listen()
 
     async def follow(self, needs: set[str]) -> None:
         """Take what routes give to versions of this kind: work for these capabilities. Raises as `open`."""
-        if self._intake is not None and needs != self._arms.needs:
+        if self._queues.is_open and needs != self._arms.needs:
             await self._arms.follow(needs)
             self._place()
             self._fill()
@@ -123,9 +118,7 @@ class Desk:
 
     def close(self) -> None:
         """Take nothing more."""
-        if self._intake is not None:
-            self._intake.stop()
-            self._intake = None
+        self._queues.close()
         if self._lanes is not None:
             self._lanes.close()
         self._arms.close()
@@ -135,6 +128,7 @@ class Desk:
         """End what is left: pulling, and what was begun, which is handed back."""
         self.close()
         self._arms.cancel()
+        self._queues.cancel()
         others = [task for task in (self._braking, self._resting) if task is not None]
         for task in (*self._pulling, *others, *self.serving):
             task.cancel()
@@ -142,9 +136,7 @@ class Desk:
     def _place(self) -> None:
         """Stand where work is given out, or aside."""
         is_held = self._rank is None or (self.brake is not None and self.brake.is_on)
-        if self._intake is not None:
-            self._intake.rank(self._rank or 0)
-            self._intake.hold(is_held)
+        self._queues.place(self._rank or 0, held=is_held)
         self._arms.place(self._rank or 0, held=is_held)
         if self._lanes is not None:
             self._lanes.place(self._rank or 0, held=is_held)
@@ -165,13 +157,15 @@ class Desk:
     @property
     def _is_listening(self) -> bool:
         # What may be cached is looked up, and that is for work in the log.
-        return self._intake is not None and self._rank is not None and self._capability.cache is None
+        return self._queues.is_open and self._rank is not None and self._capability.cache is None
 
-    def _take(self, intake: Intake, delivery: Delivery) -> None:
-        if self._intake is not intake and intake not in self._arms:
-            delivery.nak(_HAND_ON_S)
-            return
-        self._begin(self._pulled(delivery))
+    def _take(self, delivery: Delivery, *, waits: bool) -> bool:
+        if self._room.enter_now():
+            self._begin(self._pulled(delivery))
+            return True
+        if waits:
+            self._begin(self._in_line(delivery))
+        return waits
 
     def _line(self, delivery: Delivery) -> None:
         self._begin(self._lined(delivery))
@@ -183,6 +177,8 @@ class Desk:
             self._fill()
 
     def _hear(self, message: Message) -> None:
+        if not self._room.free:
+            self._queues.glance()
         self._begin(self._serving.handed(self._capability, self._room, message, self._circuit))
 
     def _begin(self, serving: Coroutine[Any, Any, None]) -> None:
@@ -190,11 +186,14 @@ class Desk:
         self.serving.add(task)
         task.add_done_callback(self.serving.discard)
 
-    async def _pulled(self, delivery: Delivery) -> None:
+    async def _in_line(self, delivery: Delivery) -> None:
         # What was asked for can still come when something else was handed over meanwhile: then it waits a moment.
         if not await self._room.enter(_IN_LINE_S, handed=False):
             delivery.nak(_IN_LINE_S)
             return
+        await self._pulled(delivery)
+
+    async def _pulled(self, delivery: Delivery) -> None:
         try:
             await self._serving.pulled(self._capability, delivery, self._circuit)
         finally:
@@ -204,13 +203,12 @@ class Desk:
         """Ask for as much as there is room for; for nothing while it would not be let through."""
         if self._circuit is None or self._circuit.state.status == "closed":
             self._ask()
-        elif self._intake is not None and self._resting is None:
+        elif self._queues.is_open and self._resting is None:
             self._resting = self._tasks.create_task(self._rest(self._circuit))
 
     def _ask(self) -> None:
-        if self._intake is not None:
-            self._intake.grant(max(self._room.free - self._intake.credit, 0))
-            self._arms.grant(self._room.free)
+        self._queues.fill()
+        self._arms.fill()
         if self._lanes is not None and self._room.free:
             self._lanes.grant()
 
@@ -218,14 +216,3 @@ class Desk:
         await circuit.until_admitting()
         self._resting = None
         self._ask()
-
-    async def _ensure(self) -> str:
-        client = self._client
-        name = self._capability.name
-        inactive_s = FORGOTTEN_S if is_special(name) else None
-        return await ensure_consumer(client.connection, client.subjects, name, client.settings, inactive_s=inactive_s)
-
-    async def _restore(self) -> None:
-        client = self._client
-        await set_up_work(client.connection, client.subjects, client.settings)
-        await self._ensure()

@@ -85,6 +85,9 @@ class Reception:
             raise MalformedMessage(f"{asked.type!r} of run {asked.runid!r} can't be handed over")
         if asked.type == HANDED:
             handed = decode_data(asked, handed_decoder, "work that was handed over")
+            if room.is_behind(handed.priority):
+                self._say(message, Busy())
+                return
             storing = partial(self._store, capability, message, asked, asked.runid, handed)
             await self._with_room(capability, room, message, circuit, storing, _IN_LINE_S)
             return
@@ -174,6 +177,8 @@ class Reception:
             handed.input,
             correlation=asked.correlationid,
             since=came_at,
+            priority=handed.priority,
+            sender=handed.sender,
             sticky=handed.sticky,
             arm=handed.arm,
         )
@@ -190,6 +195,8 @@ class Reception:
             input=msgspec.json.decode(handed.input),
             correlation=asked.correlationid or run,
             sticky=handed.sticky,
+            priority=handed.priority,
+            sender=handed.sender,
         )
         bound_s = min(capability.timeout_s, handed.task.timeout_s)
         beginning.arm()

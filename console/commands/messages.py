@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from console.commands.start import read_input
+from console.commands.start import read_input, turn_options
 from console.failure import FAILED, OK
 from console.session import on_bus, on_live_bus
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from bus.client import Client
     from bus.messages.sending import Receipt
+    from bus.rules.priority import Priority
     from console.printer import Printer
 
 _VALUE = "JSON | @FILE | -"
@@ -35,6 +36,7 @@ def _delivery_options(command: Any) -> Any:
         ),
         click.option("--key", default="", metavar="KEY", help="In the order of all that is sent with the same one."),
         click.option("--delay", "delay_s", type=float, metavar="SECONDS", help="Not before so many seconds from now."),
+        turn_options,
     ):
         command = option(command)
     return command
@@ -46,6 +48,7 @@ def _delivery_options(command: Any) -> Any:
 @click.option("--timeout", "timeout_s", type=float, default=30.0, metavar="SECONDS", help="30 unless told.")
 @click.option("--fast", is_flag=True, help="Store nothing; the work is done at most once.")
 @click.option("--key", default="", metavar="KEY", help="In the order of all that is sent with the same one.")
+@turn_options
 @click.option("--stream", "is_streamed", is_flag=True, help="Print what the handler emits while it works.")
 @_sticky
 @on_live_bus
@@ -59,6 +62,8 @@ async def ask(
     key: str,
     is_streamed: bool,
     sticky: str,
+    priority: Priority | None,
+    sender: str | None,
 ) -> int:
     """Have work done, and print the answer. Exit code 1 if the work was given up."""
     from bus.errors import WorkFailed
@@ -69,12 +74,15 @@ async def ask(
         raise click.UsageError("--stream has no --key: leave one of the two out")
     try:
         if is_streamed:
-            stream = client.stream(capability, value, timeout_s=timeout_s, sticky=sticky)
+            stream = client.stream(
+                capability, value, timeout_s=timeout_s, priority=priority, sender=sender, sticky=sticky
+            )
             async for part in stream:
                 printer.record({"index": part.index, "attempt": part.attempt, "part": part.value})
             answer = await stream.answer()
         else:
-            answer = await client.ask(capability, value, timeout_s=timeout_s, fast=fast, key=key, sticky=sticky)
+            about: dict[str, Any] = {"key": key, "sticky": sticky, "priority": priority, "sender": sender}
+            answer = await client.ask(capability, value, timeout_s=timeout_s, fast=fast, **about)
     except WorkFailed as failed:
         printer.hint(str(failed))
         return FAILED

@@ -153,6 +153,8 @@ def _facts(state: RunState, now: datetime) -> list[str]:
         ("started", ago(state.started_at, now)),
         ("position", f"{state.position}, {state.events} events"),
     ]
+    if state.priority != "normal":
+        facts.append(("priority", state.priority))
     if state.unknown_events:
         unknown = f"{state.unknown_events} events of types this version does not know: phasebus replay {state.run}"
         facts.append(("unknown", unknown))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -53,6 +53,18 @@ def _called(parameter: click.Parameter) -> str:
     return parameter.opts[0] if isinstance(parameter, click.Option) else "the input"
 
 
+def turn_options(command: Any) -> Any:
+    """How work may be told where it waits."""
+    for option in (
+        click.option("--sender", metavar="NAME", help="On whose account it waits; senders are served in turn."),
+        click.option(
+            "--priority", type=click.Choice(["high", "normal", "low"]), help="Taken before, or after, what else waits."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 @click.command()
 @click.argument("plan", callback=plan_argument, metavar="PLAN.toml | FILE.py:NAME | package.module:NAME")
 @click.option(
@@ -67,6 +79,7 @@ def _called(parameter: click.Parameter) -> str:
 @click.option(
     "--sticky", default="", metavar="WORD", help="Where routes share work out, the same word goes the same way."
 )
+@turn_options
 @on_live_bus
 async def start(
     client: Client,
@@ -75,23 +88,17 @@ async def start(
     value: msgspec.Raw,
     run: str | None,
     is_followed: bool,
-    fail_fast: bool,
-    first: str | None,
-    last: str | None,
-    force: bool,
-    sticky: str,
+    **how: Any,
 ) -> int:
     """Start a run of a plan; prints its id."""
     from console.lookup import refusals
     from console.offers import lonely
 
-    for key in (first, last):
+    for key in (how["first"], how["last"]):
         if key is not None and key not in plan.graph:
             raise Failure(USAGE, f"plan {plan.name!r} has no phase {key!r}: it has {', '.join(plan.graph)}")
     with refusals(run):
-        receipt = await client.start(
-            plan, value, run=run, fail_fast=fail_fast, first=first, last=last, force=force, sticky=sticky
-        )
+        receipt = await client.start(plan, value, run=run, **how)
     if printer.as_json:
         printer.record(receipt)
     else:

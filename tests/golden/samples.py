@@ -132,6 +132,7 @@ from bus.runs.ledger import WORK
 from bus.runs.recovery import RECOVERED, STARVED, Recovered, Recovery, Starved
 from bus.runs.schedule import SCHEDULED, SKIPPED, UNSCHEDULED, OccurrenceSkipped, Schedule, Scheduled, Unscheduled
 from bus.runs.task import Task
+from bus.runs.waiting import Bell
 from bus.schema import document, vocabulary
 
 FOLDER = Path(__file__).parent
@@ -179,6 +180,8 @@ EVENTS: dict[str, Sequence[Event]] = {
                 key="customer-7",
                 sticky="customer-7",
                 force=True,
+                priority="high",
+                sender="4f2a91c0",
             ),
             RunStarted(plan=PLAN, input=msgspec.Raw(b'{"path":"src"}'), deadline_at=LATER),
         ],
@@ -526,6 +529,7 @@ ROUTES = {
     ROUTE_SET: RouteSet("ann", "price", (Share("1.*", 95.0), Share("2.0.0", 5.0)), 3, "canary"),
     ROUTE_REMOVED: RouteRemoved("ann", "price", 4, "all are new"),
 }
+BELL = Bell("high", 2)
 HALT = Halt([Held(RUN, "-8", 0, 2), Held(RUN, "collect", None, 1)], "the run was cancelled by ann")
 
 
@@ -581,7 +585,9 @@ def handed_over(kind: str, data: object) -> bytes:
 
 
 HANDOVERS: dict[str, object] = {
-    HANDED: Handed(Task("price", 30.0), msgspec.Raw(b'{"sku":"A-7"}'), "customer-7", Arm("2.0.0", 3)),
+    HANDED: Handed(
+        Task("price", 30.0), msgspec.Raw(b'{"sku":"A-7"}'), "low", "customer-7", "customer-7", Arm("2.0.0", 3)
+    ),
     ASKED: Asked(msgspec.Raw(b'{"sku":"A-7"}'), LATER, 0.02, "customer-7"),
 }
 REPLIES: dict[str, object] = {
@@ -637,6 +643,7 @@ MESSAGES: dict[str, bytes] = {
     "roster.v1": msgspec.json.encode(PAGE),
     "pace.v1": msgspec.json.encode(PACE),
     "halt": msgspec.json.encode(HALT),
+    "bell": msgspec.json.encode(BELL),
     "tally": msgspec.json.encode(TALLY),
     "standing": msgspec.json.encode(STANDING),
 }

@@ -17,8 +17,10 @@ from bus.registry.presence import Beat, Pace, Page, Present
 from bus.rules import dead, events
 from bus.rules.dead import LETTER, UNREADABLE
 from bus.rules.events import COMMIT, Event, Known
+from bus.rules.priority import Queue
 from bus.runs.halts import read_halt
 from bus.runs.ledger import WORK
+from bus.runs.waiting import read_bell
 from tests.golden.samples import (
     AGENTS,
     AT,
@@ -142,6 +144,10 @@ def test_what_is_shared_of_breakers_and_limits_is_read_back_equal(name: str, exp
     assert msgspec.json.decode(golden(name).read_bytes(), type=type(expected)) == expected
 
 
+def test_the_golden_bell_is_read_back_equal() -> None:
+    assert read_bell(golden("bell").read_bytes()) == Queue("high", 2)
+
+
 def test_the_golden_halt_is_read_back_equal() -> None:
     assert read_halt(golden("halt").read_bytes()) == HALT
 
@@ -151,7 +157,8 @@ def test_the_golden_halt_is_read_back_equal() -> None:
     [
         name
         for name in MESSAGES
-        if name not in {"beat", "halt", "present.v1", "roster.v1", "pace.v1", "tally", "standing", *REPLIES, *ROWS}
+        if name
+        not in {"beat", "bell", "halt", "present.v1", "roster.v1", "pace.v1", "tally", "standing", *REPLIES, *ROWS}
     ],
 )
 def test_every_golden_message_is_a_cloudevent_and_compact_json(name: str) -> None:

@@ -58,7 +58,7 @@ def test_whatever_the_sources_name_as_a_type_is_in_the_vocabulary(now: Document)
 
 
 def test_every_type_has_golden_bytes_and_all_golden_bytes_have_a_type(now: Document) -> None:
-    named = {"commit": "run.commit.v1", "beat": "beat.v1", "halt": "halt.v1", "tally": "tally.v1"}
+    named = {"commit": "run.commit.v1", "beat": "beat.v1", "halt": "halt.v1", "bell": "bell.v1", "tally": "tally.v1"}
     named["standing"] = vocabulary.STANDING
     envelopes = {vocabulary.ENVELOPE, vocabulary.COMPRESSED, vocabulary.REFERRING}
     assert {named.get(name, name) for name in MESSAGES} | envelopes == set(now.types)
@@ -159,6 +159,7 @@ def test_the_channels_are_the_subjects_of_the_namespace(described: dict[str, Any
     values |= {"breaker": "git:collect", "limit": "openai", "provider": "openai"}
     values |= {"topic": "orders.packed", "projection": "runs"}
     values |= {"lane": "3", "key": token_of("customer-7"), "subscription": "agent:git:on:pushes"}
+    values |= {"level": "normal", "sender": "0", "row": "0"}
     found = {
         name: channel["address"].format_map(values)
         for name, channel in described["channels"].items()
@@ -191,6 +192,7 @@ def test_the_channels_are_the_subjects_of_the_namespace(described: dict[str, Any
         "changes": subjects.changed("runs"),
         "rows": subjects.rows("runs"),
         "halts": subjects.halt("git-1"),
+        "bells": subjects.bell("git.collect"),
         "everyone": subjects.everyone,
         "instance": subjects.ping("git-1"),
         "roster": subjects.roster,

@@ -180,7 +180,7 @@ async def test_an_input_over_the_limit_is_refused_before_anything_is_stored(serv
 
 
 async def test_undecodable_work_is_kept_as_it_came(server: Server, client: Client) -> None:
-    subject = "bus.work.price.forged.work.1"
+    subject = "bus.work.price.normal.0.0.forged.work.1"
     async with serving(server, pricing()):
         await client.connection.request(subject, b"\xff not json", timeout_s=5)
         await until(lambda: _dead_count(client, 1))

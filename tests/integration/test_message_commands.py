@@ -77,6 +77,16 @@ async def test_what_is_sent_again_under_its_id_has_the_same_run(server: Server, 
         assert (await typed("tell", "clerk", "4", "--at", "2026-01-01T00:00:00+0000")).startswith("task-")
 
 
+async def test_what_is_urgent_is_said_so_and_shown(server: Server, typed: Type) -> None:
+    async with serving(server, clerk()):
+        run = await typed("send", "double", "4", "--priority", "high", "--sender", "customer-7")
+        assert "priority  high" in await typed("run", "show", run)
+        assert await typed("ask", "double", "4", "--priority", "low") == "8"
+        assert (await typed("ask", "double", "4", "--priority", "low", "--stream")).splitlines()[-1] == "8"
+        await typed("ask", "double", "4", "--priority", "low", "--fast", code=USAGE)
+        await typed("send", "double", "4", "--priority", "urgent", code=USAGE)
+
+
 async def test_what_is_published_is_read_from_any_position(server: Server, typed: Type) -> None:
     async with connect(server.url):
         pass  # whoever connects first makes the bus; a command only looks for one

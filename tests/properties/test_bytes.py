@@ -127,6 +127,9 @@ works = st.builds(
     names | st.integers(-99, 99).map(str),
     st.none() | st.integers(0, 10**6),
     st.integers(1, 10**6),
+    names,
+    names,
+    st.integers(0, 3),
 )
 
 
@@ -136,11 +139,11 @@ def test_a_work_subject_says_what_it_was_made_of(work: Work) -> None:
     names = Subjects("lab")
     subject = names.work(work)
     assert names.parse_work(subject) == work
-    assert len(subject.split(".")) == 6
+    assert len(subject.split(".")) == 9
 
 
 @bounded
-@given(st.text(st.characters()) | st.lists(st.text(st.characters(), max_size=5), min_size=4, max_size=4).map(".".join))
+@given(st.text(st.characters()) | st.lists(st.text(st.characters(), max_size=5), min_size=7, max_size=7).map(".".join))
 def test_any_other_subject_is_malformed_or_made_again_of_what_it_says(text: str) -> None:
     names = Subjects()
     subject = f"bus.work.{text}"

@@ -134,6 +134,7 @@ def test_no_subject_is_made_of_a_hostile_name(text: str) -> None:
         Work("code.analyse", "r-1", "analyse", 0, 1),
         Work("code.analyse", "r-1", "-8", 12, 3),
         Work("x" * 63, "y" * 63, "z" * 63, 99_999, 12),
+        Work("price", "r-1", "quote", None, 1, "high", "4f2a", 3),
     ],
 )
 def test_a_work_subject_is_read_back_as_the_work_it_was_made_of(work: Work) -> None:
@@ -159,29 +160,34 @@ def test_no_work_subject_is_made_of_a_hostile_run_or_phase(hostile: str) -> None
         "bus",
         "bus.work",
         "bus.run.r-1",
-        "bus.work.price.r-1.quote",
-        "bus.work.price.r-1.quote.1.2",
-        "lab.work.price.r-1.quote.1",
-        "bus.mail.price.r-1.quote.1",
-        "bus.work.price.r-1.quote.one",
-        "bus.work.price.r-1.quote.",
-        "bus.work.price.r-1.quote.01",
-        "bus.work.price.r-1.quote.+1",
-        "bus.work.price.r-1.quote.1_0",
-        "bus.work.price.r-1.quote.\uff11",
-        "bus.work.price.r-1.quote." + "9" * 5000,
-        "bus.work.price.r-1.quote:.1",
-        "bus.work.price.r-1.quote:01.1",
-        "bus.work.price.r-1.quote:a.1",
-        "bus.work.price.r-1.quote:1:2.1",
-        "bus.work.price.r-1.:1.1",
-        "bus.work..r-1.quote.1",
-        "bus.work.price..quote.1",
-        "bus.work.*.r-1.quote.1",
-        "bus.work.>.r-1.quote.1",
-        "bus.work.Price.r-1.quote.1",
-        "bus.work.price.r 1.quote.1",
-        "bus.work.price.r-1.quote\udcff.1",
+        "bus.work.price.normal.0.0.r-1.quote",
+        "bus.work.price.normal.0.0.r-1.quote.1.2",
+        "bus.work.price.r-1.quote.1",
+        "bus.work.price..0.0.r-1.quote.1",
+        "bus.work.price.normal..0.r-1.quote.1",
+        "bus.work.price.normal.0.a.r-1.quote.1",
+        "bus.work.price.normal.0.01.r-1.quote.1",
+        "lab.work.price.normal.0.0.r-1.quote.1",
+        "bus.mail.price.normal.0.0.r-1.quote.1",
+        "bus.work.price.normal.0.0.r-1.quote.one",
+        "bus.work.price.normal.0.0.r-1.quote.",
+        "bus.work.price.normal.0.0.r-1.quote.01",
+        "bus.work.price.normal.0.0.r-1.quote.+1",
+        "bus.work.price.normal.0.0.r-1.quote.1_0",
+        "bus.work.price.normal.0.0.r-1.quote.\uff11",
+        "bus.work.price.normal.0.0.r-1.quote." + "9" * 5000,
+        "bus.work.price.normal.0.0.r-1.quote:.1",
+        "bus.work.price.normal.0.0.r-1.quote:01.1",
+        "bus.work.price.normal.0.0.r-1.quote:a.1",
+        "bus.work.price.normal.0.0.r-1.quote:1:2.1",
+        "bus.work.price.normal.0.0.r-1.:1.1",
+        "bus.work..normal.0.0.r-1.quote.1",
+        "bus.work.price.normal.0.0..quote.1",
+        "bus.work.*.normal.0.0.r-1.quote.1",
+        "bus.work.>.normal.0.0.r-1.quote.1",
+        "bus.work.Price.normal.0.0.r-1.quote.1",
+        "bus.work.price.normal.0.0.r 1.quote.1",
+        "bus.work.price.normal.0.0.r-1.quote\udcff.1",
     ],
 )
 def test_any_other_subject_is_malformed(subject: str) -> None:
@@ -189,7 +195,7 @@ def test_any_other_subject_is_malformed(subject: str) -> None:
         Subjects().parse_work(subject)
 
 
-@pytest.mark.parametrize("subject", ["bus.work.c.r.p.0", "bus.work.c.r.p.-1", "bus.work.c.r.p:-1.1"])
-def test_attempts_count_from_1_and_items_from_0(subject: str) -> None:
+@pytest.mark.parametrize("place", ["0.r.p.0", "0.r.p.-1", "0.r.p:-1.1", "-1.r.p.1"])
+def test_attempts_count_from_1_items_and_rows_from_0(place: str) -> None:
     with pytest.raises(MalformedMessage, match="work subject"):
-        Subjects().parse_work(subject)
+        Subjects().parse_work(f"bus.work.c.normal.0.{place}")
