@@ -13,6 +13,7 @@ import msgspec
 from msgspec.structs import replace
 
 from bus.history.happening import Happening
+from bus.rules.priority import LEVELS, Priority
 from projections.projection import MEMORY, Projection, Rows
 from projections.sketch import Sketch, together
 from projections.underway import Fact, Taken, Underway, after
@@ -35,8 +36,8 @@ _NOTHING = Minute()
 class Traffic(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """All the work of one capability that one agent did. `queued` is how long it waited, `worked` how long it took.
 
-    `minutes` are the last sixty before `last_at`, by their number since 1970. What came from the cache took no time,
-    and is counted apart.
+    `levels` is the former by the level at which it waited. `minutes` are the last sixty before `last_at`, by their
+    number since 1970. What came from the cache took no time, and is counted apart.
     """
 
     capability: str
@@ -48,6 +49,7 @@ class Traffic(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     cached: int = 0
     queued: Sketch = Sketch()
     worked: Sketch = Sketch()
+    levels: Mapping[Priority, Sketch] = {}
     minutes: Mapping[int, Minute] = {}
     last_at: datetime
 
@@ -111,6 +113,7 @@ def _with(row: Traffic, fact: Fact) -> Traffic:
     if isinstance(fact, Taken):
         minutes[number] = Minute(old.taken + 1, old.completed, old.failed)
         changes: dict[str, Any] = {"taken": row.taken + 1, "queued": row.queued.with_one(fact.queue_s)}
+        changes["levels"] = {**row.levels, fact.level: row.levels.get(fact.level, Sketch()).with_one(fact.queue_s)}
     elif fact.outcome == "completed":
         minutes[number] = Minute(old.taken, old.completed + 1, old.failed)
         worked = row.worked if fact.is_cached else row.worked.with_one(fact.work_s)
@@ -157,6 +160,11 @@ def _sum(rows: list[Traffic]) -> Traffic:
         cached=sum(row.cached for row in rows),
         queued=together(row.queued for row in rows),
         worked=together(row.worked for row in rows),
+        levels={
+            level: together(row.levels[level] for row in rows if level in row.levels)
+            for level in LEVELS
+            if any(level in row.levels for row in rows)
+        },
         minutes=_recent(minutes, _minute(last_at)) if minutes else {},
         last_at=last_at,
     )

@@ -33,6 +33,8 @@ _HAND_ON_S = 0.02
 # What is there is delivered in the usual time; what is not after some times that was taken by somebody else.
 _TIMES, _SMOOTH = 4, 16
 _SHORTEST_S, _LONGEST_S = 0.03, 0.5
+# What comes in vain is handed back one by one.
+_AT_ONCE = 16
 _SILENT_S = 30.0
 _LATER_S = 0.01
 _FORGOTTEN_S = 3600.0
@@ -171,8 +173,8 @@ class Queues:
         if asked and self._settling is None:
             self._settling = asyncio.get_running_loop().call_later(self._settled_s, self._settle)
         # Where nothing is, what comes next is welcome; while there is work elsewhere, one request tells of it.
-        welcome = 1 if asked else max(free, 1)
-        for each in self._places.values():
+        for queue, each in self._places.items():
+            welcome = 1 if asked else max(free if queue == MAIN else min(free, _AT_ONCE), 1)
             if not each.left and each.intake.credit < welcome:
                 each.ask(welcome - each.intake.credit, now_s)
 
