@@ -222,16 +222,21 @@ class Queues:
             took_s = now_s - place.asked_s
             self._usual_s = max(took_s, self._usual_s + (took_s - self._usual_s) / _SMOOTH)
         place.heard_s = place.asked_s = now_s
+        # What came by itself leaves room for what was asked for at queues in front of it.
+        kept = 0 if place.asked else self._asked_before(queue)
         place.left = max(delivery.pending - intake.credit, 0)
         place.asked = max(place.asked - 1, 0)
         is_alone = len(self._places) == 1
         # Who goes on with what his own result makes ready leaves out whatever waits in any of them.
         delivery.pending += sum(each.left for each in self._places.values() if each is not place)
-        if not self._take(delivery, waits=is_alone):
+        if (kept and self._free() <= kept) or not self._take(delivery, waits=is_alone):
             place.left += 1
             delivery.nak(0)
         elif not is_alone:
             self._refill()
+
+    def _asked_before(self, queue: Queue) -> int:
+        return sum(each.asked for other, each in self._places.items() if QUEUES.index(other) < QUEUES.index(queue))
 
     def _settle(self) -> None:
         """What was asked for and has not come is not there: somebody else was faster."""
