@@ -194,6 +194,8 @@ class Supervisor:
             # What was ready at once has been dispatched by whoever made it so; the time of a retry comes only now.
             delayed = [timer for timer in due if timer.kind == "dispatch" and _is_delayed(state, timer)]
             self._client.ledger.dispatch(state, [(timer.phase, timer.item) for timer in delayed])
+            if state.is_in_line and any(timer.attempt == 1 for timer in delayed):
+                await self._client.ledger.line_up(state.run)
             commands = [command for timer in due if (command := timer.command(state)) is not None]
             await asyncio.gather(*(self._end(state, command) for command in commands))
         except Exception:

@@ -23,7 +23,8 @@ from nats.aio.client import Client as Raw
 from nats.aio.msg import Msg
 
 from bus import connect
-from bus.broker.server import Durability, Server, embedded
+from bus.broker.configuration import Durability
+from bus.broker.server import Server, embedded
 from bus.format.envelope import Envelope, encode, envelope
 from bus.log.log import Log, Part
 from bus.rules import events

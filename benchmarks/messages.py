@@ -1,7 +1,7 @@
 """Every figure that is wanted of messages and of a thousand agents, in one table, beside bare nats-py where it has one.
 
-`python -m benchmarks.messages`. What is measured, and how, is `benchmarks.asks` and `benchmarks.registry`; here one
-more: work whose holder is killed while another instance is there.
+`python -m benchmarks.messages`. What is measured, and how, is `benchmarks.asks`, `benchmarks.sends` and
+`benchmarks.registry`; here one more: work whose holder is killed while another instance is there.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.supervisor import Supervisor
-from benchmarks import asks, registry
+from benchmarks import asks, registry, sends
 from benchmarks.asks import Row
 from bus import Client, connect
 from bus.broker.server import Server, embedded
@@ -27,7 +27,7 @@ _BOUND_S = 60.0
 
 
 async def main() -> None:
-    rows = [*await asks.rows(), *await registry.rows(), await _killed()]
+    rows = [*await asks.rows(), *await sends.rows(), *await registry.rows(), await _killed()]
     print(f"{'':52} {'figure':>18} {'wanted':>10}")
     for what, figure, wanted in rows:
         print(f"{what:52} {figure:>18} {wanted:>10}")

@@ -23,6 +23,8 @@ class Started(msgspec.Struct, frozen=True):
     pid: int
     durability: Literal["synced", "fast"] = "synced"
     operator_url: str | None = None
+    auditor_url: str | None = None
+    websocket_url: str | None = None
 
 
 def find_started(ignored: Callable[[str], None], folder: Path | None = None) -> Started | None:

@@ -71,7 +71,7 @@ class Client(Streaming, Topics, Scheduling, Redriving, Coordination, Deciding, G
         self.system_url = system_url
         self.operator_url = operator_url
         self.durability = durability
-        self._handing = Handing(connection, log.subjects, source)
+        self._handing = Handing(connection, log, source)
 
     async def broadcast(self, capability: str, value: object, *, timeout_s: float = 3600.0) -> dict[str, Receipt]:
         """Hand the same work to every instance there is now that has `capability` with `broadcast=True`; the receipts.

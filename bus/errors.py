@@ -26,6 +26,16 @@ class NoResponders(BusError):
         self.subject = subject
 
 
+class Forbidden(BusError):
+    """The login you came with may not do this: the server refused it, and nothing was done. Use one that may."""
+
+    def __init__(self, subject: str) -> None:
+        super().__init__(
+            f"this login may not write to {subject!r}: it may only read, or only some subjects; nothing was done"
+        )
+        self.subject = subject
+
+
 class NoLiveAgent(BusError):
     """No running agent offers `capability`. Start one, or let the work wait for it."""
 

@@ -82,7 +82,7 @@ _ELSEWHERE = frozenset(
     _PREFIX + name
     for name in (
         *("WORKDIR", "REPORTS", "LLM_URL", "LLM_MODEL", "LLM_KEY"),
-        *("PASSWORD", "SYSTEM_PASSWORD", "OPERATOR_PASSWORD"),
+        *("PASSWORD", "SYSTEM_PASSWORD", "OPERATOR_PASSWORD", "AUDITOR_PASSWORD", "WEBSOCKET"),
     )
 )
 

@@ -99,6 +99,7 @@ def _of_bus(error: BaseException) -> Failure | None:
         return Failure(FAILED, str(error), f"phasebus run show {error.run}", told(error.problem))
     rules: list[tuple[type[errors.BusError] | tuple[type[errors.BusError], ...], int, str]] = [
         (errors.NoLiveAgent, REFUSED, "start one: phasebus agent run FILE.py:agent"),
+        (errors.Forbidden, REFUSED, "the same with a login that may: --url, NATS_URL or --context"),
         (errors.Archived, NOT_FOUND, "PHASEBUS_ARCHIVE=DIR, and the same command again"),
         (errors.Refused, REFUSED, "phasebus run ls"),
         (errors.NotFound, NOT_FOUND, "phasebus run ls --tasks"),

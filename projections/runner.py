@@ -35,7 +35,11 @@ MARK_EVERY = 5_000
 
 
 class Runner:
-    """Keeps these projections on that shelf. `on_stored` is told each position up to which all of them are stored."""
+    """Keeps these projections on that shelf.
+
+    `on_stored` is told each position up to which all of them are stored, `on_changed` each build whose rows have
+    changed.
+    """
 
     def __init__(
         self,
@@ -43,11 +47,13 @@ class Runner:
         shelf: Shelf,
         projections: Iterable[Projection[Any]],
         on_stored: Callable[[int], None] = lambda _position: None,
+        on_changed: Callable[[Build, int], None] = lambda _build, _position: None,
     ) -> None:
         self._client = client
         self._shelf = shelf
         self._growths = [Growth(client, shelf, each) for each in projections]
         self._on_stored = on_stored
+        self._on_changed = on_changed
         self._log = ""
         # Asked of every record, and most of them are of a few runs.
         self._takers = lru_cache(_KNOWN_SUBJECTS)(self._find_takers)
@@ -110,7 +116,8 @@ class Runner:
                 await asyncio.to_thread(self._settle)
                 continue
             for growth in self._growths:
-                growth.stored()
+                if growth.stored():
+                    self._on_changed(growth.build, growth.position)
             self._on_stored(position)
             return
 
@@ -213,9 +220,10 @@ class Growth:
         changes = [self._change(key, row) for key, row in self._rows.told.items()]
         return Step(self.build.id, self.position, self._reached, changes, self._asides, marks)
 
-    def stored(self) -> None:
-        """What was folded last is on the shelf."""
-        if self._is_stored and self._reached > self.position:
+    def stored(self) -> bool:
+        """What was folded last is on the shelf; whether it has changed any row."""
+        is_new = self._is_stored and self._reached > self.position
+        if is_new:
             self.position = self._reached
             self._known.update(self._rows.changes)
             if self._stored is not None:
@@ -224,6 +232,7 @@ class Growth:
                     self._stored = None
             while len(self._known) > _CACHED_ROWS:
                 self._known.popitem(last=False)
+        return is_new and bool(self._rows.told)
 
     def serve(self) -> None:
         """Let the build be the one that is read. Raises Moved."""

@@ -11,7 +11,7 @@ import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, get_type_hints
 from urllib.parse import urlsplit
 from uuid import uuid4
 
@@ -195,6 +195,27 @@ class Shelf:
         with self._transaction(commit=False) as cursor:
             return [(row["key"], row["glance_json"]) for row in self._run(cursor, select, (build,)).fetchall()]
 
+    def changed(
+        self, build: str, after: int, past: str | None, *, glances: bool, limit: int
+    ) -> tuple[int, list[tuple[str, int, str | None]]]:
+        """What has changed after a position, or with `past` at it under later keys: key, position, JSON if it is there.
+
+        In order of position and key, at most `limit` of them; and before them the position they are as of. A row
+        may be newer than that, where somebody stores at that moment; it is not older.
+        """
+        text = "COALESCE(glance_json, row_json)" if glances else "row_json"
+        since = "position > ?" if past is None else "position >= ? AND (position > ? OR key > ?)"
+        given = (after,) if past is None else (after, after, past)
+        select = (
+            f"SELECT key, position, {text} AS text FROM phasebus_rows WHERE build = ? AND {since} "  # noqa: S608 - our own words
+            "AND substr(key, 1, 1) <> ? ORDER BY position, key LIMIT ?"
+        )
+        with self._transaction(commit=False) as cursor:
+            # First: what is stored in between may come twice, and is not missed.
+            position = self._recorder._max_tracking_id(build, cursor) or 0
+            found = self._run(cursor, select, (build, *given, MEMORY, limit))
+            return position, [(row["key"], row["position"], row["text"]) for row in found.fetchall()]
+
     def mark(self, build: str, upto: int) -> int:
         """The newest mark at or before a position, 0 if there is none."""
         select = "SELECT MAX(position) AS mark FROM phasebus_marks WHERE build = ? AND position <= ?"
@@ -277,6 +298,28 @@ def decoder(projection: Projection[R]) -> Callable[[str, str], R]:
         return row
 
     return decode
+
+
+def schema(projection: Projection[Any], *, glances: bool = False) -> dict[str, Any]:
+    """The JSON Schema of a row as it is stored and sent; or of what a list shows of it, which has to be annotated.
+
+    Raises SettingsError.
+    """
+    kind = projection.row
+    if glances:
+        kind = get_type_hints(projection.glance).get("return") if projection.glance is not None else None
+        if kind is None:
+            raise SettingsError(f"projection {projection.name!r} does not say what a glance at its rows is")
+    found: dict[str, Any] = msgspec.json.schema(kind, schema_hook=_text_schema)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **found}
+
+
+def _text_schema(kind: Any) -> dict[str, Any]:
+    if kind is Output:
+        return {"type": "string", "contentMediaType": "application/json"}
+    if kind is object:
+        return {}
+    raise NotImplementedError(kind)
 
 
 def _as_text(value: Any) -> Any:

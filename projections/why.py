@@ -267,6 +267,9 @@ class _Account:
         if status == "ready" and item is not None and item.ready_at is not None:
             if item.ready_at > self.now:
                 return f"The next attempt is due in {_words(item.ready_at - self.now)}.", f"phasebus run follow {run}"
+            if state.is_in_line:
+                turn = f"It waits for its turn: what was sent before it with key {state.key!r} goes first."
+                return turn, f"phasebus dead ls --capability {state.capability(phase.key)}"
             return "It waits to be taken.", "phasebus agent run FILE.py:agent"
         if status == "in_progress" and item is not None and item.holder is not None:
             holder = item.holder

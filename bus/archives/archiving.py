@@ -25,7 +25,7 @@ from bus.archives.retention import Policy, class_of
 from bus.broker.connection import Connection
 from bus.client import Client
 from bus.clock import utc_now
-from bus.errors import BusError, Misconfigured, Refused, SettingsError, Unavailable
+from bus.errors import BusError, Forbidden, Misconfigured, Refused, SettingsError
 from bus.format.envelope import envelope
 from bus.log import streams
 from bus.log.index import Index, Removal, read_index, write_index
@@ -243,7 +243,7 @@ async def _operator(client: Client, url: str) -> AsyncIterator[Connection]:
         nobody = client.subjects.ops(uuid4().hex)
         try:
             await streams.purge(connection, client.subjects.stream, nobody, settings.request_timeout_s, upto=1)
-        except Unavailable as error:
+        except Forbidden as error:
             raise Misconfigured(
                 f"the login of PHASEBUS_OPERATOR_URL may not take anything out of {client.subjects.stream}: {error}"
             ) from error

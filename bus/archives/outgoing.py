@@ -20,6 +20,7 @@ from bus.archives.retention import CLASSES, Policy, letter_stays, run_stays
 from bus.coordination import barrier
 from bus.coordination.decision import DECIDED
 from bus.errors import Archived, MalformedMessage
+from bus.format.envelope import decode_data
 from bus.format.payload import is_inline
 from bus.letters.letters import letter_judged
 from bus.log.log import Log
@@ -28,9 +29,11 @@ from bus.registry.orders import AREA
 from bus.rules import dead
 from bus.rules.dead import DeadLetter, Unreadable
 from bus.rules.run import RunState
+from bus.runs.lane import PLACED, RESUMED, Resumed, row_of, token_of
 from bus.runs.ledger import fold_records
 
 _AT_ONCE = 64
+_resumed = msgspec.json.Decoder(Resumed)
 
 _Why = Callable[[Record], Awaitable[str | None]]
 
@@ -67,8 +70,8 @@ async def select(log: Log, policy: Policy, now: datetime) -> Outgoing:
     letters = await _letters(log)
     for name in CLASSES:
         before = policy.before(name, now)
-        if before is None and name == "part":
-            # Partial results go with their run.
+        if before is None and name in ("part", "line"):
+            # Partial results and places go with their run.
             before = policy.before("run", now)
         if before is None:
             continue
@@ -85,6 +88,7 @@ async def select(log: Log, policy: Policy, now: datetime) -> Outgoing:
                 "decision": _Decisions(log).why,
                 "breaker": _Newest(log).why,
                 "part": _Parts(log).why,
+                "line": _Lines(log).why,
             }.get(name, _old_enough)
             await _select_beginnings(log, f"{log.subjects.namespace}.{name}.>", chosen, tally, why, upto)
     return chosen
@@ -200,6 +204,35 @@ class _Parts:
             state = await _state(self._log, run)
             self._open[run] = state is not None and state.is_open
         return "its run is open" if self._open[run] else None
+
+
+class _Lines:
+    """A place stays until its run is over, and what is said of a key while anything is parked behind it."""
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self._going_on: dict[str, bool] = {}
+        self._newest = _Newest(log)
+
+    async def why(self, record: Record) -> str | None:
+        try:
+            message = record.envelope()
+            if message.type == RESUMED:
+                return await self._parked(record, decode_data(message, _resumed, "a key that may go on").key)
+        except MalformedMessage:
+            return None
+        if message.type != PLACED and (stays := await self._newest.why(record)) is not None:
+            return stays
+        run = message.runid
+        if run is not None and run not in self._going_on:
+            state = await _state(self._log, run)
+            self._going_on[run] = state is not None and (state.is_open or state.status == "failed")
+        return "its run is not over" if run is not None and self._going_on[run] else None
+
+    async def _parked(self, record: Record, key: str) -> str | None:
+        lane, _, _ = record.subject.rpartition(".")
+        newest = await self._log.last(f"{lane}.parked.{token_of(key)}")
+        return "its key is parked" if newest is not None and row_of(newest.position, newest.envelope()).waits else None
 
 
 class _Ops:

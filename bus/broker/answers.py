@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 from bus.broker.wire import Message
-from bus.errors import Unavailable
+from bus.errors import BusError, Unavailable
 
 
 class Answers:
@@ -15,7 +15,7 @@ class Answers:
     def __init__(self, subject: str, is_end: Callable[[Message], bool], timeout_s: float) -> None:
         self.messages: list[Message] = []
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._subject = subject
+        self.subject = subject
         self._is_end = is_end
         self._timeout_s = timeout_s
         self._seen = 0
@@ -27,17 +27,17 @@ class Answers:
             self.ended.set_result(None)
 
     def lose(self) -> None:
-        self._fail(f"the line was lost while {self._subject!r} was answered: ask again")
+        self.fail(Unavailable(f"the line was lost while {self.subject!r} was answered: ask again"))
+
+    def fail(self, error: BusError) -> None:
+        if not self.ended.done():
+            self.ended.set_exception(error)
 
     def close(self) -> None:
         self._timer.cancel()
 
     def _look(self) -> None:
         if len(self.messages) == self._seen:
-            self._fail(f"{self._subject!r} stopped answering after {self._seen} messages")
+            self.fail(Unavailable(f"{self.subject!r} stopped answering after {self._seen} messages"))
         self._seen = len(self.messages)
         self._timer = self.ended.get_loop().call_later(self._timeout_s, self._look)
-
-    def _fail(self, why: str) -> None:
-        if not self.ended.done():
-            self.ended.set_exception(Unavailable(why))

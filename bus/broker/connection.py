@@ -22,7 +22,7 @@ from nats import errors
 from bus.broker.answers import Answers
 from bus.broker.line import Callback, Line, LoginRefused, options
 from bus.broker.wire import Message, header_block
-from bus.errors import InvalidName, NoResponders, SettingsError, TooLarge, Unavailable
+from bus.errors import Forbidden, InvalidName, NoResponders, SettingsError, TooLarge, Unavailable
 
 __all__ = ["NO_RESPONDERS", "Answer", "Callback", "Connection", "Message", "Subscription"]
 
@@ -75,6 +75,7 @@ class Connection:
         self._inbox = f"{self.new_inbox()}."
         self._waiting: dict[str, tuple[Answer, str]] = {}
         self._streams: dict[str, Callback] = {}
+        self._pages: set[Answers] = set()
         # Nobody can guess the inbox; within it a number will do.
         self._tokens = count(1)
 
@@ -120,6 +121,7 @@ class Connection:
         connection = cls(client, inbox_prefix)
         connection.subscribe(f"{connection._inbox}*", connection._on_reply)
         connection.on_disconnect(connection._fail_waiting)
+        client.on_forbidden = connection._on_forbidden
         try:
             yield connection
         finally:
@@ -190,8 +192,9 @@ class Connection:
     ) -> Message:
         """Send, and wait for one answer.
 
-        Raises NoResponders at once if nobody listens, Unavailable after `timeout_s` or when the line is lost: then the
-        request may or may not have been carried out. Otherwise as `publish`.
+        Raises NoResponders at once if nobody listens, Forbidden if this login may not ask that, Unavailable after
+        `timeout_s` or when the line is lost: then the request may or may not have been carried out. Otherwise as
+        `publish`.
         """
         return await self.request_soon(subject, data, headers=headers, timeout_s=timeout_s)
 
@@ -234,12 +237,14 @@ class Connection:
         answers = Answers(subject, is_end, timeout_s)
         token = f"{next(self._tokens):x}"
         self._streams[token] = answers.take
+        self._pages.add(answers)
         forget = self.on_disconnect(answers.lose)
         try:
             self._publish(subject, data, None, self._inbox + token)
             await answers.ended
         finally:
             answers.close()
+            self._pages.remove(answers)
             del self._streams[token]
             forget()
         if answers.messages[-1].status == NO_RESPONDERS:
@@ -329,6 +334,17 @@ class Connection:
                 answer.set_exception(
                     Unavailable("the line was lost before the answer came: it may have been carried out")
                 )
+
+    def _on_forbidden(self, subject: str) -> bool:
+        """Whether somebody has asked there, who will get no answer: the server names the subject, not the message."""
+        answers = [answer for answer, asked in self._waiting.values() if asked == subject]
+        pages = [page for page in self._pages if page.subject == subject]
+        for answer in answers:
+            if not answer.done():
+                answer.set_exception(Forbidden(subject))
+        for page in pages:
+            page.fail(Forbidden(subject))
+        return bool(answers or pages)
 
     def _publish(self, subject: str, data: bytes, headers: Mapping[str, str] | None, reply: str) -> None:
         self._client.send(*self._frame(subject, data, headers, reply))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -32,6 +33,7 @@ Callback = Callable[[Message], None]
 _BACKLOG_BYTES = 16 * 2**20
 _READ_BYTES = 64 * 1024
 _PING_S = 3
+_NOT_ALLOWED = re.compile(rb"'Permissions Violation for Publish to \"(.*)\"'", re.DOTALL)
 _random = random.SystemRandom()
 
 
@@ -47,6 +49,7 @@ class Line(Client):
         self.callbacks: dict[int, Callback] = {}
         self.on_lost: dict[object, Callable[[], None]] = {}
         self.on_back: dict[object, Callable[[], None]] = {}
+        self.on_forbidden: Callable[[str], bool] = lambda _subject: False
         self.disconnects = 0
         self.callback_errors = 0
         self._connected_at_s = -float("inf")
@@ -177,7 +180,10 @@ class Line(Client):
                 await self._process_info(decode(info, type=dict[str, Any]))
             case [b"-ERR", reason]:
                 # Where it can't go on, the server closes the line itself; nats-py would close for good.
-                logger.warning("refused by the server", reason=text(reason))
+                found = _NOT_ALLOWED.fullmatch(reason)
+                # Who waits for an answer is told; of what nobody waits for, only this says it.
+                if found is None or not self.on_forbidden(text(found[1])):
+                    logger.warning("refused by the server", reason=text(reason))
             case [b"+OK"]:
                 pass
             case _:

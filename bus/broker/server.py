@@ -21,17 +21,15 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from secrets import token_urlsafe
-from typing import IO, Literal
+from typing import IO
 
 import msgspec
 
+from bus.broker.configuration import Durability, Logins, configuration
 from bus.errors import Unavailable
 from bus.format.subjects import Subjects
 from bus.signals import is_alive
 
-Durability = Literal["synced", "fast"]
-
-_SYNC_INTERVAL = {"synced": "always", "fast": "1s"}
 _LOGINS = "logins.json"
 _START_S = 15.0
 _STOP_S = 5.0
@@ -49,42 +47,6 @@ kill $!
 wait
 """
 
-_CONFIG = """# Written at each start: what is changed here is lost.
-server_name: phasebus
-listen: "127.0.0.1:{port}"
-http: "127.0.0.1:{http_port}"
-ports_file_dir: {store}
-log_file: {log_file}
-logfile_size_limit: 16MB
-logfile_max_num: 2
-max_payload: 1MB
-max_connections: 4096
-ping_interval: "10s"
-ping_max: 2
-write_deadline: "5s"
-jetstream {{
-  store_dir: {store}
-  sync_interval: {sync_interval}
-  max_memory_store: 512MB
-  limits {{ max_request_batch: 256 }}
-}}
-accounts {{
-  SYSTEM {{ users: [{{ user: system, password: "{system_password}" }}] }}
-  BUS {{
-    jetstream: enabled
-    users: [
-      {{ user: operator, password: "{operator_password}", permissions: {{ publish: {{ deny: ["live.>"] }} }} }}
-      # Live copies come from the server alone; no stream is changed or removed, nothing leaves the log.
-      {{ user: bus, password: "{password}", permissions: {{ publish: {{ deny: [
-        "live.>", "$JS.API.STREAM.DELETE.*", "$JS.API.STREAM.UPDATE.*", "$JS.API.STREAM.PURGE.{log}"
-      ] }} }} }}
-    ]
-  }}
-}}
-system_account: SYSTEM
-authorization {{ timeout: 2 }}
-"""
-
 
 @asynccontextmanager
 async def embedded(
@@ -93,15 +55,17 @@ async def embedded(
     port: int | None = None,
     durability: Durability = "synced",
     namespace: str = "bus",
+    websocket: bool | int = False,
 ) -> AsyncIterator[Server]:
     """Run a server on 127.0.0.1 until the block ends; on a free port, in a temporary folder, unless told otherwise.
 
     `synced`: what was acknowledged survives a power cut. `fast`: the last second may be lost, and a stream altered
-    in that second; five times the throughput. `namespace` says whose log only the operator may take something out of.
+    in that second; five times the throughput. `namespace` says whose log only the operator may take something out of,
+    and the auditor read. `websocket` is the port to listen on for WebSockets as well, or True for a free one.
     Raises Unavailable: there is no nats-server, it did not start, or another process uses `store`.
     """
     folder = store or Path(tempfile.mkdtemp(prefix="phasebus-"))
-    server = Server(folder, port, durability, namespace)
+    server = Server(folder, port, durability, namespace, websocket)
     try:
         await server.start()
         yield server
@@ -111,24 +75,20 @@ async def embedded(
             shutil.rmtree(folder, ignore_errors=True)
 
 
-class _Logins(msgspec.Struct, frozen=True):
-    bus: str
-    system: str
-    operator: str
-    port: int = -1
-
-
 class Server:
     """One nats-server and its folder. Passwords and port are kept there: who was connected finds it again."""
 
-    def __init__(self, store: Path, port: int | None, durability: Durability, namespace: str) -> None:
+    def __init__(
+        self, store: Path, port: int | None, durability: Durability, namespace: str, websocket: bool | int = False
+    ) -> None:
         self.store = store.resolve()
         self.pid = 0
         self.port = port or -1
         self._http_port = -1
+        self._websocket_port = (-1 if websocket is True else websocket) or None
         self._durability = durability
         self._subjects = Subjects(namespace)
-        self._logins = _Logins(token_urlsafe(24), token_urlsafe(24), token_urlsafe(24))
+        self._logins = Logins(token_urlsafe(24), token_urlsafe(24), token_urlsafe(24), token_urlsafe(24))
         self._is_port_remembered = False
         self._shell: subprocess.Popen[bytes] | None = None
         self._lock: IO[str] | None = None
@@ -142,6 +102,16 @@ class Server:
     def operator_url(self) -> str:
         """The same account, as who may take out of the log what was archived, and change and remove streams."""
         return f"nats://operator:{self._logins.operator}@127.0.0.1:{self.port}"
+
+    @property
+    def auditor_url(self) -> str:
+        """The same server, for who only reads: the log, its live copies and what is kept of it. Changes nothing."""
+        return f"nats://auditor:{self._logins.auditor}@127.0.0.1:{self.port}"
+
+    @property
+    def websocket_url(self) -> str | None:
+        """Where the auditor's login also comes in by WebSocket, without it; None if nobody listens for that."""
+        return f"ws://127.0.0.1:{self._websocket_port}" if self._websocket_port is not None else None
 
     @property
     def system_url(self) -> str:
@@ -223,23 +193,21 @@ class Server:
     def _remember(self) -> None:
         """Passwords and port of the server that had this store before."""
         with suppress(FileNotFoundError, msgspec.MsgspecError):
-            self._logins = msgspec.json.decode((self.store / _LOGINS).read_bytes(), type=_Logins)
+            self._logins = msgspec.json.decode((self.store / _LOGINS).read_bytes(), type=Logins)
             if self.port == -1:
                 self.port, self._is_port_remembered = self._logins.port, True
 
     def _write_config(self) -> None:
         for stale in self.store.glob("*.ports"):
             stale.unlink()
-        text = _CONFIG.format(
+        text = configuration(
+            self.store,
+            self._logins,
             port=self.port,
             http_port=self._http_port,
-            store=json.dumps(str(self.store), ensure_ascii=False),
-            log_file=json.dumps(str(self.store / "server.log"), ensure_ascii=False),
-            sync_interval=_SYNC_INTERVAL[self._durability],
-            system_password=self._logins.system,
-            password=self._logins.bus,
-            operator_password=self._logins.operator,
-            log=self._subjects.stream,
+            websocket_port=self._websocket_port,
+            durability=self._durability,
+            subjects=self._subjects,
         )
         _write(self.store / "nats.conf", text.encode())
 
@@ -265,6 +233,8 @@ class Server:
             return False
         self.port = int(ports["nats"][0].rpartition(":")[2])
         self._http_port = int(ports["monitoring"][0].rpartition(":")[2])
+        if self._websocket_port is not None:
+            self._websocket_port = int(ports["websocket"][0].rpartition(":")[2])
         return True
 
     def _last_log_lines(self) -> str:

@@ -199,6 +199,14 @@ class Subjects:
         """The topic whose facts are on `subject`."""
         return subject.removeprefix(f"{self.namespace}.topic.")
 
+    def is_topic(self, subject: str) -> bool:
+        """Whether facts of a topic are on `subject`."""
+        return subject.startswith(f"{self.namespace}.topic.")
+
+    def again(self, capability: str) -> str:
+        """What one subscription, that of the capability, is told once more."""
+        return f"{self.namespace}.mail.{capability_token(capability)}"
+
     def ops(self, area: str) -> str:
         """What operators did."""
         return f"{self.namespace}.ops.{name(area, 'area')}"
@@ -322,6 +330,10 @@ class Subjects:
         """The line of work with a key in one lane of a capability (`bus.runs.lane`)."""
         return f"{self.namespace}.line.{capability_token(capability)}.{lane}"
 
+    def parked(self, capability: str, token: str) -> str:
+        """The line of one key, that of the token, behind work of it that died."""
+        return f"{self.namespace}.line.{capability_token(capability)}.parked.{token}"
+
     def who(self, capability: str, *, ordered: bool = False) -> str:
         """Every live instance with the capability answers here; if there is none, the server says so at once.
 
@@ -333,11 +345,24 @@ class Subjects:
         """Where an instance with the capability is handed work directly; one that comes after others, at `spare`."""
         return f"{self.namespace}.{'spare' if spare else 'hand'}.{capability_token(capability)}"
 
+    def withdrawn(self, run: str) -> str:
+        """Where it is said that nobody waits any more for the answer to a question that is not stored."""
+        return f"{self.namespace}.withdrawn.{name(run, 'run')}"
+
     def ping(self, instance: str) -> str:
         return f"{self.namespace}.ping.{name(instance, 'instance')}"
 
     def beat(self, instance: str) -> str:
         return f"{self.namespace}.beat.{name(instance, 'instance')}"
+
+    def rows(self, projection: str, build: str = "") -> str:
+        """Where who keeps a projection is asked for its rows; or who keeps exactly that build. Raises InvalidName."""
+        asked = f"{self.namespace}.rows.{name(projection, 'projection')}"
+        return f"{asked}.{name(build.rpartition('/')[2], 'build')}" if build else asked
+
+    def changed(self, projection: str) -> str:
+        """Where it is told that rows have changed. Raises InvalidName."""
+        return f"{self.namespace}.changed.{name(projection, 'projection')}"
 
     def halt(self, instance: str) -> str:
         """Where an instance is told that it need not go on."""

@@ -160,14 +160,25 @@ class Agent:
         )
 
     def mail(
-        self, *, timeout_s: float = 3600.0, silence_s: float | None = None, concurrency: int = 1
+        self,
+        *,
+        timeout_s: float = 3600.0,
+        silence_s: float | None = None,
+        concurrency: int = 1,
+        on_dead: Literal["skip", "pause", "park"] = "skip",
+        ordered: bool = False,
     ) -> Callable[[H], H]:
         """Register the decorated function as what hears what is told to this agent by its name (`client.tell`).
 
         It is a handler like any other; one that hears several types says so in its annotation, `Moved | Renamed`.
         """
         return self._register(
-            subjects.mailbox(self.name), timeout_s=timeout_s, silence_s=silence_s, concurrency=concurrency
+            subjects.mailbox(self.name),
+            timeout_s=timeout_s,
+            silence_s=silence_s,
+            concurrency=concurrency,
+            on_dead=on_dead,
+            ordered=ordered,
         )
 
     def subscribe(

@@ -21,6 +21,7 @@ from bus.log.record import Record
 from bus.rules import dead
 from bus.rules.dead import DeadLetter, Standing, Unreadable
 from bus.rules.run import RunState
+from bus.runs.hearing import heard_as
 from bus.runs.runs import Runs
 
 logger = structlog.get_logger(__name__)
@@ -177,8 +178,13 @@ class Letters:
             return "discarded"
         if await self._repeated(letter) > number:
             return "died_again"
+        subjects = self._log.subjects
+        subject = subjects.ours(letter.subject)
+        if subjects.is_topic(subject):
+            heard = await self.state(heard_as(letter.capability, letter.origin))
+            return "resolved" if heard is not None and heard.status == "completed" else "redriven"
         try:
-            work = self._log.subjects.parse_work(self._log.subjects.ours(letter.subject))
+            work = subjects.parse_work(subject)
         except MalformedMessage:
             return "redriven"
         state = await self.state(work.run)
@@ -220,6 +226,19 @@ def _verdict(message: Envelope) -> LetterRedriven | LetterDiscarded | None:
         case verdicts.LETTER_DISCARDED:
             return decode_data(message, _discarded, "a discarded dead letter")
     return None
+
+
+async def is_discarded(log: Log, id: str, *, after: int) -> bool:
+    """Whether somebody has discarded the letter with that id, after a position of the log. Raises Unavailable."""
+    async with aclosing(log.read(log.subjects.ops("dead"), after=after)) as records:
+        async for record in records:
+            try:
+                verdict = _verdict(record.envelope())
+            except MalformedMessage:
+                continue
+            if isinstance(verdict, LetterDiscarded) and verdict.letter == id:
+                return True
+    return False
 
 
 def letter_judged(message: Envelope) -> str | None:

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from bus.broker.connection import Connection
-from bus.errors import Refused
+from bus.errors import Archived, NotFound, Refused
 from bus.format.subjects import capability as as_capability
 from bus.letters import verdicts
 from bus.letters.campaign import Campaign, Outcome, Transform
@@ -18,7 +18,8 @@ from bus.letters.resending import say, send_again
 from bus.letters.verdicts import CapabilityReleased, LetterDiscarded, Terms
 from bus.letters.wanted import Wanted
 from bus.log.log import Log
-from bus.rules.dead import Unreadable
+from bus.rules.dead import DeadLetter, Unreadable
+from bus.rules.run import RunState
 from bus.runs.ledger import Ledger
 from bus.runs.runs import Runs
 
@@ -61,7 +62,20 @@ class Redriving:
         found = await self.dead_letter(number)
         if found.standing != "open":
             raise Refused(f"dead letter {number} {_STANDS[found.standing]}")
-        await say(self, verdicts.LETTER_DISCARDED, LetterDiscarded(by, found.id, reason))
+        discarded = LetterDiscarded(by, found.id, reason)
+        state = await self._keyed(found)
+        together = [self.ledger.resumed(state, letter=found.id)] if state is not None else []
+        await say(self, verdicts.LETTER_DISCARDED, discarded, together=together)
+
+    async def _keyed(self, found: Letter) -> RunState | None:
+        """The run of a letter, if it stood in line: work of its key may be parked behind it."""
+        if not isinstance(found.letter, DeadLetter):
+            return None
+        try:
+            state = await self.runs.load(found.letter.run)
+        except (Archived, NotFound):
+            return None
+        return state if state.key else None
 
     async def redrive_letters(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 from uuid import uuid4
 
@@ -14,9 +15,10 @@ from bus.format.envelope import envelope
 from bus.letters import verdicts
 from bus.letters.letters import Letter
 from bus.letters.verdicts import LetterRedriven
-from bus.log.log import Log
+from bus.log.log import Log, Part
 from bus.rules.commands import Revive
 from bus.rules.dead import DeadLetter, Unreadable
+from bus.runs.hearing import AGAIN, Again
 from bus.runs.ledger import Ledger
 from bus.runs.runs import Runs
 from bus.runs.steering import as_json
@@ -69,10 +71,14 @@ async def send_again(
     await bus.runs.submit(letter.run, command, causation=found.id)
 
 
-async def say(bus: Bus, kind: str, what: object, *, area: str = "dead") -> None:
-    """Put on record what was decided. Raises Unavailable."""
+async def say(bus: Bus, kind: str, what: object, *, area: str = "dead", together: Sequence[Part] = ()) -> None:
+    """Put on record what was decided, `together` with what has to be there if that is. Raises Unavailable."""
     record = envelope(kind, what, id=uuid4().hex, source=bus.source, time=utc_now())
-    await bus.log.append(bus.log.subjects.ops(area), record)
+    subject = bus.log.subjects.ops(area)
+    if together:
+        await bus.log.append_together([Part(subject, record), *together])
+    else:
+        await bus.log.append(subject, record)
 
 
 async def _resend(bus: Bus, found: Letter, letter: Unreadable, by: str, reason: str, operation: str) -> None:
@@ -81,6 +87,16 @@ async def _resend(bus: Bus, found: Letter, letter: Unreadable, by: str, reason: 
             f"dead letter {found.number} is the beginning of {letter.size_bytes} bytes: it can't be sent again"
         )
     # By its id: its number is its position in this log, and an import into another gives it a new one.
-    await say(bus, verdicts.LETTER_REDRIVEN, LetterRedriven(by, found.id, letter.subject, reason, operation))
+    redriven = LetterRedriven(by, found.id, letter.subject, reason, operation)
     # A letter that was imported names a subject of the bus it comes from.
-    bus.connection.publish(bus.log.subjects.ours(letter.subject), letter.body)
+    subjects = bus.log.subjects
+    subject = subjects.ours(letter.subject)
+    if subjects.is_topic(subject):
+        # The others who subscribe have heard it.
+        again = Again(found.id, subject, letter.origin, letter.body)
+        record = envelope(AGAIN, again, id=uuid4().hex, source=bus.source, time=utc_now(), causationid=found.id)
+        told = Part(subjects.again(letter.capability), record)
+        await say(bus, verdicts.LETTER_REDRIVEN, redriven, together=[told])
+        return
+    await say(bus, verdicts.LETTER_REDRIVEN, redriven)
+    bus.connection.publish(subject, letter.body)

@@ -78,6 +78,13 @@ class Log:
         """
         return await self._payloads.pack(subject, message)
 
+    async def unpack(self, body: bytes) -> bytes:
+        """A message's bytes with its data inline, whatever form `pack` gave them.
+
+        Raises MalformedMessage, PayloadLost among it; Unavailable.
+        """
+        return await self._payloads.unpack(body)
+
     def pipeline(self, *, window: int = 1_000) -> Pipeline:
         """For many appends that do not depend on each other: `async with log.pipeline() as pipeline`.
 

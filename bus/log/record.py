@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from datetime import datetime
@@ -14,7 +15,10 @@ from bus.errors import MalformedMessage
 from bus.format.envelope import Envelope, decode
 
 # The server adds them, behind whatever the publisher wrote.
-POSITION, _SUBJECT, _STORED_AT, _BEFORE = b"Nats-Sequence", b"Nats-Subject", b"Nats-Time-Stamp", b"Nats-Last-Sequence"
+POSITION, _SUBJECT, _STORED_AT = b"Nats-Sequence", b"Nats-Subject", b"Nats-Time-Stamp"
+# How the headers of a live copy end, and those of no answer to a Direct Get: whoever may read can have the server send
+# such an answer to where live copies are expected.
+_COPIED = re.compile(rb"\r\nNats-Time-Stamp: \S+\r\nNats-Last-Sequence: (\d+)\r\n\r\n")
 _OF_THE_SERVER = {
     *(f"Nats-{name}" for name in ("Stream", "Sequence", "Subject", "Time-Stamp", "Last-Sequence", "Num-Pending")),
     *(f"Nats-{name}" for name in ("Batch-Id", "Batch-Sequence", "Batch-Commit")),
@@ -135,11 +139,12 @@ class Live:
         if self._missed:
             return
         full = len(self._records) >= _LIVE_MESSAGES or self._size_bytes > _LIVE_BYTES
-        if full or not is_record(message):
+        copied = _COPIED.fullmatch(message.head, max(0, message.head.rfind(b"\r\nNats-Time-Stamp: ")))
+        if full or copied is None or not is_record(message):
             self._miss()
             return
-        before, record = message.stamp(_BEFORE) or b"", read_record(message)
-        self._records.append((int(before) if before.isdigit() else 0, record))
+        before, record = int(copied[1]), read_record(message)
+        self._records.append((before, record))
         self._size_bytes += len(record.body)
         self._newest = max(self._newest, record.position)
         self._woken.set()

@@ -10,7 +10,7 @@ import msgspec
 
 from bus.broker.acknowledgement import CONFLICTS, TEMPORARY, ApiError, read_ack
 from bus.broker.connection import Connection
-from bus.errors import BusError, Misconfigured, NoResponders, NotFound, Unavailable
+from bus.errors import BusError, Forbidden, Misconfigured, NoResponders, NotFound, Unavailable
 from bus.format.subjects import Subjects
 from bus.settings import Settings
 
@@ -203,7 +203,7 @@ async def set_up(connection: Connection, subjects: Subjects, settings: Settings,
     for config in (log_config(subjects, settings.replicas), work_config(subjects, settings.replicas)):
         try:
             await ensure_stream(connection, config, settings.request_timeout_s, create=create)
-        except NotFound:
+        except (NotFound, Forbidden):
             raise NotFound(f"there is no bus with namespace {subjects.namespace!r} on this server") from None
 
 
@@ -294,7 +294,7 @@ async def store(
 async def purge(connection: Connection, stream: str, subject: str, timeout_s: float, *, upto: int | None = None) -> int:
     """Remove what is on `subject`, all of it or up to and including a position; returns how many there were.
 
-    Raises Unavailable (also if the login may not: the server tells nobody who waits), NotFound, Misconfigured.
+    Raises Unavailable, Forbidden, NotFound, Misconfigured.
     """
     body = {"filter": subject} | ({"seq": upto + 1} if upto is not None else {})
     answer = await _ask(connection, f"{_API}.STREAM.PURGE.{stream}", body, timeout_s)
@@ -402,6 +402,7 @@ async def ensure_subscription(
     connection: Connection,
     subjects: Subjects,
     name: str,
+    capability: str,
     topics: str,
     after: int | Literal["now", "start"],
     settings: Settings,
@@ -418,7 +419,8 @@ async def ensure_subscription(
     config = {
         "durable_name": name,
         "name": name,
-        "filter_subject": subjects.topics(topics),
+        # What it could not read is told again to nobody else.
+        "filter_subjects": [subjects.topics(topics), subjects.again(capability)],
         "ack_policy": "explicit",
         # Who dies between the run's beginning and the acknowledgement leaves it to the next: it finds the run there.
         "ack_wait": int(settings.lease_s * _SECOND_NS),
@@ -458,11 +460,14 @@ async def _create_consumer(connection: Connection, stream: str, config: dict[str
 
 
 async def ensure_stream(connection: Connection, config: dict[str, Any], timeout_s: float, *, create: bool) -> None:
-    """One stream as `config` wants it. Raises Misconfigured; without `create`, NotFound; Unavailable."""
+    """One stream as `config` wants it. Raises Misconfigured; without `create`, NotFound; Forbidden, Unavailable."""
     name = config["name"]
-    verb, body = ("CREATE", config) if create else ("INFO", None)
-    answer = await _ask(connection, f"{_API}.STREAM.{verb}.{name}", body, timeout_s)
+    # Looked at first: a login that may only read can look, too.
+    answer = await _ask(connection, f"{_API}.STREAM.INFO.{name}", None, timeout_s)
+    if create and answer.error is not None and answer.error.err_code == _NO_STREAM:
+        answer = await _ask(connection, f"{_API}.STREAM.CREATE.{name}", config, timeout_s)
     if answer.error is not None and answer.error.err_code == _NAME_IN_USE:
+        # Somebody else was quicker.
         answer = await _ask(connection, f"{_API}.STREAM.INFO.{name}", None, timeout_s)
     if answer.error is not None and answer.error.err_code == _NO_STREAM:
         raise NotFound(f"there is no stream {name!r}")

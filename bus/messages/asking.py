@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 from datetime import timedelta
 from typing import Any, TypeVar, overload
 
@@ -24,8 +25,8 @@ from bus.errors import (
 )
 from bus.messages.answers import decoded, output_of
 from bus.messages.handing import Handing
-from bus.messages.handover import ASKED, HANDED, Answered, Asked, Busy, Failed, Handed, Recorded, Reply
-from bus.messages.sending import Sending, level_of
+from bus.messages.handover import ASKED, HANDED, Answered, Asked, Busy, Enclosed, Failed, Handed, Recorded, Reply
+from bus.messages.sending import Sending, check_turn, level_of
 from bus.rules.commands import Begin
 from bus.rules.priority import NORMAL, Priority
 from bus.runs.causality import served
@@ -38,8 +39,11 @@ T = TypeVar("T")
 
 # Who has taken work that was handed over says so, or has the result, in a twentieth of that.
 _FIRST_WORD_S = 0.5
-_BUSY_PAUSE_S = 0.01
+# So long a question waits at an instance that has no hand free, and before another one is asked.
+_PATIENCE_S, _LONGEST_PATIENCE_S = 0.02, 1.0
+_PAUSE_S, _LONGEST_PAUSE_S = 0.01, 0.25
 _GIVE_UP_S = (0.0, 0.05, 0.2, 0.5)
+_chance = random.Random()  # noqa: S311 - it spreads, it protects nothing
 
 
 class Asking(Sending):
@@ -57,6 +61,7 @@ class Asking(Sending):
         *,
         timeout_s: float = ...,
         fast: bool = ...,
+        key: str = ...,
         priority: Priority | None = ...,
         sender: str | None = ...,
     ) -> T: ...
@@ -70,6 +75,7 @@ class Asking(Sending):
         *,
         timeout_s: float = ...,
         fast: bool = ...,
+        key: str = ...,
         priority: Priority | None = ...,
         sender: str | None = ...,
     ) -> Any: ...
@@ -82,6 +88,7 @@ class Asking(Sending):
         *,
         timeout_s: float = 30.0,
         fast: bool = False,
+        key: str = "",
         priority: Priority | None = None,
         sender: str | None = None,
     ) -> T | Any:
@@ -90,9 +97,13 @@ class Asking(Sending):
         Question and answer are in the log when this returns; with `fast` nothing is stored, and the work is done at
         most once. Raises NoLiveAgent at once if nobody offers the capability, WorkFailed if the work was given up,
         TimedOut after `timeout_s`, which is also the work's own deadline; within a handler, no more than is left of
-        its own. Cancelling the task that waits for the answer cancels the work, if it is stored. Where nobody is free,
-        it waits with `priority`, on the account of `sender`, as in `send`; a `fast` one waits nowhere.
+        its own. With a `key` it is done in the order of all that is sent with the same one, as `send` says.
+        Cancelling the task that waits for the answer cancels the work. Where nobody is free, it waits with `priority`,
+        on the account of `sender`, as in `send`; a `fast` one waits nowhere.
         """
+        check_turn(key, priority)
+        if fast and key:
+            raise SettingsError("a fast question is stored nowhere and can't stand in line: leave out fast or the key")
         given = as_json(value)
         if fast and (priority is not None or sender is not None):
             raise SettingsError("a fast question is not stored and waits nowhere: it has no priority and no sender")
@@ -105,12 +116,13 @@ class Asking(Sending):
                 if fast:
                     output = await self._answer(run, task, given)
                 else:
-                    output = await self._work(run, handed)
+                    output = await (self._in_line(run, handed, key) if key else self._work(run, handed))
         except TimeoutError:
+            if fast:
+                self.runs.soon(self._handing.withdraw(run))
             raise TimedOut(f"{capability!r} has not answered within {timeout_s:g} s (run {run})") from None
         except asyncio.CancelledError:
-            if not fast:
-                self.runs.soon(self._give_up(run))
+            self.runs.soon(self._handing.withdraw(run) if fast else self._give_up(run))
             raise
         return decoded(output, gives, repr(capability))
 
@@ -141,6 +153,14 @@ class Asking(Sending):
         state = await self._ended(run)
         return output_of(state, WORK)
 
+    async def _in_line(self, run: str, handed: Handed, key: str) -> msgspec.Raw:
+        """The result of work that waits for its turn. Raises NoLiveAgent if nobody gives any."""
+        if await self._unserved([handed.task.capability], ordered=True):
+            raise NoLiveAgent(handed.task.capability)
+        begin = Begin(handed.task.plan, handed.input, key=key, priority=handed.priority, sender=handed.sender)
+        await self.runs.submit(run, begin)
+        return output_of(await self._ended(run), WORK)
+
     async def _hand_over(self, run: str, handed: Handed) -> Reply | None:
         """What an instance says that was handed the work directly; None: nobody has it, as far as anybody knows.
 
@@ -158,10 +178,11 @@ class Asking(Sending):
         return None
 
     async def _answer(self, run: str, task: Task, given: msgspec.Raw) -> msgspec.Raw:
-        """The answer to a question that is not stored. Raises NoLiveAgent, WorkFailed, Unavailable."""
+        """The answer to a question that is not stored. Raises NoLiveAgent, WorkFailed, TooLarge, Unavailable."""
         deadline_at = utc_now() + timedelta(seconds=task.timeout_s)
-        question = Asked(given, deadline_at)
+        patience_s, pause_s = _PATIENCE_S, _PAUSE_S
         while True:
+            question = Asked(given, deadline_at, patience_s)
             try:
                 reply = await self._handing.put(ASKED, run, task.capability, question, task.timeout_s)
             except NoResponders:
@@ -172,9 +193,11 @@ class Asking(Sending):
                 case Failed():
                     raise WorkFailed(run, reply.problem)
                 case Busy():
-                    # The next one may be another instance.
-                    await asyncio.sleep(_BUSY_PAUSE_S)
-                case Recorded():
+                    # Soon all have been asked for a free hand; then, who is asked lets it wait for one.
+                    await asyncio.sleep(pause_s * (0.5 + _chance.random() / 2))
+                    patience_s = min(patience_s * 2, _LONGEST_PATIENCE_S)
+                    pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+                case Recorded() | Enclosed():
                     raise MalformedMessage(f"{task.capability!r} has stored what was not to be stored")
 
     async def _give_up(self, run: str) -> None:

@@ -8,22 +8,27 @@ from uuid import uuid4
 
 from bus.broker.connection import Connection, Message
 from bus.clock import utc_now
-from bus.errors import NoResponders
-from bus.format.envelope import encode, envelope
-from bus.format.subjects import Subjects, live_copy
+from bus.errors import BusError, NoResponders
+from bus.format.envelope import decode, encode, envelope
+from bus.format.subjects import live_copy
+from bus.log.log import Log
 from bus.log.record import is_record, read_record
-from bus.messages.handover import ASKED, HANDED, Busy, Reply, read_reply, read_story
+from bus.messages.handover import ASKED, HANDED, Answered, Busy, Enclosed, Reply, read_reply, read_story
 from bus.runs.causality import served
 
 _FEW = 8
+# An instance listens from when a question has taken it a moment.
+_WITHDRAW_S = (0.0, 0.05, 0.2, 0.5)
+_WORD_S = 1.0
 
 
 class Handing:
     """Of one client."""
 
-    def __init__(self, connection: Connection, subjects: Subjects, source: str) -> None:
+    def __init__(self, connection: Connection, log: Log, source: str) -> None:
         self._connection = connection
-        self._subjects = subjects
+        self._log = log
+        self._subjects = log.subjects
         self._source = source
         self._under_way = 0
 
@@ -51,6 +56,9 @@ class Handing:
             causationid=facts.causation if facts is not None else None,
             runid=run,
         )
+        body = encode(message)
+        if kind == ASKED and len(body) > self._connection.max_payload:
+            body = await self._log.pack(subject, message)
         told: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
 
         def take(copy: Message) -> None:
@@ -64,7 +72,7 @@ class Handing:
         following = self._connection.subscribe(story, take) if is_followed else None
         self._under_way += 1
         try:
-            forget = self._connection.ask(told, subject, encode(message), timeout_s=timeout_s)
+            forget = self._connection.ask(told, subject, body, timeout_s=timeout_s)
             try:
                 answer = await told
             finally:
@@ -75,4 +83,18 @@ class Handing:
                 following.unsubscribe()
         if answer.subject == story:
             return read_story(answer.data, read_record(answer).position)
-        return read_reply(answer.data)
+        reply = read_reply(answer.data)
+        if isinstance(reply, Enclosed):
+            return Answered(decode(await self._log.unpack(bytes(reply.message))).data)
+        return reply
+
+    async def withdraw(self, run: str) -> None:
+        """Tell who works on a question that is not stored that nobody waits any more, if it takes long enough for that.
+
+        It may be on its way still, or wait for a free hand. Who is not reached ends it at its deadline.
+        """
+        for pause_s in _WITHDRAW_S:
+            await asyncio.sleep(pause_s)
+            with suppress(BusError):
+                await self._connection.request(self._subjects.withdrawn(run), timeout_s=_WORD_S)
+                return

@@ -5,6 +5,9 @@ otherwise alone. So the log has the work before anybody relies on it, and an ans
 there is a word from the instance the asker keeps the work, and stores it himself if that word does not come: the first
 commit on the run's subject wins, and the other is refused. The asker hears of the commit from the server itself, by the
 live copy of what it has stored; the instance's own word, a moment later, is for when that is lost.
+
+A question that the log never hears of is the same without the log. What no message can hold goes by reference, in both
+directions, and who does not wait any more says so on the question's own subject.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from bus.runs.task import Task
 
 HANDED = "task.handed.v1"
 ASKED = "task.asked.v1"
+LARGE_ANSWER = "task.answer.v1"
 
 
 class Handed(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -34,10 +38,14 @@ class Handed(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Asked(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A question the log never hears of, worth an answer until `deadline_at`."""
+    """A question the log never hears of, worth an answer until `deadline_at`.
+
+    An instance that has no hand free may let it wait for `patience_s`; then somebody else is asked.
+    """
 
     input: msgspec.Raw
     deadline_at: Instant
+    patience_s: float = 0.02
 
 
 class _Reply(msgspec.Struct, frozen=True, tag_field="reply"):
@@ -61,6 +69,12 @@ class Answered(_Reply, frozen=True, tag="answered"):
     position: int = 0
 
 
+class Enclosed(_Reply, frozen=True, tag="enclosed"):
+    """The result of what was asked without the log, where no message can hold it: an envelope that refers to it."""
+
+    message: msgspec.Raw
+
+
 class Failed(_Reply, frozen=True, tag="failed"):
     """Why there is no result, of what was asked without the log."""
 
@@ -74,7 +88,7 @@ class _Told(msgspec.Struct, frozen=True):
     output: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
-Reply = Busy | Recorded | Answered | Failed
+Reply = Busy | Recorded | Answered | Enclosed | Failed
 handed_decoder = msgspec.json.Decoder(Handed)
 asked_decoder = msgspec.json.Decoder(Asked)
 _PHASE_COMPLETED, _RUN_COMPLETED = (str(each.__struct_config__.tag) for each in (PhaseCompleted, RunCompleted))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -13,7 +13,7 @@ import msgspec
 
 from bus.broker.connection import Connection
 from bus.clock import utc_now
-from bus.errors import NoLiveAgent, Refused, ScheduleError, SettingsError
+from bus.errors import NoLiveAgent, NotFound, Refused, ScheduleError, SettingsError
 from bus.format.subjects import Subjects, mailbox, versioned
 from bus.log.durability import Durability
 from bus.log.log import Log
@@ -73,17 +73,18 @@ class Sending(Answers):
         What was sent under an `id` before is not done again: the receipt is that of the first time, and says so. It
         begins no earlier than `at` (with a time zone), or in `delay_s`; its time counts from then on. With a `key` it
         is done when all that was sent to the capability with the same key before has ended, by an instance that serves
-        it `ordered`. With a `version` it is for instances of an agent of that one that serve it `versioned`, and waits
-        for them; with a range (`>=1.2,<2`), for the newest in it that is there. `priority` (high, normal, low) says
-        whether it is taken before other work that waits. Within one, senders are served in turn: each client is one,
-        unless `sender` says on whose account this is (`bus.rules.priority`). Within a handler, both are those of what
-        it serves. Raises Refused if the id was used for other work, NoLiveAgent if no version that is there is in the
-        range.
+        it `ordered`; what has a time to begin at takes its place then. With a `version` it is for instances of an agent
+        of that one that serve it `versioned`, and waits for them; with a range (`>=1.2,<2`), for the newest in it that
+        is there. `priority` (high, normal, low) says whether it is taken before other work that waits. Within one,
+        senders are served in turn: each client is one, unless `sender` says on whose account this is
+        (`bus.rules.priority`). Within a handler, both are those of what it serves. Raises Refused if the id was used
+        for other work, NoLiveAgent if no version that is there is in the range.
         """
         if version is not None and key:
-            raise SettingsError("say a key or a version: the order of a key is kept across versions")
-        if key and priority is not None:
-            raise SettingsError("say a key or a priority: work with a key is done in order of sending")
+            raise SettingsError(
+                "work has a key or a version, not both: the order of a key is kept by all versions together"
+            )
+        check_turn(key, priority)
         level = level_of(priority)
         if version is not None:
             capability = await self._of_version(capability, version)
@@ -91,17 +92,19 @@ class Sending(Answers):
         run = new_run(task.plan) if id is None else _run_of(id)
         due_at = _due(at, delay_s)
         begin = Begin(task.plan, as_json(value), due_at=due_at, key=key, priority=level, sender=sender or "")
-        if key and begin.due_at is not None:
-            raise ScheduleError("work with a key is done in order of sending: it has no time of its own to begin at")
+        if key and id is not None:
+            # Its place is stored before it is: what was sent before gets no second one.
+            with suppress(NotFound):
+                return await self._again(run, id, begin)
         submitted, unserved = await asyncio.gather(
             self.runs.submit(run, begin), self._unserved([capability], ordered=bool(key)), return_exceptions=True
         )
-        if isinstance(unserved, BaseException):
-            raise unserved
         if isinstance(submitted, Refused) and id is not None:
-            return msgspec.structs.replace(await self._sent(run, id, begin), unserved=unserved)
+            return await self._again(run, id, begin)
         if isinstance(submitted, BaseException):
             raise submitted
+        if isinstance(unserved, BaseException):
+            raise unserved
         return Receipt(run, submitted.state.position, self.durability, unserved)
 
     async def _of_version(self, capability: str, wanted: str) -> str:
@@ -127,22 +130,27 @@ class Sending(Answers):
         id: str | None = None,
         at: datetime | None = None,
         delay_s: float | None = None,
+        key: str = "",
         priority: Priority | None = None,
         sender: str | None = None,
     ) -> Receipt:
-        """Send a message to one agent by name, which it hears with `@agent.mail()`; otherwise as `send`."""
-        about: dict[str, Any] = {"id": id, "at": at, "delay_s": delay_s, "priority": priority, "sender": sender}
-        return await self.send(mailbox(agent), value, timeout_s=timeout_s, **about)
+        """Send a message to one agent by name, which it hears with `@agent.mail()`; otherwise as `send`.
 
-    async def _sent(self, run: str, id: str, again: Begin) -> Receipt:
-        """The receipt of what was sent before. Raises Refused if that was something else."""
+        With a `key` it has to be heard in order: `@agent.mail(ordered=True)`.
+        """
+        about: dict[str, Any] = {"id": id, "at": at, "delay_s": delay_s, "priority": priority, "sender": sender}
+        return await self.send(mailbox(agent), value, timeout_s=timeout_s, key=key, **about)
+
+    async def _again(self, run: str, id: str, again: Begin) -> Receipt:
+        """The receipt of what was sent before. Raises NotFound if nothing was, Refused if it was something else."""
         state = await self.runs.load(run)
         before, now = state.plan.capabilities, again.plan.capabilities
         if (before, state.key) != (now, again.key) or state.input.value != msgspec.json.decode(again.input):
             raise Refused(f"id {id!r} was used before, for other work: run {run} has it")
         async with aclosing(self.ledger.commits(run)) as commits:
             first = await anext(commits)
-        return Receipt(run, first.position, self.durability, duplicate=True)
+        unserved = await self._unserved(now, ordered=bool(again.key))
+        return Receipt(run, first.position, self.durability, unserved, duplicate=True)
 
     async def _unserved(self, capabilities: Sequence[str], *, ordered: bool = False) -> list[str]:
         timeout_s = self.settings.request_timeout_s
@@ -158,6 +166,12 @@ def level_of(priority: str | None) -> Priority | None:
         return checked(priority) if priority is not None else None
     except ValueError as error:
         raise SettingsError(str(error)) from None
+
+
+def check_turn(key: str, priority: str | None) -> None:
+    """Raises SettingsError for what has both."""
+    if key and priority is not None:
+        raise SettingsError("say a key or a priority: work with a key is done in order of sending")
 
 
 def _run_of(id: str) -> str:

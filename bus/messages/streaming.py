@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, Generic, NamedTuple, TypeVar, overload
 
 import msgspec
 import structlog
 
-from bus.errors import MalformedMessage, NoLiveAgent, TimedOut
+from bus.errors import MalformedMessage, NoLiveAgent, SettingsError, TimedOut
 from bus.format.envelope import UNDECODABLE, decode_data
 from bus.format.messages import MESSAGES
 from bus.log.log import Log
@@ -33,16 +33,36 @@ T = TypeVar("T")
 _parts = msgspec.json.Decoder(Parts)
 
 
+class Cursor(NamedTuple):
+    """All up to a position has been told, and of the record right behind it so many parts."""
+
+    position: int
+    told: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.position}+{self.told}"
+
+    @classmethod
+    def read(cls, text: str) -> Cursor:
+        """Raises SettingsError."""
+        position, plus, told = text.partition("+")
+        if not (plus and position.isdecimal() and told.isdecimal()):
+            raise SettingsError(f"after is a position of the log or the cursor of a part, not {text!r}")
+        return cls(int(position), int(told))
+
+
 class Part(msgspec.Struct, Generic[T], frozen=True):
     """One partial result. `index` counts from 0 in each attempt: what a lost attempt gave is told again by the next.
 
-    `position` is where to go on from; what came in one record with it may come again then, which its index tells.
+    `cursor` is where to go on from, `parts(..., after=part.cursor)`: right behind it, also within a record of the log,
+    which holds some milliseconds' worth of parts. `position` is where that record stands.
     """
 
     value: T
     index: int
     attempt: int
     position: int
+    cursor: str
     phase: str
 
 
@@ -92,17 +112,20 @@ class Streaming(Asking):
         """
         task = Task(capability, self._time_left(capability, timeout_s))
         begin = Begin(task.plan, as_json(value), priority=level_of(priority), sender=sender or "")
-        return Stream(self, new_run(task.plan), chunk, begin, after=0, timeout_s=task.timeout_s)
+        return Stream(self, new_run(task.plan), chunk, begin, after=Cursor(0), timeout_s=task.timeout_s)
 
     @overload
-    def parts(self, run: str, chunk: type[T], *, after: int = ..., timeout_s: float = ...) -> Stream[T]: ...
+    def parts(self, run: str, chunk: type[T], *, after: int | str = ..., timeout_s: float = ...) -> Stream[T]: ...
 
     @overload
-    def parts(self, run: str, chunk: None = ..., *, after: int = ..., timeout_s: float = ...) -> Stream[Any]: ...
+    def parts(self, run: str, chunk: None = ..., *, after: int | str = ..., timeout_s: float = ...) -> Stream[Any]: ...
 
-    def parts(self, run: str, chunk: Any = None, *, after: int = 0, timeout_s: float = 300.0) -> Stream[Any]:
-        """What the handlers of a run emit, from after a position on, and those it has emitted; ends with the run."""
-        return Stream(self, run, chunk, None, after=after, timeout_s=timeout_s)
+    def parts(self, run: str, chunk: Any = None, *, after: int | str = 0, timeout_s: float = 300.0) -> Stream[Any]:
+        """What the handlers of a run emit and have emitted, from behind a position of the log, or behind a part by its
+        cursor; ends with the run. Raises SettingsError for what is neither.
+        """
+        where = Cursor(after) if isinstance(after, int) else Cursor.read(after)
+        return Stream(self, run, chunk, None, after=where, timeout_s=timeout_s)
 
 
 class Stream(AsyncIterator[Part[T]]):
@@ -115,7 +138,7 @@ class Stream(AsyncIterator[Part[T]]):
         chunk: Any,
         begin: Begin | None,
         *,
-        after: int,
+        after: Cursor,
         timeout_s: float,
     ) -> None:
         self.run = run
@@ -145,7 +168,7 @@ class Stream(AsyncIterator[Part[T]]):
         if missing := await self._client._unserved(begin.plan.capabilities):
             raise NoLiveAgent(missing[0])
         decided = await self._client.runs.submit(self.run, begin)
-        self._to_begin, self._after = None, decided.state.position
+        self._to_begin, self._after = None, Cursor(decided.state.position)
 
     async def _parts(self) -> AsyncGenerator[Part[T], None]:
         client, subjects = self._client, self._client.subjects
@@ -154,10 +177,10 @@ class Stream(AsyncIterator[Part[T]]):
             await self._begin(self._to_begin)
         else:
             state = await client.runs.load(self.run)
-            if state.position <= self._after and not state.is_open:
+            if state.position <= self._after.position and not state.is_open:
                 self._state = state
                 return
-        follow = client.log.follow(subjects.parts(self.run), subjects.run(self.run), after=self._after)
+        follow = client.log.follow(subjects.parts(self.run), subjects.run(self.run), after=self._after.position)
         async with aclosing(follow) as records:
             while self._state is None:
                 try:
@@ -195,14 +218,16 @@ class Stream(AsyncIterator[Part[T]]):
         except (MalformedMessage, *UNDECODABLE) as error:
             logger.warning("record set aside", run=self.run, position=record.position, error=str(error))
             return []
-        last = len(values) - 1
+        told = self._after.told if record.position == self._after.position + 1 else 0
         return [
             Part(
                 value=value,
                 index=said.first + place,
                 attempt=said.attempt,
-                position=record.position if place == last else record.position - 1,
+                position=record.position,
+                cursor=str(Cursor(record.position - 1, place + 1)),
                 phase=message.phase or WORK,
             )
             for place, value in enumerate(values)
+            if place >= told
         ]

@@ -132,6 +132,11 @@ def name_of(letter: DeadLetter) -> str:
     return _name(letter.run, letter.phase, letter.item, Death(letter.attempt, letter.passes))
 
 
+def name_of_death(run: str, phase: str, item: int | None, death: Death) -> str:
+    """The id of the record of that death's letter."""
+    return _name(run, phase, item, death)
+
+
 def shortened(letter: DeadLetter) -> DeadLetter:
     """The letter without what makes it large."""
     short = [

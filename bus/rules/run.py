@@ -272,8 +272,8 @@ class RunState(msgspec.Struct, gc=False, kw_only=True):
 
     @property
     def is_in_line(self) -> bool:
-        """Whether its work is for who has its place in line. What is redriven has lost that: it may be long gone."""
-        return bool(self.key) and self.passes == 1
+        """Whether its work is for who has its place in line."""
+        return bool(self.key)
 
     def unknown(self) -> Iterator[tuple[PhaseState, Item, str]]:
         """Every effect of which nobody knows whether it happened, unless a handler is at it."""

@@ -18,7 +18,7 @@ from bus.clock import utc_now
 from bus.errors import Archived, BusError, MalformedMessage, NotFound, TooLarge, Unavailable
 from bus.format.envelope import Envelope, encode, envelope
 from bus.format.subjects import Work
-from bus.log.log import Log, Part
+from bus.log.log import Log, Part, VersionConflict
 from bus.log.record import Record
 from bus.log.streams import info
 from bus.rules import dead, events
@@ -27,7 +27,7 @@ from bus.rules.folding import evolve, fold
 from bus.rules.inputs import work
 from bus.rules.run import RunState
 from bus.runs.halts import Halt
-from bus.runs.lane import PLACED, Placed, lane_of
+from bus.runs.lane import RESUMED, Resumed, beginning, is_resuming, lane_of, placed
 from bus.runs.task import WORK as WORK_PHASE
 from bus.runs.unknown import report
 from bus.runs.waiting import Waiting
@@ -124,43 +124,65 @@ class Ledger:
             events.COMMIT, events.body(commit.events), after, id=commit.id, at=commit.at, causation=causation
         )
         expected = before.position if before is not None else 0
+        if before is None and after.key and not _is_for_later(commit):
+            # First: whoever is handed it finds the run, or begins it from what the place holds.
+            await self._log.append(self._line(after), placed(message))
         letters = dead.letters(before, commit)
-        if before is None and after.key:
-            return await self._log.append_together([Part(subject, message, 0), self._place(after, commit)])
-        if not letters:
+        words = [self.resumed(after, causation=commit.id)] if is_resuming(before, after) else []
+        if not letters and not words:
             return await self._log.append(subject, message, expected=expected)
+        first = [Part(subject, message, expected), *words]
         try:
-            return await self._append_with(subject, message, expected, letters, after, commit)
+            return await self._append_with(first, [self._part(letter, after, commit) for letter in letters])
         except TooLarge:
             # The events themselves fit or raise again; letters repeat what the run's events hold.
-            short = [dead.shortened(letter) for letter in letters]
-            return await self._append_with(subject, message, expected, short, after, commit)
+            short = [self._part(dead.shortened(letter), after, commit) for letter in letters]
+            return await self._append_with(first, short)
 
-    async def _append_with(
-        self,
-        subject: str,
-        message: Envelope,
-        expected: int,
-        letters: Sequence[dead.DeadLetter],
-        after: RunState,
-        commit: Commit,
-    ) -> int:
+    async def _append_with(self, first: list[Part], letters: list[Part]) -> int:
         """Append the commit and its dead letters together; of very many, the rest in batches that follow."""
-        parts = [Part(subject, message, expected)]
-        for letter in letters:
-            parts.append(self._part(letter, after, commit))
-        position = await self._log.append_together(parts[: LETTERS_IN_BATCH + 1])
-        for begin in range(LETTERS_IN_BATCH + 1, len(parts), LETTERS_IN_BATCH):
-            await self._log.append_together(parts[begin : begin + LETTERS_IN_BATCH])
+        position = await self._log.append_together(first + letters[:LETTERS_IN_BATCH])
+        for begin in range(LETTERS_IN_BATCH, len(letters), LETTERS_IN_BATCH):
+            await self._log.append_together(letters[begin : begin + LETTERS_IN_BATCH])
         return position
 
-    def _place(self, after: RunState, commit: Commit) -> Part:
-        """Its place in line, stored together with its beginning: none is ever there without the other."""
-        capability = after.capability(WORK_PHASE)
+    async def begin(self, place: Envelope) -> None:
+        """Store the beginning that a place holds, if nobody has: who sent it died, or has not come to that yet.
+
+        Raises MalformedMessage, Unavailable.
+        """
+        message = beginning(place)
+        assert message.runid is not None, "a place names its run"
+        try:
+            # Anybody could have published it.
+            begun = fold([events.commit(message, 1)], None)
+        except _NOT_FOLLOWING as error:
+            raise MalformedMessage(f"the place of run {message.runid!r} holds no beginning: {error}") from error
+        if begun is None or not begun.key:
+            raise MalformedMessage(f"the place of run {message.runid!r} begins nothing that stands in line")
+        try:
+            await self._log.append(self._log.subjects.run(message.runid), message, expected=0)
+        except VersionConflict:
+            logger.debug("begun meanwhile", run=message.runid)
+
+    async def line_up(self, run: str) -> None:
+        """Let a run take its place now, that was begun for later. Once more does no harm. Raises Unavailable."""
+        async with aclosing(self._log.read(self._log.subjects.run(run))) as records:
+            first = (await anext(records)).envelope()
+        state = await self.refresh(run, None)
+        assert state is not None, "a run that has records has a state"
+        await self._log.append(self._line(state), placed(first))
+
+    def resumed(self, state: RunState, *, letter: str = "", causation: str | None = None) -> Part:
+        """What says in its lane that the run's key may go on, for the batch that redrives the run, or discards its
+        letter."""
+        said = self._envelope(RESUMED, Resumed(state.key, letter), state, causation=causation)
+        return Part(self._line(state), said)
+
+    def _line(self, state: RunState) -> str:
+        capability = state.capability(WORK_PHASE)
         assert capability is not None, "what has a key is a task"
-        id = f"place-{after.run}"
-        record = self._envelope(PLACED, Placed(after.key), after, id=id, at=commit.at, causation=commit.id)
-        return Part(self._log.subjects.line(capability, lane_of(after.key)), record)
+        return self._log.subjects.line(capability, lane_of(state.key))
 
     async def complete_letters(self, before: RunState | None, commit: Commit) -> int:
         """Store the letters of a commit that are not there; returns how many. `before` is the run without it.
@@ -233,6 +255,11 @@ class Ledger:
             phase=phase,
             attempt=attempt,
         )
+
+
+def _is_for_later(commit: Commit) -> bool:
+    """Whether what it makes ready may not begin yet."""
+    return any(isinstance(event, events.PhaseReady) and event.due_at is not None for event in commit.events)
 
 
 def fold_records(run: str, records: Sequence[Record], state: RunState | None) -> RunState | None:

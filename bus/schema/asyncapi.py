@@ -21,12 +21,15 @@ _HALT = "halt.v1"
 _TALLY = "tally.v1"
 _BELL = "bell.v1"
 _PRESENT = "present.v1"
+_ROWS_ASKED, _ROWS_PAGE, _ROWS_CHANGED = "rows.asked.v1", "rows.page.v1", "rows.changed.v1"
 _QUESTION = "question"
 _YES = "yes"
 
 _PARAMETERS = {
     "topic": "A dotted name.",
     "run": "A run's id: 1 to 63 of a-z, 0-9, _ and -.",
+    "key": "A hash of the key: 32 hexadecimal digits.",
+    "subscription": "The capability of an agent's subscription, `agent:NAME:on:SUBSCRIPTION`.",
     "lane": "One of 16, chosen by a hash of the key.",
     "capability": "A capability; its dots are written as colons.",
     "level": "The priority of the work: high, normal or low.",
@@ -42,6 +45,7 @@ _PARAMETERS = {
     "decision": "A decision's id.",
     "breaker": "A breaker's name; its dots are written as colons.",
     "limit": "A limit's name; its dots are written as colons.",
+    "projection": "A projection's name: `runs`.",
     "provider": "Who runs the model, as a name: `anthropic`.",
 }
 _HEADERS = {
@@ -158,7 +162,27 @@ _CHANNELS = (
         ("phase.parts.v1",),
         True,
     ),
-    Channel("lines", "line.{capability}.{lane}", "Work with a key, in order.", ("task.placed.v1",), True),
+    Channel(
+        "lines",
+        "line.{capability}.{lane}",
+        "Work with a key, in order: what begins it, before its run has that; and which keys may go on.",
+        ("task.placed.v1", "task.resumed.v1"),
+        True,
+    ),
+    Channel(
+        "parked",
+        "line.{capability}.parked.{key}",
+        "What waits behind work of the same key that died; the key is hashed.",
+        ("task.parked.v1", "task.unparked.v1"),
+        True,
+    ),
+    Channel(
+        "mail",
+        "mail.{subscription}",
+        "A fact that a subscription could not read, once more for that subscription alone.",
+        ("topic.again.v1",),
+        True,
+    ),
     Channel("topics", "topic.{topic}", "Facts, for whoever subscribes.", ("topic.published.v1",), True),
     Channel("beats", "beat.{instance}", "An instance lives. Not stored.", (_BEAT,)),
     Channel(
@@ -167,10 +191,16 @@ _CHANNELS = (
         "Work waits in a queue where instances may not be asking. Not stored.",
         (_BELL,),
     ),
+    Channel(
+        "changes",
+        "changed.{projection}",
+        "Rows of a projection have changed: a reason to ask for them. Not stored.",
+        (_ROWS_CHANGED,),
+    ),
     Channel("halts", "halt.{instance}", "An instance need not go on with some attempts. Not stored.", (_HALT,)),
 )
 # Who is handed work directly answers with one of these.
-_WORDS = ("task.busy.v1", "task.recorded.v1", "task.answered.v1", "task.failed.v1")
+_WORDS = ("task.busy.v1", "task.recorded.v1", "task.answered.v1", "task.enclosed.v1", "task.failed.v1")
 _HANDOVERS = (
     Channel(
         "handovers",
@@ -189,9 +219,28 @@ _QUESTIONS = (
     Channel("everyone", "ping", "Every instance answers.", (_QUESTION,)),
     Channel("instance", "ping.{instance}", "This instance answers, if it lives.", (_QUESTION,)),
     Channel("offers", "who.{capability}", "Every instance that takes such work answers.", (_QUESTION,)),
+    Channel(
+        "rows",
+        "rows.{projection}",
+        "One of those who keep the projection answers with what has changed since a mark.",
+        (_ROWS_ASKED,),
+    ),
     Channel("orderly", "orders.{capability}", "Every instance that takes such work with a key answers.", (_QUESTION,)),
+    Channel(
+        "withdrawn",
+        "withdrawn.{run}",
+        "Who works on a question that is not stored hears that nobody waits for the answer any more.",
+        (_QUESTION,),
+    ),
 )
-_ANSWERS = {"everyone": _PRESENT, "instance": _BEAT, "offers": _YES, "orderly": _YES}
+_ANSWERS = {
+    "everyone": _PRESENT,
+    "instance": _BEAT,
+    "offers": _YES,
+    "orderly": _YES,
+    "rows": _ROWS_PAGE,
+    "withdrawn": _YES,
+}
 
 
 def asyncapi(document: Document, namespace: str, version: str) -> dict[str, Any]:
@@ -301,7 +350,7 @@ def _messages(document: Document) -> Iterator[tuple[str, dict[str, Any]]]:
                     **({"headers": {"type": "object", "properties": headers}} if wire in logged else {}),
                 },
             )
-    for wire in (_BEAT, _BELL, _HALT, _PRESENT, _TALLY, *_WORDS):
+    for wire in (_BEAT, _BELL, _HALT, _PRESENT, _TALLY, *_WORDS, _ROWS_ASKED, _ROWS_PAGE, _ROWS_CHANGED):
         payload = _draft_07(document.types[wire].schema)
         yield wire, {"name": wire, "contentType": "application/json", "payload": payload}
     yield _QUESTION, {"name": _QUESTION, "summary": "An empty message; whoever is meant answers."}

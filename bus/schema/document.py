@@ -17,6 +17,7 @@ from bus.errors import MalformedMessage, SettingsError
 from bus.format.envelope import UNDECODABLE, Envelope
 from bus.format.schemas import anything
 from bus.rules.events import COMMIT
+from bus.runs.lane import PLACED
 
 Schema = dict[str, Any]
 Carried = Literal["event", "data", "body", "value"]
@@ -87,8 +88,9 @@ def document(
     envelope, *schemas = [_tidied(schema, named) for schema in found]
     definitions = {named.get(name, name): _tidied(schema, named) for name, schema in definitions.items()}
     types = {wire: Described(vocabulary[wire].carried, schema) for wire, schema in zip(wires, schemas, strict=False)}
-    if COMMIT in types:
-        _leave_open(definitions[COMMIT], [wire for wire in wires if vocabulary[wire].carried == "event"])
+    events = [wire for wire in wires if vocabulary[wire].carried == "event"]
+    for wire in types.keys() & {COMMIT, PLACED}:
+        _leave_open(definitions[wire], events)
     sides = iter(schemas[len(wires) :])
     return Document(
         any_of=list(_messages(types, envelope)),

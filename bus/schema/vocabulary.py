@@ -24,6 +24,7 @@ from bus.guards.limit import HELD, SPENT, LimitHeld, LimitSpent
 from bus.guards.quota import Standing
 from bus.guards.tally import Tally
 from bus.handlers.llm import LLM_CALLED, LLMCalled
+from bus.history.rows import TYPES as ROW_TYPES
 from bus.letters.verdicts import (
     CAPABILITY_RELEASED,
     LETTER_DISCARDED,
@@ -37,7 +38,18 @@ from bus.letters.verdicts import (
     RedriveEnded,
 )
 from bus.log.garbage import COLLECTED, PayloadsCollected
-from bus.messages.handover import ASKED, HANDED, Answered, Asked, Busy, Failed, Handed, Recorded
+from bus.messages.handover import (
+    ASKED,
+    HANDED,
+    LARGE_ANSWER,
+    Answered,
+    Asked,
+    Busy,
+    Enclosed,
+    Failed,
+    Handed,
+    Recorded,
+)
 from bus.messages.parts import PARTS, Parts
 from bus.messages.topics import PUBLISHED
 from bus.registry.card import AGENT_DEREGISTERED, AGENT_LOST, AGENT_REGISTERED, AgentDeregistered, AgentLost, Card
@@ -53,7 +65,8 @@ from bus.registry.presence import Beat, Present
 from bus.rules.dead import LETTERS
 from bus.rules.events import COMMIT, EVENTS, Body, Known
 from bus.runs.halts import Halt
-from bus.runs.lane import PLACED, Placed
+from bus.runs.hearing import AGAIN, Again
+from bus.runs.lane import PARKED, PLACED, RESUMED, UNPARKED, Parked, Resumed, Unparked
 from bus.runs.ledger import WORK
 from bus.runs.recovery import RECOVERED, STARVED, Recovery, Starved
 from bus.runs.schedule import SCHEDULED, SKIPPED, UNSCHEDULED, OccurrenceSkipped, Scheduled, Unscheduled
@@ -71,6 +84,7 @@ REPLIES: dict[str, Any] = {
     "task.busy.v1": Busy,
     "task.recorded.v1": Recorded,
     "task.answered.v1": Answered,
+    "task.enclosed.v1": Enclosed,
     "task.failed.v1": Failed,
 }
 ENVELOPE, COMPRESSED, REFERRING = "envelope.v1", "envelope.compressed.v1", "envelope.referring.v1"
@@ -78,6 +92,10 @@ ENVELOPE, COMPRESSED, REFERRING = "envelope.v1", "envelope.compressed.v1", "enve
 
 class Commit(Body[Known], frozen=True):
     """What one append stored together: one or more events of a run, in order."""
+
+
+class Placed(Body[Known], frozen=True):
+    """A place in a lane: the first commit of the run that has it."""
 
 
 def _with_form(name: str, says: str, *form: tuple[Any, ...]) -> Any:
@@ -119,6 +137,9 @@ def vocabulary() -> dict[str, Entry]:
         COMMIT: Entry("data", Commit),
         WORK: Entry("data", None),
         PLACED: Entry("data", Placed),
+        PARKED: Entry("data", Parked),
+        UNPARKED: Entry("data", Unparked),
+        RESUMED: Entry("data", Resumed),
         AGENT_REGISTERED: Entry("data", Card),
         AGENT_DEREGISTERED: Entry("data", AgentDeregistered),
         AGENT_LOST: Entry("data", AgentLost),
@@ -148,10 +169,12 @@ def vocabulary() -> dict[str, Entry]:
         RECOVERED: Entry("data", Recovery),
         STARVED: Entry("data", Starved),
         PUBLISHED: Entry("data", Any),
+        AGAIN: Entry("data", Again),
         PARTS: Entry("data", Parts),
         HANDED: Entry("data", Handed),
         ASKED: Entry("data", Asked),
-        **{name: Entry("body", type) for name, type in REPLIES.items()},
+        LARGE_ANSWER: Entry("data", Any),
+        **{name: Entry("body", type) for name, type in (REPLIES | ROW_TYPES).items()},
         BEAT: Entry("body", Beat),
         PRESENT: Entry("body", Present),
         HALT: Entry("body", Halt),

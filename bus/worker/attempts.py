@@ -40,6 +40,7 @@ from bus.rules.events import Cause, PhaseFailed, PhaseStarted, ResultRefused
 from bus.rules.inputs import Order
 from bus.rules.inputs import order as order_of
 from bus.runs.halts import Halt, is_held
+from bus.runs.hearing import Again
 from bus.runs.runs import Decided
 from bus.worker.beginning import Beginning
 from bus.worker.brake import Brake
@@ -397,22 +398,25 @@ class Attempts:
         )
         await client.log.append(client.subjects.llm(call.provider), record)
 
-    async def bury(self, capability: str, delivery: Delivery, reason: str) -> None:
-        """Keep a message that nobody can read as a dead letter of the capability, then acknowledge it."""
+    async def bury(self, capability: str, delivery: Delivery, reason: str, again: Again | None = None) -> None:
+        """Keep a message that nobody can read as a dead letter of the capability, then acknowledge it.
+
+        With `again` it is what that tells once more, and could not be read before.
+        """
         client = self._client
         message = delivery.message
         limits = (client.connection.max_payload, _KEPT_BYTES)
         for limit_bytes in limits:
             letter = dead.unreadable(
                 capability,
-                message.subject,
-                message.data,
+                again.subject if again is not None else message.subject,
+                again.body if again is not None else message.data,
                 reason,
                 self._instance,
                 limit_bytes=limit_bytes,
                 agent=self._agent.name,
-                headers=message.headers,
-                origin=delivery.stream_sequence,
+                headers={} if again is not None else message.headers,
+                origin=again.origin if again is not None else delivery.stream_sequence,
                 stored_at=delivery.stored_at,
                 delivered=delivery.delivered,
             )

@@ -4,7 +4,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager
 from datetime import timedelta
+from functools import partial
 
 import msgspec
 import structlog
@@ -12,12 +15,13 @@ import structlog
 from bus.broker.connection import Message
 from bus.client import Client
 from bus.clock import utc_now
-from bus.errors import BusError, CircuitOpen, MalformedMessage, TooLarge
+from bus.errors import BusError, CircuitOpen, InvalidName, MalformedMessage, TooLarge
 from bus.format.envelope import Envelope, decode, decode_data
+from bus.format.payload import is_inline
 from bus.guards.circuit import Circuit, Passage
 from bus.handlers.agent import Agent, Capability
-from bus.handlers.context import SAID, Context, Pulse
-from bus.handlers.handling import Answer, Halted, answer, perform
+from bus.handlers.context import Pulse
+from bus.handlers.handling import Answer
 from bus.messages.handover import (
     ASKED,
     HANDED,
@@ -39,12 +43,16 @@ from bus.runs.runs import Decided
 from bus.runs.task import WORK
 from bus.worker.attempts import Attempts
 from bus.worker.beginning import Beginning
+from bus.worker.questions import Questions
 from bus.worker.room import Room
+from bus.worker.withdrawal import Withdrawal
 
 logger = structlog.get_logger(__name__)
 
 # Work that can't begin by then waits in the stream instead, where somebody else may take it.
 _IN_LINE_S = 0.02
+# A question has no other place to wait, but others may have a hand free.
+_LONGEST_PATIENCE_S = 1.0
 
 
 class Reception:
@@ -55,56 +63,84 @@ class Reception:
         self._agent = agent
         self._instance = instance
         self._attempts = attempts
-        self._apart = apart
+        self._questions = Questions(client, agent, instance, attempts, apart)
 
     async def serve(self, capability: Capability, room: Room, message: Message, circuit: Circuit | None = None) -> None:
         """Do what is asked and say what came of it; that it was not done here, if there is no room for it, or its
         `circuit` does not let it through."""
         try:
-            asked = decode(message.data)
-            handed = _handed(asked)
-            is_taking = not self._attempts.draining and not self._attempts.is_paused(capability)
-            if handed is not None and room.is_behind(handed.priority):
-                is_taking = False
-            if not is_taking or not await room.enter(_IN_LINE_S, handed=True):
-                self._say(message, Busy())
-                return
-            try:
-                passage = await circuit.enter() if circuit is not None else None
-                await self._serve(capability, message, asked, handed, passage)
-            except CircuitOpen:
-                self._say(message, Busy())
-            finally:
-                room.leave()
-        except MalformedMessage as error:
+            await self._heed(capability, room, message, circuit)
+        except (MalformedMessage, InvalidName) as error:
             logger.warning("unreadable handover", capability=capability.name, error=str(error))
             self._say(message, Busy())
+        except BusError as error:
+            logger.warning("not taken", capability=capability.name, error=str(error))
+            self._say(message, Busy())
 
-    async def _serve(
+    async def _heed(self, capability: Capability, room: Room, message: Message, circuit: Circuit | None) -> None:
+        body = message.data
+        asked = decode(body if is_inline(body) else await self._client.log.unpack(body))
+        if asked.runid is None or asked.type not in (HANDED, ASKED):
+            raise MalformedMessage(f"{asked.type!r} of run {asked.runid!r} can't be handed over")
+        if asked.type == HANDED:
+            handed = decode_data(asked, handed_decoder, "work that was handed over")
+            if room.is_behind(handed.priority):
+                self._say(message, Busy())
+                return
+            storing = partial(self._store, capability, message, asked, asked.runid, handed)
+            await self._with_room(capability, room, message, circuit, storing, _IN_LINE_S)
+            return
+        question = decode_data(asked, asked_decoder, "a question")
+        pulse = Pulse()
+        replying = partial(self._reply, capability, message, asked, asked.runid, question, pulse)
+        patience_s = min(max(question.patience_s, 0.0), _LONGEST_PATIENCE_S)
+        with Withdrawal(self._client.connection, self._client.subjects.withdrawn(asked.runid), pulse):
+            await self._with_room(capability, room, message, circuit, replying, patience_s)
+
+    async def _with_room(
+        self,
+        capability: Capability,
+        room: Room,
+        message: Message,
+        circuit: Circuit | None,
+        serving: Callable[[Passage | None], Awaitable[None]],
+        within_s: float,
+    ) -> None:
+        is_taking = not self._attempts.draining and not self._attempts.is_paused(capability)
+        if not is_taking or not await room.enter(within_s, handed=True):
+            self._say(message, Busy())
+            return
+        try:
+            await serving(await circuit.enter() if circuit is not None else None)
+        except CircuitOpen:
+            self._say(message, Busy())
+        finally:
+            room.leave()
+
+    def _bound(self, asked: Envelope, run: str) -> AbstractContextManager[object]:
+        return structlog.contextvars.bound_contextvars(
+            agent=self._agent.name,
+            instance=self._instance,
+            run=run,
+            correlation=asked.correlationid or run,
+            causation=asked.causationid,
+            phase=WORK,
+            attempt=1,
+        )
+
+    async def _reply(
         self,
         capability: Capability,
         message: Message,
         asked: Envelope,
-        handed: Handed | None,
+        run: str,
+        question: Asked,
+        pulse: Pulse,
         passage: Passage | None,
     ) -> None:
-        with structlog.contextvars.bound_contextvars(
-            agent=self._agent.name,
-            instance=self._instance,
-            run=asked.runid,
-            correlation=asked.correlationid or asked.runid,
-            causation=asked.causationid,
-            phase=WORK,
-            attempt=1,
-        ):
-            match asked.type:
-                case _ if handed is not None and asked.runid is not None:
-                    await self._store(capability, message, asked, asked.runid, handed, passage)
-                case type if type == ASKED and asked.runid is not None:
-                    question = decode_data(asked, asked_decoder, "a question")
-                    self._say(message, await self._answer(capability, asked, asked.runid, question, passage))
-                case _:
-                    raise MalformedMessage(f"{asked.type!r} can't be handed over")
+        """A question that the log never hears of."""
+        with self._bound(asked, run):
+            self._say(message, await self._questions.reply(capability, asked, run, question, pulse, passage))
 
     async def _store(
         self,
@@ -158,45 +194,15 @@ class Reception:
         bound_s = min(capability.timeout_s, handed.task.timeout_s)
         beginning.arm()
         try:
-            decided = await self._attempts.make(
-                capability, order, came_at + timedelta(seconds=bound_s), beginning, pulse, passage
-            )
+            with self._bound(asked, run):
+                decided = await self._attempts.make(
+                    capability, order, came_at + timedelta(seconds=bound_s), beginning, pulse, passage
+                )
             if decided is not None:
                 say(_said_of(decided))
         finally:
             beginning.disarm()
             say(Busy())
-
-    async def _answer(
-        self, capability: Capability, asked: Envelope, run: str, question: Asked, passage: Passage | None
-    ) -> Reply:
-        """A question that the log never hears of."""
-        context = Context(
-            run=run,
-            plan="",
-            phase=WORK,
-            agent=self._agent.name,
-            instance=self._instance,
-            correlation=asked.correlationid or run,
-            causation=asked.causationid,
-            deadline_at=question.deadline_at,
-            report=lambda _fraction, _note: SAID,
-            state=self._attempts.state,
-            door=self._client,
-        )
-        result = await perform(
-            capability,
-            msgspec.json.decode(question.input),
-            context,
-            timeout_s=max(context.left_s(utc_now(), capability.timeout_s), 0.0),
-            silence_s=capability.silence_s,
-            answer=answer if capability.isolation is None else self._apart,
-        )
-        if isinstance(result, Halted):
-            return Busy()
-        if passage is not None:
-            passage.end(result if isinstance(result, Problem) else None)
-        return Failed(result) if isinstance(result, Problem) else Answered(msgspec.Raw(result))
 
     def _say(self, message: Message, reply: Reply) -> None:
         if not message.reply:
@@ -210,11 +216,6 @@ class Reception:
         except BusError as error:
             # Whoever asked finds it in the log.
             logger.warning("not answered", error=str(error))
-
-
-def _handed(asked: Envelope) -> Handed | None:
-    """The work that is handed over, if it is for the log. Raises MalformedMessage."""
-    return decode_data(asked, handed_decoder, "work that was handed over") if asked.type == HANDED else None
 
 
 def _said_of(decided: Decided) -> Reply:

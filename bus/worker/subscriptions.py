@@ -8,7 +8,6 @@ finds its run there.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import Coroutine
 from functools import lru_cache
 from typing import Any
@@ -27,6 +26,7 @@ from bus.messages.topics import value_of
 from bus.rules.commands import Begin
 from bus.rules.plan import TASK, Phase, Plan
 from bus.rules.references import ref
+from bus.runs.hearing import Again, heard_as, read_again
 from bus.runs.task import WORK
 from bus.worker.attempts import Attempts
 
@@ -99,7 +99,13 @@ class Subscription:
     async def _ensure(self) -> None:
         client, subscribed = self._client, self._subscribed
         await ensure_subscription(
-            client.connection, client.subjects, self._consumer, subscribed.topics, subscribed.after, client.settings
+            client.connection,
+            client.subjects,
+            self._consumer,
+            subscribed.capability,
+            subscribed.topics,
+            subscribed.after,
+            client.settings,
         )
 
     @property
@@ -108,38 +114,33 @@ class Subscription:
 
     async def _hear(self, delivery: Delivery) -> None:
         """Make a fact the agent's work, then acknowledge it."""
-        client = self._client
-        run = self._run(delivery.stream_sequence)
+        client, capability = self._client, self._subscribed.capability
+        again: Again | None = None
         try:
-            message = await self._message(delivery)
+            subject, position, body = delivery.message.subject, delivery.stream_sequence, delivery.message.data
+            if subject == client.subjects.again(capability):
+                again = read_again(await self._opened(body))
+                subject, position, body = again.subject, again.origin, again.body
+            message = await self._opened(body)
             value_of(message)
-            topic = client.subjects.topic_of(delivery.message.subject)
-            heard = Heard(topic, delivery.stream_sequence, message.data)
-            plan = _plan(self._subscribed.capability)
-            begin = Begin(
-                plan, msgspec.Raw(msgspec.json.encode(heard)), correlation=message.correlationid or message.id
-            )
-            await client.runs.submit(run, begin, causation=message.id)
+            heard = Heard(client.subjects.topic_of(subject), position, message.data)
+            story = message.correlationid or message.id
+            begin = Begin(_plan(capability), msgspec.Raw(msgspec.json.encode(heard)), correlation=story)
+            await client.runs.submit(heard_as(capability, position), begin, causation=message.id)
         except MalformedMessage as error:
-            await self._attempts.bury(self._subscribed.capability, delivery, str(error))
+            await self._attempts.bury(capability, delivery, str(error), again)
             return
         except Refused:
-            logger.debug("heard before", run=run)
+            logger.debug("heard before", position=position)
         except BusError as error:
             logger.warning("not heard", position=delivery.stream_sequence, error=str(error))
             delivery.nak(_NOT_NOW_S)
             return
         delivery.ack()
 
-    async def _message(self, delivery: Delivery) -> Envelope:
-        body = delivery.message.data
+    async def _opened(self, body: bytes) -> Envelope:
         # What is large is not in the message, but referred to.
-        record = None if is_inline(body) else await self._client.log.at(delivery.stream_sequence)
-        return decode(body) if record is None else record.envelope()
-
-    def _run(self, position: int) -> str:
-        digest = hashlib.blake2b(f"{self._consumer}/{position}".encode(), digest_size=10).hexdigest()
-        return f"{TASK}-{digest}"
+        return decode(body if is_inline(body) else await self._client.log.unpack(body))
 
 
 @lru_cache(maxsize=100)

@@ -29,6 +29,7 @@ def _delivery_options(command: Any) -> Any:
         click.option(
             "--at", type=click.DateTime(["%Y-%m-%dT%H:%M:%S%z"]), help="Not before: 2026-11-22T02:00:00+0000."
         ),
+        click.option("--key", default="", metavar="KEY", help="In the order of all that is sent with the same one."),
         click.option("--delay", "delay_s", type=float, metavar="SECONDS", help="Not before so many seconds from now."),
         turn_options,
     ):
@@ -42,6 +43,7 @@ def _delivery_options(command: Any) -> Any:
 @click.option("--timeout", "timeout_s", type=float, default=30.0, metavar="SECONDS", help="30 unless told.")
 @click.option("--fast", is_flag=True, help="Store nothing; the work is done at most once.")
 @turn_options
+@click.option("--key", default="", metavar="KEY", help="In the order of all that is sent with the same one.")
 @click.option("--stream", "is_streamed", is_flag=True, help="Print what the handler emits while it works.")
 @on_live_bus
 async def ask(
@@ -51,6 +53,7 @@ async def ask(
     value: msgspec.Raw,
     timeout_s: float,
     fast: bool,
+    key: str,
     is_streamed: bool,
     priority: Priority | None,
     sender: str | None,
@@ -60,6 +63,8 @@ async def ask(
 
     if fast and is_streamed:
         raise click.UsageError("--fast stores nothing, so there is nothing to stream: leave one of the two out")
+    if key and is_streamed:
+        raise click.UsageError("--stream has no --key: leave one of the two out")
     try:
         if is_streamed:
             stream = client.stream(capability, value, timeout_s=timeout_s, priority=priority, sender=sender)
@@ -67,9 +72,8 @@ async def ask(
                 printer.record({"index": part.index, "attempt": part.attempt, "part": part.value})
             answer = await stream.answer()
         else:
-            answer = await client.ask(
-                capability, value, timeout_s=timeout_s, fast=fast, priority=priority, sender=sender
-            )
+            turn: dict[str, Any] = {"key": key, "priority": priority, "sender": sender}
+            answer = await client.ask(capability, value, timeout_s=timeout_s, fast=fast, **turn)
     except WorkFailed as failed:
         printer.hint(str(failed))
         return FAILED

@@ -24,6 +24,10 @@ _COMMANDS = {
         "console.commands.projections:query",
         "Print the rows of a projection as JSON, one to a line, or the one with that key; as of now, or as of before.",
     ),
+    "schema": (
+        "console.commands.projections:schema",
+        "Print the JSON Schema of a projection's rows: for programs in other languages that subscribe to them.",
+    ),
 }
 
 

@@ -27,16 +27,19 @@ _TARGETS = click.argument("targets", metavar="[NAME | FILE.py:NAME]...", nargs=-
 async def run(client: Client, printer: Printer, targets: tuple[str, ...], shelf_url: str | None) -> None:
     """Keep projections up to date until Ctrl-C: all that ship, or those named.
 
-    It may be killed anywhere and begun again, and run twice.
+    It may be killed anywhere and begun again, and run twice. Whoever subscribes to their rows is served.
     """
     from bus.signals import until_signalled
     from projections.runner import Runner
+    from projections.serving import serving
 
     with shelf_of(client, shelf_url) as shelf:
-        runner = Runner(client, shelf, chosen(targets))
-        position = await runner.catch_up()
-        printer.hint(f"caught up with position {position}; keeping up until Ctrl-C")
-        await until_signalled(runner.run)
+        wanted = chosen(targets)
+        async with serving(client, shelf, wanted) as served:
+            runner = Runner(client, shelf, wanted, on_changed=served.changed)
+            position = await runner.catch_up()
+            printer.hint(f"caught up with position {position}; keeping up until Ctrl-C")
+            await until_signalled(runner.run)
 
 
 @click.command()
@@ -125,6 +128,18 @@ async def query(
         if row is None:
             raise Failure(NOT_FOUND, f"{projection.name} has no row {name!r}", f"phasebus projection query {target}")
         printer.record({"key": name, "row": row})
+
+
+@click.command()
+@click.argument("target", metavar="NAME | FILE.py:NAME")
+@click.option("--glances", is_flag=True, help="Of what a list shows of each row.")
+def schema(target: str, glances: bool) -> None:
+    """Print the JSON Schema of a projection's rows: for programs in other languages that subscribe to them."""
+    from bus.schema.document import encode
+    from projections.shelf import schema as described
+
+    [projection] = chosen([target])
+    click.echo(encode(described(projection, glances=glances)).decode(), nl=False)
 
 
 async def standings(client: Client, shelf: Shelf) -> list[dict[str, Any]]:

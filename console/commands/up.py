@@ -24,7 +24,7 @@ Other terminals, in this folder or below it:
   phasebus agent run FILE.py:agent
   phasebus run start PLAN.toml --follow
   phasebus attention
-Elsewhere: set NATS_URL to the url in {file}.
+Elsewhere: set NATS_URL to the url in {file}; to its auditor_url, where nothing is to be changed.
 Ctrl-C ends it; the log stays."""
 
 
@@ -38,12 +38,18 @@ Ctrl-C ends it; the log stays."""
 )
 @click.option("--port", type=click.IntRange(1, 65535), help="Where to listen on 127.0.0.1; a free port unless told.")
 @click.option(
+    "--websocket",
+    type=click.IntRange(1, 65535),
+    metavar="PORT",
+    help="Also listen there on 127.0.0.1 for WebSockets: for dashboards, with the auditor's login.",
+)
+@click.option(
     "--durability",
     type=click.Choice(["synced", "fast"]),
     help="synced (default): on disk before acknowledged; fast: a power cut may cost the last second.",
 )
 @json_option
-def up(store: Path, port: int | None, durability: str | None, as_json: bool) -> None:
+def up(store: Path, port: int | None, websocket: int | None, durability: str | None, as_json: bool) -> None:
     """Start a bus with its supervisor here, until Ctrl-C.
 
     With NATS_URL or NATS_CONTEXT set, no server is started: the supervisor joins the one that is there.
@@ -68,9 +74,9 @@ def up(store: Path, port: int | None, durability: str | None, as_json: bool) -> 
         if address.read(above / FILE) is not None:
             click.echo(f"warning: this bus hides the one of {above} from this folder and those below it", err=True)
             break
-    if port is not None:
-        _must_be_free(port)
-    asyncio.run(until_signalled(lambda stop: _serve(settings, store, port, stop, as_json)))
+    for each in filter(None, (port, websocket)):
+        _must_be_free(each)
+    asyncio.run(until_signalled(lambda stop: _serve(settings, store, port, websocket, stop, as_json)))
 
 
 def _must_be_free(port: int) -> None:
@@ -88,10 +94,12 @@ def _must_be_free(port: int) -> None:
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise
-            raise Failure(REFUSED, f"port {port} is in use: choose another --port") from None
+            raise Failure(REFUSED, f"port {port} is in use: choose another one") from None
 
 
-async def _serve(settings: Settings, store: Path, port: int | None, stop: asyncio.Event, as_json: bool) -> None:
+async def _serve(
+    settings: Settings, store: Path, port: int | None, websocket: int | None, stop: asyncio.Event, as_json: bool
+) -> None:
     import asyncio
     import os
     from contextlib import AsyncExitStack
@@ -104,10 +112,22 @@ async def _serve(settings: Settings, store: Path, port: int | None, stop: asynci
     async with AsyncExitStack() as stack:
         with explained(store, "give another --store, or use the bus that runs"):
             server = await stack.enter_async_context(
-                embedded(store, port=port, durability=settings.durability, namespace=settings.namespace)
+                embedded(
+                    store,
+                    port=port,
+                    durability=settings.durability,
+                    namespace=settings.namespace,
+                    websocket=websocket or False,
+                )
             )
         started = Started(
-            server.url, server.system_url, os.getpid(), settings.durability, operator_url=server.operator_url
+            server.url,
+            server.system_url,
+            os.getpid(),
+            settings.durability,
+            server.operator_url,
+            server.auditor_url,
+            server.websocket_url,
         )
         login: dict[str, Any] = {"url": server.url, "system_url": server.system_url, "durability": settings.durability}
         async with connect(name="supervisor", **login) as client:

@@ -106,6 +106,8 @@ def _untaken(
     since_s = _age_s(facts, min(waiting))
     what = f"{len(waiting)} of phase {phase.key} of run {state.run} wait, the first for {since_s:.0f} s"
     why = f"all {places} places for {capability!r} are taken"
+    if not is_full and state.is_in_line:
+        return _in_line(facts, state, phase, capability, since_s)
     if not is_full:
         why = f"{capability!r} is offered, and its work was lost on its way, or its agents are draining"
     return Finding(
@@ -116,6 +118,17 @@ def _untaken(
         run=state.run,
         phase=phase.key,
     )
+
+
+def _in_line(facts: Facts, state: RunState, phase: PhaseState, capability: str, since_s: float) -> Finding:
+    """Its place is in the log: it waits for those before it, or behind one of them that died."""
+    dead = [each.number for each in facts.letters if each.capability == capability]
+    whose = f"the work of {capability!r} with key {state.key!r}"
+    cause = f"in line: run {state.run} has waited {since_s:.0f} s for its turn among {whose}"
+    if dead:
+        cause += f"; work of {capability!r} is dead, and with on_dead='park' holds what has the same key"
+    next_step = f"phasebus dead ls --capability {capability}" if dead else "phasebus run ls --tasks"
+    return Finding(code="in_line", weight="waiting", cause=cause, next_step=next_step, run=state.run, phase=phase.key)
 
 
 def breakers(facts: Facts) -> Iterator[Finding]:

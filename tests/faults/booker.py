@@ -6,10 +6,20 @@ import asyncio
 import os
 from pathlib import Path
 
-from bus import Agent, Context, Retry
+from bus import Agent, Context, Reject, Retry
 
 agent = Agent("booker")
 BOOK = Path(os.environ["PHASEBUS_WORKDIR"]) / "book"
+
+
+@agent.capability("keep", ordered=True, on_dead="park", concurrency=4)
+async def keep(order: tuple[str, int]) -> None:
+    key, number = order
+    await asyncio.sleep(0.01)
+    if number == 5 and key.endswith(("0", "1", "2", "3")) and not (BOOK.parent / "mended").exists():
+        raise Reject("not yet")
+    with BOOK.open("a") as lines:
+        lines.write(f"{key} {number}\n")
 
 
 @agent.capability("book", ordered=True, concurrency=4)

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import pytest
 
 from bus import Approval, Client, Phase, Plan, connect
-from bus.broker import server as server_module
+from bus.broker import configuration
 from bus.broker.connection import Connection
 from bus.broker.server import Server, embedded
 from bus.errors import BudgetSpent, Unavailable
@@ -121,8 +121,8 @@ def supervisor_process(server: Server) -> Iterator[subprocess.Popen[bytes]]:
 @asynccontextmanager
 async def configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: str, new: str) -> AsyncIterator[Server]:
     """A server with another setting than ours."""
-    assert old in server_module._CONFIG
-    monkeypatch.setattr(server_module, "_CONFIG", server_module._CONFIG.replace(old, new))
+    assert old in configuration._TEXT
+    monkeypatch.setattr(configuration, "_TEXT", configuration._TEXT.replace(old, new))
     async with embedded(tmp_path / "other") as running_server:
         yield running_server
 

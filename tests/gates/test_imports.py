@@ -41,6 +41,7 @@ RULES = [
     "bus.history.diff",
     "bus.history.happening",
     "bus.history.lineage",
+    "bus.history.rows",
     "bus.history.selection",
     "bus.history.trail",
     "bus.letters.causes",

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -25,6 +26,10 @@ from bus.guards.limit import HELD, SPENT, LimitHeld, LimitSpent
 from bus.guards.quota import Account, Quota, Standing
 from bus.guards.tally import Tally
 from bus.handlers.llm import LLM_CALLED, LLMCalled
+from bus.history.rows import ASKED as ROWS_ASKED
+from bus.history.rows import CHANGED as ROWS_CHANGED
+from bus.history.rows import PAGE as ROWS_PAGE
+from bus.history.rows import Mark, RowsAsked, RowsChanged, RowsPage
 from bus.letters.verdicts import (
     CAPABILITY_RELEASED,
     LETTER_DISCARDED,
@@ -40,7 +45,18 @@ from bus.letters.verdicts import (
 )
 from bus.letters.wanted import Wanted
 from bus.log.garbage import COLLECTED, PayloadsCollected
-from bus.messages.handover import ASKED, HANDED, Answered, Asked, Busy, Failed, Handed, Recorded
+from bus.messages.handover import (
+    ASKED,
+    HANDED,
+    LARGE_ANSWER,
+    Answered,
+    Asked,
+    Busy,
+    Enclosed,
+    Failed,
+    Handed,
+    Recorded,
+)
 from bus.messages.parts import PARTS, Parts
 from bus.messages.topics import PUBLISHED
 from bus.problem import Problem
@@ -107,7 +123,8 @@ from bus.rules.plan import Approval, Phase, Plan
 from bus.rules.references import ref
 from bus.rules.retry import RetryPolicy
 from bus.runs.halts import Halt
-from bus.runs.lane import PLACED, Placed
+from bus.runs.hearing import AGAIN, Again
+from bus.runs.lane import PARKED, PLACED, RESUMED, UNPARKED, Parked, Resumed, Unparked
 from bus.runs.ledger import WORK
 from bus.runs.recovery import RECOVERED, STARVED, Recovered, Recovery, Starved
 from bus.runs.schedule import SCHEDULED, SKIPPED, UNSCHEDULED, OccurrenceSkipped, Schedule, Scheduled, Unscheduled
@@ -562,14 +579,34 @@ REPLIES: dict[str, object] = {
     "task.busy.v1": Busy(),
     "task.recorded.v1": Recorded(41),
     "task.answered.v1": Answered(msgspec.Raw(b"750"), 41),
+    "task.enclosed.v1": Enclosed(msgspec.Raw(b'{"dataref":"0f9e.json"}')),
     "task.failed.v1": Failed(PROBLEM),
+}
+STARTED_IN_LINE = RunStarted(
+    plan=Task("price", 30.0).plan, input=msgspec.Raw(b'{"sku":"A-7"}'), deadline_at=LATER, key="customer-7"
+)
+
+ROWS: dict[str, Any] = {
+    ROWS_ASKED: RowsAsked(Mark("runs/2/0f9e8d7c", 41, "order-7"), glances=True),
+    ROWS_PAGE: RowsPage(
+        {"order-7": msgspec.Raw(b'{"status":"completed"}'), "order-8": msgspec.Raw(b"null")},
+        Mark("runs/2/0f9e8d7c", 43),
+        afresh=True,
+        more=True,
+        omitted={"order-9": 1_400_000},
+    ),
+    ROWS_CHANGED: RowsChanged("runs/2/0f9e8d7c", 43),
 }
 
 MESSAGES: dict[str, bytes] = {
     "commit": commit([event for events in EVENTS.values() for event in events]),
     **{name: commit(events) for name, events in EVENTS.items()},
     WORK: about_work(WORK, None, attempt=2),
-    PLACED: about_work(PLACED, Placed("customer-7")),
+    PLACED: handed_over(PLACED, {"events": [STARTED_IN_LINE]}),
+    PARKED: handed_over(PARKED, Parked("customer-7", 40)),
+    UNPARKED: about_agent(UNPARKED, Unparked("customer-7", 41, waiting=True)),
+    RESUMED: handed_over(RESUMED, Resumed("customer-7", "2f46")),
+    AGAIN: about_agent(AGAIN, Again("2f46", "bus.topic.orders.created", 41, b"\xff")),
     LETTER: about_work(LETTER, DIED),
     UNREADABLE: about_agent(UNREADABLE, UNDECODED),
     **{kind: about_agent(kind, verdict) for kind, verdict in VERDICTS.items()},
@@ -584,7 +621,8 @@ MESSAGES: dict[str, bytes] = {
     PUBLISHED: about_agent(PUBLISHED, {"number": 7}),
     PARTS: about_work(PARTS, Parts(2, 4, [msgspec.Raw(b'"one"'), msgspec.Raw(b'{"two":2}')]), attempt=2),
     **{kind: handed_over(kind, data) for kind, data in HANDOVERS.items()},
-    **{name: msgspec.json.encode(reply) for name, reply in REPLIES.items()},
+    **{name: msgspec.json.encode(reply) for name, reply in (REPLIES | ROWS).items()},
+    LARGE_ANSWER: handed_over(LARGE_ANSWER, 750),
     "beat": msgspec.json.encode(BEAT),
     "present.v1": msgspec.json.encode(PRESENT),
     "halt": msgspec.json.encode(HALT),

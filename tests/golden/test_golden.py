@@ -43,6 +43,7 @@ from tests.golden.samples import (
     REMOVED,
     REPLIES,
     ROOMY,
+    ROWS,
     RUN,
     SCHEDULES,
     STANDING,
@@ -128,6 +129,12 @@ def test_golden_signs_of_life_are_read_back_equal() -> None:
     assert msgspec.json.decode(golden("present.v1").read_bytes(), type=Present) == PRESENT
 
 
+@pytest.mark.parametrize(("name", "expected"), ROWS.items())
+def test_golden_rows_are_read_back_equal(name: str, expected: object) -> None:
+    read = msgspec.json.decode(golden(name).read_bytes(), type=type(expected))
+    assert msgspec.json.encode(read) == msgspec.json.encode(expected)
+
+
 @pytest.mark.parametrize(("name", "expected"), [("tally", TALLY), ("standing", STANDING)])
 def test_what_is_shared_of_breakers_and_limits_is_read_back_equal(name: str, expected: object) -> None:
     assert msgspec.json.decode(golden(name).read_bytes(), type=type(expected)) == expected
@@ -143,7 +150,11 @@ def test_the_golden_halt_is_read_back_equal() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [name for name in MESSAGES if name not in {"beat", "bell", "halt", "present.v1", "tally", "standing", *REPLIES}],
+    [
+        name
+        for name in MESSAGES
+        if name not in {"beat", "bell", "halt", "present.v1", "tally", "standing", *REPLIES, *ROWS}
+    ],
 )
 def test_every_golden_message_is_a_cloudevent_and_compact_json(name: str) -> None:
     written = golden(name).read_bytes()

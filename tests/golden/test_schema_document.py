@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from bus.format.subjects import Subjects, Work, live_copy
+from bus.format.subjects import Subjects, Work, live_copy, subscription
+from bus.runs.lane import token_of
 from bus.schema import document, vocabulary
 from bus.schema.asyncapi import asyncapi
 from bus.schema.compatibility import changes
@@ -156,8 +157,9 @@ def test_the_channels_are_the_subjects_of_the_namespace(described: dict[str, Any
     values = {"run": "r-1", "capability": "git:collect", "phase": "-8:2", "attempt": "3", "agent": "git"}
     values |= {"instance": "git-1", "area": "dead", "lease": "permit.gpu.2", "barrier": "ready", "decision": "d-1"}
     values |= {"breaker": "git:collect", "limit": "openai", "provider": "openai"}
-    values |= {"topic": "orders.packed"}
-    values |= {"lane": "3", "level": "normal", "sender": "0", "row": "0"}
+    values |= {"topic": "orders.packed", "projection": "runs"}
+    values |= {"level": "normal", "sender": "0", "row": "0"}
+    values |= {"lane": "3", "key": token_of("customer-7"), "subscription": "agent:git:on:pushes"}
     found = {
         name: channel["address"].format_map(values)
         for name, channel in described["channels"].items()
@@ -176,6 +178,8 @@ def test_the_channels_are_the_subjects_of_the_namespace(described: dict[str, Any
         "calls": subjects.llm("openai"),
         "parts": subjects.part("r-1", "-8", 2),
         "lines": subjects.line("git.collect", 3),
+        "parked": subjects.parked("git.collect", token_of("customer-7")),
+        "mail": subjects.again(subscription("git", "pushes")),
         "topics": subjects.topic("orders.packed"),
     }
     assert found == {
@@ -184,6 +188,8 @@ def test_the_channels_are_the_subjects_of_the_namespace(described: dict[str, Any
         "work": subjects.work(Work("git.collect", "r-1", "-8", 2, 3)),
         "tallies": subjects.tally("git.collect"),
         "beats": subjects.beat("git-1"),
+        "changes": subjects.changed("runs"),
+        "rows": subjects.rows("runs"),
         "halts": subjects.halt("git-1"),
         "bells": subjects.bell("git.collect"),
         "everyone": subjects.everyone,
@@ -192,6 +198,7 @@ def test_the_channels_are_the_subjects_of_the_namespace(described: dict[str, Any
         "orderly": subjects.who("git.collect", ordered=True),
         "handovers": subjects.hand("git.collect"),
         "spares": subjects.hand("git.collect", spare=True),
+        "withdrawn": subjects.withdrawn("r-1"),
     }
     for channel in described["channels"].values():
         named = set(re.findall(r"{(\w+)}", channel["address"] or ""))

@@ -58,9 +58,9 @@ async def test_the_tour_of_an_archive(terminal: Terminal) -> None:
     said, hint = await terminal.type(*command, "--dry-run")
     assert "1 is open" in said and "nothing was done" in hint
     assert not (terminal.folder / "old").exists()
-    runs, parts, topics, done = await terminal.results(*command)
+    runs, parts, topics, lines, done = await terminal.results(*command)
     assert runs["class"] == "run" and runs["goes"]["records"] == 2 and topics["goes"]["records"] == 0
-    assert parts["class"] == "part" and parts["goes"]["records"] == 0
+    assert [(each["class"], each["goes"]["records"]) for each in (parts, lines)] == [("part", 0), ("line", 0)]
     assert done["removed"] == 2 and [each["records"] for each in done["segments"]] == [2]
     said, _ = await terminal.type("archive", "ls", "old")
     assert "00000001.jsonl.zst" in said

@@ -6,12 +6,13 @@ import json
 import os
 import pty
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
@@ -326,7 +327,7 @@ def test_a_bus_that_can_not_start_says_why_in_a_line(terminal: Terminal) -> None
     port = url.rpartition(":")[2]
     hides = f"warning: this bus hides the one of {terminal.folder} from this folder and those below it\n"
     taken = below.type("up", "--port", port)
-    assert taken.stderr == f"{hides}error: port {port} is in use: choose another --port\n"
+    assert taken.stderr == f"{hides}error: port {port} is in use: choose another one\n"
     assert taken.returncode == 6
     nowhere = below.type("up", "--store", "/dev/null/log")
     assert nowhere.stderr == f"{hides}error: Not a directory: /dev/null/log\n"
@@ -458,3 +459,22 @@ def test_a_bus_outlives_its_server_and_leaves_nothing_but_its_log(tmp_path: Path
     assert not is_alive(second)
     assert not (tmp_path / ".phasebus/address.json").exists()
     assert [row["run"] for row in typing.results("run", "ls", "--store", ".phasebus/log")] == ["kept"]
+
+
+def test_a_bus_says_where_who_only_reads_comes_in_also_by_websocket(tmp_path: Path, compiled: Path) -> None:
+    typing = Terminal(tmp_path, compiled)
+    (tmp_path / "unserved.toml").write_text(UNSERVED)
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    with typing.background("up", "--websocket", port) as up:
+        until_said(up, "Ctrl-C ends it")
+        said = json.loads((tmp_path / ".phasebus/address.json").read_bytes())
+        assert said["websocket_url"] == f"ws://127.0.0.1:{port}"
+        with socket.create_connection(("127.0.0.1", int(port)), timeout=5):
+            pass
+        refused = typing.type("run", "start", "unserved.toml", NATS_URL=said["auditor_url"])
+        assert (refused.returncode, "may only read" in refused.stderr) == (6, True)
+        assert typing.type("run", "start", "unserved.toml", "--id", "seen").returncode == 0
+        seen = typing.type("run", "ls", "--json", NATS_URL=said["auditor_url"])
+        assert json.loads(seen.stdout)["run"] == "seen"

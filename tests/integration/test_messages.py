@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import random
+import threading
+import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
@@ -11,8 +14,10 @@ from msgspec import Struct
 
 from bus import Agent, Client, Context, Reject, WorkFailed, connect
 from bus.broker.server import Server
-from bus.errors import Refused, ScheduleError, SettingsError, TimedOut
+from bus.clock import utc_now
+from bus.errors import Refused, ScheduleError, SettingsError, TimedOut, TooLarge
 from bus.format.subjects import mailbox
+from bus.worker.worker import serving as serving_with
 from tests.harness import BOUND_S, serving, supervised, until
 
 
@@ -189,6 +194,185 @@ async def test_who_stops_waiting_for_an_answer_stops_the_work(server: Server, cl
             await halted.wait()
         (run,) = await client.ledger.names()
         assert (await client.result(run, timeout_s=BOUND_S)).status == "cancelled"
+
+
+@pytest.mark.parametrize("ending", ["cancelled", "timed out"])
+async def test_who_stops_waiting_for_a_fast_answer_stops_the_work(server: Server, client: Client, ending: str) -> None:
+    agent = Agent("slow")
+    began, halted = asyncio.Event(), asyncio.Event()
+
+    @agent.capability("sleep")
+    async def sleep(_: int) -> None:
+        began.set()
+        try:
+            await asyncio.sleep(BOUND_S)
+        except asyncio.CancelledError:
+            halted.set()
+            raise
+
+    async with serving(server, agent):
+        asking = asyncio.create_task(client.ask("sleep", 1, fast=True, timeout_s=0.5 if ending == "timed out" else 60))
+        await began.wait()
+        if ending == "cancelled":
+            asking.cancel()
+        async with asyncio.timeout(BOUND_S):
+            await halted.wait()
+        assert isinstance((await asyncio.gather(asking, return_exceptions=True))[0], BaseException)
+        # Its place is free again.
+        began.clear()
+        again = asyncio.create_task(client.ask("sleep", 1, fast=True))
+        await began.wait()
+        again.cancel()
+
+
+async def test_a_thread_that_answers_fast_is_told_that_nobody_waits(server: Server, client: Client) -> None:
+    agent = Agent("slow")
+    began, told = threading.Event(), threading.Event()
+
+    @agent.capability("sleep")
+    def sleep(_: int, context: Context) -> None:
+        began.set()
+        while not context.cancelled:
+            time.sleep(0.01)
+        told.set()
+
+    async with serving(server, agent):
+        asking = asyncio.create_task(client.ask("sleep", 1, fast=True))
+        await until(began.is_set)
+        asking.cancel()
+        await until(told.is_set)
+
+
+async def test_what_a_withdrawn_question_asked_itself_is_withdrawn_as_well(server: Server, client: Client) -> None:
+    agent = Agent("chain")
+    began, halted = asyncio.Event(), asyncio.Event()
+    left_s: list[float] = []
+
+    @agent.capability("outer")
+    async def outer(_: int, context: Context) -> None:
+        await context.client.ask("inner", 1, fast=True)
+
+    @agent.capability("inner")
+    async def inner(_: int, context: Context) -> None:
+        left_s.append(context.left_s(utc_now(), 3600))
+        began.set()
+        try:
+            await asyncio.sleep(BOUND_S)
+        except asyncio.CancelledError:
+            halted.set()
+            raise
+
+    async with serving(server, agent):
+        asking = asyncio.create_task(client.ask("outer", 1, fast=True, timeout_s=5))
+        await began.wait()
+        asking.cancel()
+        async with asyncio.timeout(BOUND_S):
+            await halted.wait()
+    # It had no more time than who asked first.
+    assert left_s[0] <= 5
+
+
+async def test_a_question_that_is_withdrawn_in_line_is_never_begun(server: Server, client: Client) -> None:
+    agent = Agent("slow")
+    begun: list[int] = []
+    release = asyncio.Event()
+
+    @agent.capability("hold")
+    async def hold(number: int) -> None:
+        begun.append(number)
+        await release.wait()
+
+    async with serving(server, agent):
+        first = asyncio.create_task(client.ask("hold", 1, fast=True))
+        await until(lambda: begun)
+        others = [asyncio.create_task(client.ask("hold", 2, fast=True)) for _ in range(5)]
+        await asyncio.sleep(0.5)
+        for each in others:
+            each.cancel()
+        await asyncio.sleep(0.1)
+        release.set()
+        await first
+        await client.ask("hold", 3, fast=True)
+    assert begun == [1, 3]
+
+
+async def test_a_fast_question_and_its_answer_may_be_larger_than_a_message(server: Server, client: Client) -> None:
+    agent = Agent("mirror")
+
+    @agent.capability("mirror")
+    async def mirror(text: str) -> str:
+        return text[::-1]
+
+    @agent.capability("size")
+    async def size(text: str) -> int:
+        return len(text)
+
+    @agent.capability("grow")
+    async def grow(size: int) -> str:
+        return noise(size)
+
+    assert client.connection.max_payload < 3_000_000
+    async with serving(server, agent):
+        large = noise(3_000_000)
+        assert await client.ask("size", large, int, fast=True) == len(large)
+        assert len(await client.ask("grow", len(large), str, fast=True)) == len(large)
+        assert await client.ask("mirror", large, str, fast=True) == large[::-1]
+        # Around the limit itself, envelope and all.
+        for more in range(-600, 100, 50):
+            almost = noise(client.connection.max_payload + more)
+            assert await client.ask("mirror", almost, str, fast=True) == almost[::-1]
+    assert await client.log.last(client.subjects.runs) is None
+
+
+async def test_a_fast_question_or_answer_over_the_limit_for_payloads_is_refused(server: Server) -> None:
+    agent = Agent("grower")
+
+    @agent.capability("grow")
+    async def grow(size: int | str) -> str:
+        return noise(size) if isinstance(size, int) else ""
+
+    limit_bytes = 2_000_000
+    async with connect(server.url, payload_limit_bytes=limit_bytes) as client, serving_with(client, agent):
+        with pytest.raises(TooLarge, match="limit"):
+            await client.ask("grow", noise(limit_bytes), fast=True)
+        with pytest.raises(WorkFailed, match="too large") as failed:
+            await client.ask("grow", limit_bytes, fast=True)
+        assert failed.value.problem.code == "bad_output"
+
+
+def noise(size: int) -> str:
+    """Text that no compression makes small."""
+    return random.Random(7).randbytes(size // 2 + 1).hex()[:size]
+
+
+async def test_who_waits_for_a_free_hand_asks_seldom_and_is_answered_soon(server: Server, client: Client) -> None:
+    agent = Agent("slow")
+    begun: list[int] = []
+    release = asyncio.Event()
+
+    @agent.capability("hold")
+    async def hold(number: int) -> int:
+        begun.append(number)
+        await release.wait()
+        return number
+
+    questions = 0
+
+    def count(_: object) -> None:
+        nonlocal questions
+        questions += 1
+
+    async with serving(server, agent):
+        first = asyncio.create_task(client.ask("hold", 0, int, fast=True))
+        await until(lambda: begun)
+        listening = client.connection.subscribe(client.subjects.hand("hold"), count)
+        others = [asyncio.create_task(client.ask("hold", number, int, fast=True)) for number in range(1, 6)]
+        await asyncio.sleep(3)
+        # Each asked with growing patience, at most about once a second in the end; it was 30 times a second.
+        assert 5 <= questions <= 5 * 14
+        release.set()
+        assert await asyncio.gather(first, *others) == list(range(6))
+        listening.unsubscribe()
 
 
 async def test_what_takes_long_is_in_the_log_while_it_is_done(server: Server, client: Client) -> None:

@@ -8,9 +8,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from jsonschema import Draft202012Validator
 
 from bus import connect
 from bus.broker.server import Server
+from bus.errors import SettingsError
+from projections.catalogue import BUILT_IN
+from projections.catchup import build
+from projections.runs import RUNS, glance
+from projections.shelf import encoded, schema
 from tests.harness import ROOT, serving
 from tests.integration.test_runner import completed, echo
 
@@ -84,3 +90,27 @@ async def test_a_projection_that_is_not_there_is_said_with_those_that_are(
 ) -> None:
     [said] = phasebus(server, tmp_path, "rebuild", "sales", code=2)
     assert "no projection 'sales'" in str(said["title"]) and "runs" in str(said["next_step"])
+
+
+def test_the_rows_of_every_projection_that_ships_are_described_as_they_are_sent(tmp_path: Path) -> None:
+    for name, projection in BUILT_IN.items():
+        described = schema(projection)
+        Draft202012Validator.check_schema(described)
+        assert described["$ref"].startswith("#/$defs/"), name
+    command = [sys.executable, "-m", "bus", "projection", "schema", "runs", "--glances"]
+    done = subprocess.run(
+        command, capture_output=True, check=True, cwd=tmp_path, env={"PYTHONPATH": str(ROOT), "PATH": ""}, timeout=60
+    )
+    glances = json.loads(done.stdout)
+    properties = glances["$defs"]["Glance"]["properties"]
+    assert properties["status"]["enum"] and "started_at" in properties
+    with pytest.raises(SettingsError, match="does not say what a glance"):
+        schema(BUILT_IN["traffic"], glances=True)
+
+
+async def test_rows_that_are_sent_have_the_schema_that_is_printed(server: Server, began: int, tmp_path: Path) -> None:
+    async with connect(server.url) as client:
+        rows = (await build(client, RUNS)).rows
+    for state in rows.values():
+        Draft202012Validator(schema(RUNS)).validate(json.loads(encoded(state)))
+        Draft202012Validator(schema(RUNS, glances=True)).validate(json.loads(encoded(glance(state))))

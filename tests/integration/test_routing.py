@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
+from typing import Any
 
+import msgspec
 import pytest
 
 from bus import Agent, Client, Context, Reject, Retry, connect
 from bus.broker.server import Server
-from bus.errors import NoLiveAgent, Refused, ScheduleError
+from bus.errors import NoLiveAgent, NotFound, Refused, SettingsError
+from bus.runs.lane import RESUMED, beginning, lane_of, token_of
 from bus.worker.worker import Worker, new_instance
 from tests.harness import BOUND_S, serving, supervised, until
 
@@ -147,8 +150,8 @@ def booker(name: str, order: list[tuple[str, int]], on_dead: str = "skip", concu
     failed: set[tuple[str, int]] = set()
 
     @agent.capability("book", ordered=True, on_dead=on_dead, concurrency=concurrency)  # type: ignore[arg-type]
-    async def book(order_of: tuple[str, int], context: Context) -> str:
-        key, number = order_of
+    async def book(order_of: tuple[Any, ...], context: Context) -> str:
+        key, number, *_ = order_of
         if number == 3 and context.attempt == 1 and key != "x":
             raise Retry(0.1)
         if number < 0 and (key, number) not in failed:
@@ -225,9 +228,117 @@ async def test_work_with_a_key_waits_for_somebody_who_serves_in_order(server: Se
     assert order[0] == ("a", 1)
 
 
-async def test_work_with_a_key_has_no_time_of_its_own(client: Client) -> None:
-    with pytest.raises(ScheduleError, match="key"):
-        await client.send("book", ("a", 1), key="a", delay_s=1.0)
+async def test_work_with_a_key_and_a_time_takes_its_place_when_that_has_come(server: Server, client: Client) -> None:
+    order: list[tuple[str, int]] = []
+    async with supervised(server), serving(server, booker("one", order)):
+        late = [(await client.send("book", ("a", 9), key="a", delay_s=0.5)).run]
+        await finished(client, [(await client.send("book", ("a", number), key="a")).run for number in (1, 2)])
+        assert order == [("a", 1), ("a", 2)]
+        held = await client.send("book", ("a", 3), key="a")
+        await finished(client, [held.run, *late])
+    assert order == [("a", 1), ("a", 2), ("a", 3), ("a", 9)]
+
+
+async def test_a_time_that_came_while_nobody_led_still_puts_work_in_line(server: Server, client: Client) -> None:
+    order: list[tuple[str, int]] = []
+    receipt = await client.send("book", ("a", 1), key="a", delay_s=0.2)
+    await asyncio.sleep(0.3)
+    async with supervised(server), serving(server, booker("one", order)):
+        await finished(client, [receipt.run])
+    assert order == [("a", 1)]
+
+
+async def test_a_place_without_its_run_is_enough_for_the_work(server: Server, client: Client) -> None:
+    """Who sends stores the place first, and may die before the run is stored."""
+    order: list[tuple[str, int]] = []
+    runs = []
+    for number, size in ((1, 1), (2, 1_500_000)):
+        runs.append((await client.send("book", ("a", number), key="a")).run)
+        place = await client.log.last(client.subjects.line("book", lane_of("a")))
+        assert place is not None
+        message = place.envelope()
+        # Also one that no message can hold.
+        given = b'["a",%d]' % number
+        assert given in bytes(message.data)
+        data = bytes(message.data).replace(given, b'["a",%d,"%b"]' % (number, b"x" * size))
+        lonely = msgspec.structs.replace(message, id=f"place-{number}", runid=f"task-{number}", data=msgspec.Raw(data))
+        await client.log.append(place.subject, lonely)
+    with pytest.raises(NotFound):
+        await client.runs.load("task-1")
+    async with serving(server, booker("one", order)):
+        await until(lambda: len(order) == 4)
+        await finished(client, ["task-1", "task-2", *runs])
+    assert order == [("a", 1), ("a", 1), ("a", 2), ("a", 2)]
+
+
+async def test_what_is_no_place_holds_no_lane(server: Server, client: Client) -> None:
+    order: list[tuple[str, int]] = []
+    await client.send("book", ("a", 1), key="a")
+    line = client.subjects.line("book", lane_of("a"))
+    place = await client.log.last(line)
+    assert place is not None
+    message = place.envelope()
+    hostile = [
+        msgspec.structs.replace(message, id="place-1", runid="task-1", data=msgspec.Raw(data))
+        for data in (b"null", b'{"events":[{"type":"run.completed.v1"}]}', b'{"events":[]}', b'{"key":7}')
+    ]
+    hostile += [msgspec.structs.replace(message, type=type, data=msgspec.Raw(b"7")) for type in (RESUMED, "other.v1")]
+    for number, each in enumerate(hostile):
+        await client.log.append(line, msgspec.structs.replace(each, id=f"place-{number}"))
+    client.connection.publish(line, b"\xff")
+    client.connection.publish(client.subjects.parked("book", token_of("a")), b"\xff")
+    async with serving(server, booker("one", order)):
+        await finished(client, [(await client.send("book", ("a", 2), key="a")).run])
+    assert order == [("a", 1), ("a", 2)]
+
+
+async def test_who_comes_to_store_a_run_that_its_place_has_begun_stores_it_once(client: Client) -> None:
+    receipt = await client.send("book", ("a", 1), key="a")
+    place = await client.log.last(client.subjects.line("book", lane_of("a")))
+    first = await client.log.last(client.subjects.run(receipt.run))
+    assert place is not None and first is not None and place.position < first.position
+    assert beginning(place.envelope()) == first.envelope()
+    await client.ledger.begin(place.envelope())
+    # The sender's own append of the same commit, after somebody else's.
+    assert await client.log.append(first.subject, first.envelope(), expected=0) == first.position
+    assert [record.position async for record in client.log.read(first.subject)] == [first.position]
+
+
+async def test_who_asks_with_a_key_waits_for_his_turn(server: Server, client: Client) -> None:
+    order: list[tuple[str, int]] = []
+    with pytest.raises(NoLiveAgent):
+        await client.ask("book", ("a", 1), key="a")
+    with pytest.raises(SettingsError, match="fast"):
+        await client.ask("book", ("a", 1), key="a", fast=True)
+    async with supervised(server), serving(server, booker("one", order), booker("two", order)):
+        # The first is tried twice; meanwhile the others wait.
+        asks = [client.ask("book", ("a", number), str, key="a") for number in (3, 4)]
+        first = asyncio.create_task(asks[0])
+        await until(client.ledger.names)
+        assert set(await asyncio.gather(first, asks[1])) <= {each.instance for each in await client.agents()}
+    assert order == [("a", 3), ("a", 4)]
+
+
+async def test_mail_with_a_key_is_heard_in_order(server: Server, client: Client) -> None:
+    heard: list[int] = []
+    agent = Agent("clerk")
+
+    @agent.mail(ordered=True, concurrency=4)
+    async def hear(number: int, context: Context) -> None:
+        if number == 1 and context.attempt == 1:
+            raise Retry(0.1)
+        heard.append(number)
+
+    async with supervised(server), serving(server, agent):
+        receipts = [await client.tell("clerk", number, key="a") for number in range(4)]
+        assert not any(receipt.unserved for receipt in receipts)
+        await finished(client, [receipt.run for receipt in receipts])
+    assert heard == [0, 1, 2, 3]
+
+
+async def test_a_key_and_a_version_do_not_go_together(client: Client) -> None:
+    with pytest.raises(SettingsError, match="key or a version"):
+        await client.send("book", ("a", 1), key="a", version="2")
 
 
 async def _letters(client: Client, count: int) -> bool:

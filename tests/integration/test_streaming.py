@@ -12,6 +12,7 @@ from bus.archives.outgoing import select
 from bus.archives.retention import Policy
 from bus.broker.server import Server
 from bus.clock import utc_now
+from bus.errors import SettingsError
 from tests.harness import BOUND_S, serving, supervised
 
 
@@ -64,10 +65,30 @@ async def test_the_parts_of_a_run_are_read_again_from_a_position(server: Server,
         stream = client.stream("write", text, str, timeout_s=BOUND_S)
         first = await anext(stream)
         await stream.aclose()
-        rest = [part async for part in client.parts(stream.run, str, after=first.position, timeout_s=BOUND_S)]
-        assert [part.value for part in rest if part.index > first.index] == text.split()[1:]
+        rest = [part async for part in client.parts(stream.run, str, after=first.cursor, timeout_s=BOUND_S)]
+        assert [part.value for part in rest] == text.split()[1:]
         again = [part.value async for part in client.parts(stream.run, str, timeout_s=BOUND_S)]
         assert again == text.split()
+
+
+async def test_going_on_in_the_middle_of_a_record_repeats_no_part_and_leaves_none_out(
+    server: Server, client: Client
+) -> None:
+    text = " ".join(f"word-{number}" for number in range(40)) + " pause " + "last " * 3
+    words = text.split()
+    async with serving(server, writer()):
+        stream = client.stream("write", text, str, timeout_s=BOUND_S)
+        parts = [part async for part in stream]
+        assert len({part.position for part in parts}) < len(parts)
+        for place, part in enumerate(parts):
+            rest = [each.value async for each in client.parts(stream.run, str, after=part.cursor, timeout_s=BOUND_S)]
+            assert rest == words[place + 1 :]
+        behind = parts[0].position
+        rest = [each.value async for each in client.parts(stream.run, str, after=behind, timeout_s=BOUND_S)]
+        assert rest == [part.value for part in parts if part.position > behind]
+    for wrong in ("", "7", "+", "a+b", "-1+2", "7+1.5"):
+        with pytest.raises(SettingsError, match="cursor"):
+            client.parts(stream.run, str, after=wrong)
 
 
 async def test_a_new_attempt_begins_again_and_says_so(server: Server, client: Client) -> None:

@@ -12,8 +12,12 @@ from msgspec import Struct
 
 from bus import Agent, Client, Context, connect
 from bus.broker.server import Server
+from bus.clock import utc_now
 from bus.errors import InvalidName
+from bus.format.envelope import envelope
+from bus.format.payload import Limits, pack
 from bus.format.subjects import subscription
+from bus.log.payloads import Payloads
 from tests.harness import BOUND_S, serving, until
 
 
@@ -173,3 +177,53 @@ async def test_an_id_is_that_of_a_fact_on_one_topic(client: Client) -> None:
     packed = await client.publish("orders.packed", Order(1), id="1")
     again = await client.publish("orders.packed", Order(1), id="1")
     assert created.position < packed.position == again.position
+
+
+async def test_a_fact_that_one_subscription_could_not_read_is_told_again_to_that_one_alone(
+    server: Server, client: Client
+) -> None:
+    """Its payload was lost, and has been found."""
+    heard: list[tuple[str, str]] = []
+    agents = [Agent("one"), Agent("two")]
+    for agent in agents:
+
+        @agent.subscribe("orders.*", name="all", after="start")
+        async def hear(note: str, context: Context) -> None:
+            heard.append((context.agent, note))
+
+    note = "x" * 1_500_000 + "".join(map(chr, range(33, 120)))
+    subject = client.subjects.topic("orders.created")
+    fact = envelope("topic.published.v1", note, id="1", source="/test", time=utc_now())
+    limits = Limits(client.settings.payload_limit_bytes, client.settings.compress_above_bytes, 1_000)
+    packed = pack(fact, limits)
+    assert packed.name
+
+    async def standings(agent: str) -> list[str]:
+        return [each.standing async for each in client.dead_letters(capability=f"agent.{agent}.on.all")]
+
+    async with serving(server, *agents):
+        client.connection.publish(subject, packed.body)
+        await until(lambda: _count(client, 2))
+        one, two = sorted([each async for each in client.dead_letters()], key=lambda each: each.letter.capability)
+        # It is not there yet: it dies again, of the one it is told to.
+        await client.redrive_letter(one.number, by="ann")
+        await until(lambda: _count(client, 3))
+        assert (await standings("one"), await standings("two")) == (["died_again", "open"], ["open"])
+        objects = Payloads(client.connection, client.subjects, client.settings).objects
+        await objects.put(packed.name, packed.content, {"subject": subject})
+        *_, newest = [each async for each in client.dead_letters(status=["open"])]
+        await client.redrive_letter(newest.number, by="ann")
+        await until(lambda: heard)
+        await until(lambda: _stands(client, newest.number, "resolved"))
+        assert heard == [("one", note)] and await standings("two") == ["open"]
+        await client.redrive_letter(two.number, by="ann")
+        await until(lambda: len(heard) == 2)
+    assert heard == [("one", note), ("two", note)]
+
+
+async def _count(client: Client, count: int) -> bool:
+    return len([each async for each in client.dead_letters()]) == count
+
+
+async def _stands(client: Client, number: int, standing: str) -> bool:
+    return (await client.dead_letter(number)).standing == standing

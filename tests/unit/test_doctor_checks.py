@@ -80,6 +80,20 @@ def test_work_that_is_offered_and_not_taken_is_starved_only_if_all_places_are_ta
     assert codes(replace(facts, busy={"do": 2})) == ["starved"]
 
 
+def test_work_with_a_key_waits_for_its_turn_and_perhaps_behind_a_death() -> None:
+    run = Driver(Phase("work", "do"))
+    run.wait(8)
+    state = replace(run.state, key="customer-7")
+    one = Member(instance="one", capabilities={"do": 1})
+    facts = Facts(at=run.now, run=RUN, ground=KNOWN, lead=LED, members={"one": one}, runs=[state])
+    [found] = diagnose(facts)
+    assert (found.code, found.weight) == ("in_line", "waiting")
+    assert "8 s for its turn" in found.cause and "'customer-7'" in found.cause and "dead" not in found.cause
+    behind = replace(facts, letters=[Letter(7, run.now, "do", "no")])
+    found = next(each for each in diagnose(behind) if each.code == "in_line")
+    assert "on_dead='park'" in found.cause and found.next_step == "phasebus dead ls --capability do"
+
+
 def test_a_handler_that_keeps_talking_is_not_silent() -> None:
     facts = held(age_s=30)
     began = facts.at - timedelta(seconds=30)
