@@ -14,6 +14,7 @@ import msgspec
 from msgspec.structs import replace
 
 from bus.history.happening import Happening
+from bus.rules.priority import LEVELS, Priority
 from projections.projection import Projection, Rows, each_of
 from projections.sketch import Adding, Sketch, together
 from projections.underway import Fact, Taken, Underway, worked
@@ -37,8 +38,8 @@ class Traffic(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """All the work of one capability that one agent did, as one of those whom a route gave it to (`arm`, the versions),
     if one did. `queued` is how long it waited, `worked` how long it took.
 
-    `minutes` are the last sixty before `last_at`, by their number since 1970. What came from the cache took no time,
-    and is counted apart.
+    `levels` is the former by the level at which it waited. `minutes` are the last sixty before `last_at`, by their
+    number since 1970. What came from the cache took no time, and is counted apart.
     """
 
     capability: str
@@ -51,6 +52,7 @@ class Traffic(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     cached: int = 0
     queued: Sketch = Sketch()
     worked: Sketch = Sketch()
+    levels: Mapping[Priority, Sketch] = {}
     minutes: Mapping[int, Minute] = {}
     last_at: datetime
 
@@ -115,6 +117,7 @@ class _Tally:
         self._before = row or Traffic(capability=first.capability, agent=first.agent, arm=first.arm, last_at=first.at)
         self._taken = self._completed = self._failed = self._cancelled = self._cached = 0
         self._queued, self._worked = Adding(self._before.queued), Adding(self._before.worked)
+        self._levels: dict[Priority, Adding] = {}
         self._minutes = dict(self._before.minutes)
         self._last_at = self._before.last_at
 
@@ -126,6 +129,10 @@ class _Tally:
         if isinstance(fact, Taken):
             self._taken += 1
             self._queued.add(fact.queue_s)
+            level = self._levels.get(fact.level)
+            if level is None:
+                level = self._levels[fact.level] = Adding(self._before.levels.get(fact.level, Sketch()))
+            level.add(fact.queue_s)
             self._minutes[number] = Minute(old.taken + 1, old.completed, old.failed)
             return
         if fact.outcome == "completed":
@@ -152,6 +159,7 @@ class _Tally:
             cancelled=before.cancelled + self._cancelled,
             cached=before.cached + self._cached,
             queued=self._queued.sketch,
+            levels={**before.levels, **{level: adding.sketch for level, adding in self._levels.items()}},
             worked=self._worked.sketch,
             minutes=_recent(self._minutes, _minute(self._last_at)),
             last_at=self._last_at,
@@ -192,6 +200,11 @@ def _sum(rows: list[Traffic]) -> Traffic:
         cached=sum(row.cached for row in rows),
         queued=together(row.queued for row in rows),
         worked=together(row.worked for row in rows),
+        levels={
+            level: together(row.levels[level] for row in rows if level in row.levels)
+            for level in LEVELS
+            if any(level in row.levels for row in rows)
+        },
         minutes=_recent(minutes, _minute(last_at)) if minutes else {},
         last_at=last_at,
     )

@@ -30,20 +30,29 @@ from bus.rules.events import (
     RunStarted,
     archived,
 )
+from bus.rules.priority import NORMAL, Priority
 from projections.projection import MEMORY, Rows
 
 Outcome = Literal["completed", "failed", "cancelled"]
 
 
 class Capabilities(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """What each phase of a run needs, by its key, and what undoes it; `undoing` are those that are being undone."""
+    """What each phase of a run needs, by its key, and what undoes it; `undoing` are those that are being undone.
+
+    `level` is where its work waits, unless the phase is among `levels`.
+    """
 
     of: Mapping[str, str] = {}
     compensating: Mapping[str, str] = {}
     undoing: frozenset[str] = frozenset()
+    level: Priority = NORMAL
+    levels: Mapping[str, Priority] = {}
 
     def __getitem__(self, phase: str) -> str:
         return (self.compensating if phase in self.undoing else self.of).get(phase, "")
+
+    def level_of(self, phase: str) -> Priority:
+        return self.levels.get(phase, self.level)
 
 
 class Holding(msgspec.Struct, frozen=True, gc=False, array_like=True):
@@ -66,7 +75,8 @@ class Underway(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=True)
 
 
 class Taken(NamedTuple):
-    """Somebody took a piece of work, which had waited for so long. `arm` are the versions that a route gave it to."""
+    """Somebody took a piece of work, which had waited for so long, at that level. `arm` are the versions that a route
+    gave it to."""
 
     capability: str
     agent: str
@@ -74,6 +84,7 @@ class Taken(NamedTuple):
     at: datetime
     queue_s: float
     arm: str = ""
+    level: Priority = NORMAL
 
 
 class Ended(NamedTuple):
@@ -101,6 +112,8 @@ def begun(event: RunStarted) -> Capabilities:
     return Capabilities(
         {each.name: each.capability for each in phases if each.capability is not None},
         {each.name: each.compensate for each in phases if each.compensate is not None},
+        level=event.priority,
+        levels={each.name: each.priority for each in phases if each.priority is not None},
     )
 
 
@@ -204,8 +217,8 @@ class _Run:
         self.held[place] = Holding(event.attempt, event.agent, event.instance, self.at)
         queue_s = (self.at - since).total_seconds()
         capability = self.capabilities[event.phase]
-        arm = self.arms.get(place, "")
-        self.facts.append(Taken(capability, event.agent, event.instance, self.at, queue_s, arm))
+        arm, level = self.arms.get(place, ""), self.capabilities.level_of(event.phase)
+        self.facts.append(Taken(capability, event.agent, event.instance, self.at, queue_s, arm, level))
 
     def complete(self, event: PhaseCompleted) -> None:
         if event.attempt is not None:

@@ -27,7 +27,7 @@ from bus.errors import (
 from bus.messages.answers import decoded, output_of
 from bus.messages.handing import Handing
 from bus.messages.handover import ASKED, HANDED, Answered, Asked, Busy, Enclosed, Failed, Handed, Recorded, Reply
-from bus.messages.sending import Sending, level_of
+from bus.messages.sending import Sending, check_turn, level_of
 from bus.messages.ways import inherited, until_followed, ways
 from bus.rules.commands import Begin
 from bus.rules.events import Arm
@@ -110,10 +110,9 @@ class Asking(Sending):
         the account of `sender`, as in `send`, too; a `fast` one waits nowhere. Cancelling the task that waits for the
         answer cancels the work.
         """
+        check_turn(key, priority)
         if fast and key:
             raise SettingsError("a fast question is stored nowhere and can't stand in line: leave out fast or the key")
-        if key and priority is not None:
-            raise SettingsError("say a key or a priority: work with a key is done in order of sending")
         given = as_json(value)
         if fast and (priority is not None or sender is not None):
             raise SettingsError("a fast question is not stored and waits nowhere: it has no priority and no sender")

@@ -88,8 +88,7 @@ class Sending(Answers):
             raise SettingsError(
                 "work has a key or a version, not both: the order of a key is kept by all versions together"
             )
-        if key and priority is not None:
-            raise SettingsError("say a key or a priority: work with a key is done in order of sending")
+        check_turn(key, priority)
         level = level_of(priority)
         if version is not None:
             capability = await self._of_version(capability, version)
@@ -180,6 +179,12 @@ def level_of(priority: str | None) -> Priority | None:
         return checked(priority) if priority is not None else None
     except ValueError as error:
         raise SettingsError(str(error)) from None
+
+
+def check_turn(key: str, priority: str | None) -> None:
+    """Raises SettingsError for what has both."""
+    if key and priority is not None:
+        raise SettingsError("say a key or a priority: work with a key is done in order of sending")
 
 
 def run_of(id: str) -> str:

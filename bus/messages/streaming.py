@@ -115,8 +115,7 @@ class Streaming(Asking):
         `sticky` as in `send`.
         """
         task = Task(capability, self._time_left(capability, timeout_s))
-        level = level_of(priority)
-        begin = Begin(task.plan, as_json(value), priority=level, sender=sender or "", sticky=sticky)
+        begin = Begin(task.plan, as_json(value), priority=level_of(priority), sender=sender or "", sticky=sticky)
         return Stream(self, new_run(task.plan), chunk, begin, after=Cursor(0), timeout_s=task.timeout_s)
 
     @overload

@@ -195,16 +195,16 @@ _CHANNELS = (
     Channel("topics", "topic.{topic}", "Facts, for whoever subscribes.", ("topic.published.v1",), True),
     Channel("beats", "beat.{instance}", "An instance lives. Not stored.", (_BEAT,)),
     Channel(
-        "changes",
-        "changed.{projection}",
-        "Rows of a projection have changed: a reason to ask for them. Not stored.",
-        (_ROWS_CHANGED,),
-    ),
-    Channel(
         "bells",
         "bell.{capability}",
         "Work waits in a queue where instances may not be asking. Not stored.",
         (_BELL,),
+    ),
+    Channel(
+        "changes",
+        "changed.{projection}",
+        "Rows of a projection have changed: a reason to ask for them. Not stored.",
+        (_ROWS_CHANGED,),
     ),
     Channel("halts", "halt.{instance}", "An instance need not go on with some attempts. Not stored.", (_HALT,)),
 )

@@ -33,6 +33,8 @@ _HAND_ON_S = 0.02
 # What is there is delivered in the usual time; what is not after some times that was taken by somebody else.
 _TIMES, _SMOOTH = 4, 16
 _SHORTEST_S, _LONGEST_S = 0.03, 0.5
+# What comes in vain is handed back one by one.
+_AT_ONCE = 16
 _SILENT_S = 30.0
 _LATER_S = 0.01
 _FORGOTTEN_S = 3600.0
@@ -171,8 +173,8 @@ class Queues:
         if asked and self._settling is None:
             self._settling = asyncio.get_running_loop().call_later(self._settled_s, self._settle)
         # Where nothing is, what comes next is welcome; while there is work elsewhere, one request tells of it.
-        welcome = 1 if asked else max(free, 1)
-        for each in self._places.values():
+        for queue, each in self._places.items():
+            welcome = 1 if asked else max(free if queue == MAIN else min(free, _AT_ONCE), 1)
             if not each.left and each.intake.credit < welcome:
                 each.ask(welcome - each.intake.credit, now_s)
 
@@ -220,16 +222,21 @@ class Queues:
             took_s = now_s - place.asked_s
             self._usual_s = max(took_s, self._usual_s + (took_s - self._usual_s) / _SMOOTH)
         place.heard_s = place.asked_s = now_s
+        # What came by itself leaves room for what was asked for at queues in front of it.
+        kept = 0 if place.asked else self._asked_before(queue)
         place.left = max(delivery.pending - intake.credit, 0)
         place.asked = max(place.asked - 1, 0)
         is_alone = len(self._places) == 1
         # Who goes on with what his own result makes ready leaves out whatever waits in any of them.
         delivery.pending += sum(each.left for each in self._places.values() if each is not place)
-        if not self._take(delivery, waits=is_alone):
+        if (kept and self._free() <= kept) or not self._take(delivery, waits=is_alone):
             place.left += 1
             delivery.nak(0)
         elif not is_alone:
             self._refill()
+
+    def _asked_before(self, queue: Queue) -> int:
+        return sum(each.asked for other, each in self._places.items() if QUEUES.index(other) < QUEUES.index(queue))
 
     def _settle(self) -> None:
         """What was asked for and has not come is not there: somebody else was faster."""

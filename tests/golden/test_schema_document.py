@@ -158,8 +158,8 @@ def test_the_channels_are_the_subjects_of_the_namespace(described: dict[str, Any
     values |= {"instance": "git-1", "area": "dead", "lease": "permit.gpu.2", "barrier": "ready", "decision": "d-1"}
     values |= {"breaker": "git:collect", "limit": "openai", "provider": "openai"}
     values |= {"topic": "orders.packed", "projection": "runs"}
-    values |= {"lane": "3", "key": token_of("customer-7"), "subscription": "agent:git:on:pushes"}
     values |= {"level": "normal", "sender": "0", "row": "0"}
+    values |= {"lane": "3", "key": token_of("customer-7"), "subscription": "agent:git:on:pushes"}
     found = {
         name: channel["address"].format_map(values)
         for name, channel in described["channels"].items()

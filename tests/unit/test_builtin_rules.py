@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from bus import Phase, Plan
 from bus.format.envelope import envelope
 from bus.history.happening import Happening
 from bus.registry.card import (
@@ -25,7 +26,7 @@ from projections.causes import CAUSES, PAGE, pages, tree
 from projections.failures import FAILURES
 from projections.projection import MEMORY, View, fold
 from projections.sketch import Sketch, together
-from projections.traffic import MINUTES_KEPT, TRAFFIC, rates
+from projections.traffic import MINUTES_KEPT, TRAFFIC, by_agent, rates
 from tests.unit.test_projections_runs import CHAIN, START, Driver, everything, told
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -57,6 +58,16 @@ def test_two_sketches_together_are_one_of_all_durations() -> None:
     assert together([one, two]).counts == both.counts
     assert together([one, two]).longest_s == both.longest_s
     assert Sketch().percentile(0.5) is None
+
+
+def test_how_long_work_waits_is_told_by_its_level() -> None:
+    plan = Plan("levels", phases=[Phase("a", "work"), Phase("b", "work", priority="low")], priority="high")
+    run = Driver(plan).take("a", at_s=2.0).take("b", at_s=8.0)
+    view = fold(TRAFFIC, View(), told(everything(run)))
+    row = view.rows["work/agent"]
+    levels = row.levels
+    assert {level: sketch.longest_s for level, sketch in levels.items()} == {"high": 2.0, "low": 8.0}
+    assert by_agent([row, row])["agent"].levels["low"].count == 2
 
 
 def test_minutes_older_than_an_hour_go_and_rates_are_of_minutes_that_are_over() -> None:

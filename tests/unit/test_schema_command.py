@@ -105,7 +105,8 @@ def test_capabilities_are_channels_of_their_own_in_the_asyncapi_document(
     # Twice the same file, as if it held two agents: it is loaded once.
     both = ("--agent", "pricing_of_schemas.py:agent") * 2
     described = json.loads(printed(capsys, *both, "--asyncapi"))
-    assert described["channels"]["work_shop.price"]["address"] == "bus.work.shop:price.{run}.{phase}.{attempt}"
+    address = "bus.work.shop:price.{level}.{sender}.{row}.{run}.{phase}.{attempt}"
+    assert described["channels"]["work_shop.price"]["address"] == address
     assert described["components"]["schemas"]["shop.price.takes"] == {"$ref": "#/components/schemas/price.v2"}
 
 
