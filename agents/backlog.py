@@ -2,7 +2,7 @@
 
 Work need not survive a crash of the server, and it may survive more than it should: what was taken before is in its
 stream again, and nobody is given it any more. So messages that are missing, or that nobody will get, are published
-again, and those of attempts that are over are removed.
+again, and those of attempts that are over are removed. What somebody put where nobody asks is kept as a dead letter.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ from agents.docket import Docket
 from agents.herald import Herald
 from bus.client import Client
 from bus.clock import utc_now
-from bus.errors import Archived, MalformedMessage, NotFound
+from bus.errors import Archived, InvalidName, MalformedMessage, NotFound
 from bus.format.subjects import Work
+from bus.format.subjects import capability as capability_name
+from bus.letters.burying import bury
 from bus.log.reading import Reader
-from bus.log.streams import consumer_of, info, passed_by, purge
+from bus.log.streams import consumer_of, info, passed_by, purge, remove
 from bus.rules.inputs import work
 from bus.rules.priority import QUEUES
 from bus.rules.run import RunState
@@ -32,6 +34,10 @@ logger = structlog.get_logger(__name__)
 
 _LATE = timedelta(seconds=1)
 _AT_ONCE = 200
+_NOBODYS = "unknown"
+# A namespace, `work`, a capability, a level, a sender, a row, and what waits there.
+_IN_QUEUE = 7
+_ASKED_FOR = {(queue.level, str(queue.row)) for queue in QUEUES}
 
 
 class Backlog:
@@ -51,16 +57,19 @@ class Backlog:
         # Of work in line the place is in the log, and no message is needed.
         ready = self._docket.ready_since(utc_now() - _LATE)
         late = [(state, timer) for state, timer in ready if not state.is_in_line]
-        there = await self._there()
+        found = await self._there()
+        there = {subject: of for subject, of in found.items() if _is_asked_for(subject)}
+        for subject in islice(found.keys() - there.keys(), _AT_ONCE):
+            await self._bury(subject)
         await self._drop(there)
         # In whatever row it stands.
-        waiting = {of.attempt_alone: of for of in there.values() if of is not None and _is_asked_for(of)}
-        found = [(state, timer, waiting.get(_attempt(state, timer))) for state, timer in late]
-        for _, _, of in found:
+        waiting = {of.attempt_alone: of for of in there.values() if of is not None}
+        stands = [(state, timer, waiting.get(_attempt(state, timer))) for state, timer in late]
+        for _, _, of in stands:
             if of is not None:
                 self._client.ledger.remind(of)
-        lost = [(state, timer) for state, timer, of in found if of is None]
-        lost += await self._passed_over([(state, timer, of) for state, timer, of in found if of is not None])
+        lost = [(state, timer) for state, timer, of in stands if of is None]
+        lost += await self._passed_over([(state, timer, of) for state, timer, of in stands if of is not None])
         for state, timer in lost:
             self._client.ledger.dispatch(state, [(timer.phase, timer.item)])
         recovered = [Recovered(state.run, each.phase, each.attempt, "work_lost", each.item) for state, each in lost]
@@ -80,15 +89,11 @@ class Backlog:
 
     async def _drop(self, there: Mapping[str, Work | None]) -> None:
         """Remove what is of no use any more: what is seen twice had time to be taken and acknowledged."""
-        left = {
-            subject
-            for subject, of in there.items()
-            if of is not None and not (self._is_known(of) and _is_asked_for(of))
-        }
+        left = {subject for subject, of in there.items() if of is not None and not self._is_known(of)}
         again, self._left = left & self._left, left
         for subject in islice(again, _AT_ONCE):
             of = there[subject]
-            if of is not None and (not _is_asked_for(of) or await self._is_over(of)):
+            if of is not None and await self._is_over(of):
                 logger.info("work removed", run=of.run, phase=of.phase, item=of.item, attempt=of.attempt)
                 await purge(self._client.connection, self._client.subjects.work_stream, subject, self._timeout_s)
 
@@ -112,6 +117,35 @@ class Backlog:
                     found.append((state, timer))
         return found
 
+    async def _bury(self, subject: str) -> None:
+        """Keep what is where nobody asks, and take it out of the stream."""
+        client, stream = self._client, self._client.subjects.work_stream
+        record = await self._reader.last(subject)
+        if record is None:
+            return
+        try:
+            capability = capability_name(subject.split(".")[2].replace(":", "."))
+        except InvalidName:
+            capability = _NOBODYS
+        await bury(
+            client.log,
+            client.subjects,
+            capability,
+            subject,
+            record.body,
+            f"{subject!r} is in no queue: nobody asks there",
+            limit_bytes=client.connection.max_payload,
+            source=client.source,
+            instance=client.source,
+            agent="",
+            headers=record.headers,
+            origin=record.position,
+            stored_at=record.stored_at,
+            delivered=0,
+        )
+        logger.warning("work in no queue", subject=subject, capability=capability)
+        await remove(client.connection, stream, record.position, self._timeout_s)
+
     def _read(self, subject: str) -> Work | None:
         """What a subject says; None: who gets it keeps it as a dead letter."""
         try:
@@ -132,9 +166,10 @@ class Backlog:
             return True
 
 
-def _is_asked_for(of: Work) -> bool:
-    """Whether instances ask where it waits: anybody could have put it elsewhere."""
-    return (of.level, of.row) in QUEUES
+def _is_asked_for(subject: str) -> bool:
+    """Whether instances ask where it is. What is too short for a queue they find in the main one."""
+    tokens = subject.split(".")
+    return len(tokens) < _IN_QUEUE or (tokens[3], tokens[5]) in _ASKED_FOR
 
 
 def _attempt(state: RunState, timer: Timer) -> Work:

@@ -212,7 +212,7 @@ def _sum(rows: list[Traffic]) -> Traffic:
 
 TRAFFIC: Projection[Any] = Projection(
     name="traffic",
-    version=2,
+    version=3,
     row=Traffic,
     memory=Underway,
     fold=each_of(_stretch),

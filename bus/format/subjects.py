@@ -281,6 +281,10 @@ class Subjects:
         """What of it waits at a level, in a row."""
         return f"{self.namespace}.work.{capability_token(capability)}.{level}.*.{row}.>"
 
+    def astray(self, capability: str) -> list[str]:
+        """What is too short to be in a queue: nobody of ours put it there."""
+        return [f"{self.namespace}.work.{capability_token(capability)}{'.*' * tokens}" for tokens in range(4)]
+
     def sent(self, capability: str, level: str, sender: str) -> str:
         """What of it waits at a level on the account of a sender, whose token that is."""
         return f"{self.namespace}.work.{capability_token(capability)}.{level}.{sender}.>"

@@ -354,10 +354,13 @@ async def ensure_consumer(
     With `inactive_s` the server forgets it when nobody has asked for so long; what waits there stays.
     """
     name = consumer_of(capability, level, row)
+    queue = subjects.queue(capability, level, row)
+    is_main = name == consumer_of(capability)
     config = {
         "durable_name": name,
         "name": name,
-        "filter_subject": subjects.queue(capability, level, row),
+        # Whoever asks at the main one also gets what is no work, and buries it.
+        **({"filter_subjects": [queue, *subjects.astray(capability)]} if is_main else {"filter_subject": queue}),
         "ack_policy": "explicit",
         # From delivery to `phase.started`; who dies in between loses the message to the next in line.
         "ack_wait": int(settings.lease_s * _SECOND_NS),

@@ -31,10 +31,10 @@ from bus.handlers.handling import Answer, Halted, answer, perform
 from bus.handlers.llm import LLM_CALLED, LLMCall, LLMCalled
 from bus.handlers.progress import Reporter
 from bus.handlers.scribe import Scribe, notebook
+from bus.letters.burying import bury
 from bus.problem import Problem, told
 from bus.registry.presence import Held
 from bus.registry.service import Tally
-from bus.rules import dead
 from bus.rules.commands import Command, Complete, Fail, Offer, Take
 from bus.rules.events import Cause, PhaseFailed, PhaseStarted, ResultRefused
 from bus.rules.inputs import Order
@@ -50,8 +50,6 @@ logger = structlog.get_logger(__name__)
 
 _NOT_NOW_S = 1.0
 _LET_OTHERS_S = 0.1
-# Of what can't be decoded and is too large to be stored whole.
-_KEPT_BYTES = 64 * 1024
 _CAUSES: dict[str, Cause] = {
     "timed_out": "timed_out",
     "silent": "silent",
@@ -410,37 +408,28 @@ class Attempts:
 
         With `again` it is what that tells once more, and could not be read before.
         """
-        client = self._client
-        message = delivery.message
-        limits = (client.connection.max_payload, _KEPT_BYTES)
-        for limit_bytes in limits:
-            letter = dead.unreadable(
+        client, message = self._client, delivery.message
+        try:
+            await bury(
+                client.log,
+                client.subjects,
                 capability,
                 again.subject if again is not None else message.subject,
                 again.body if again is not None else message.data,
                 reason,
-                self._instance,
-                limit_bytes=limit_bytes,
+                limit_bytes=client.connection.max_payload,
+                source=client.source,
+                instance=self._instance,
                 agent=self._agent.name,
                 headers={} if again is not None else message.headers,
                 origin=again.origin if again is not None else delivery.stream_sequence,
                 stored_at=delivery.stored_at,
                 delivered=delivery.delivered,
             )
-            name = dead.name_of_unreadable(letter)
-            record = envelope(dead.UNREADABLE, letter, id=name, source=client.source, time=utc_now())
-            try:
-                await client.log.append(client.subjects.dead(capability), record)
-            except TooLarge:
-                continue
-            except Refused:
-                # Whoever had it before us stored it, and died before the message was acknowledged.
-                break
-            except BusError as error:
-                self._logger.warning("dead letter not stored", error=str(error))
-                delivery.nak(_NOT_NOW_S)
-                return
-            break
+        except BusError as error:
+            self._logger.warning("dead letter not stored", error=str(error))
+            delivery.nak(_NOT_NOW_S)
+            return
         self._logger.warning("unreadable work", reason=reason)
         # Only now: what is acknowledged is gone from the work queue.
         delivery.ack()
