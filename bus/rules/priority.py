@@ -1,14 +1,16 @@
 """Whose turn it is: levels of work, the rows that senders stand in within one, and who is served next.
 
 Work of a capability waits in queues, one for each level and row. A level goes before those below it. Within a level it
-is the sender's own waiting work that says how far back he stands: his first ten pieces are in the first row, whatever
-others have sent; so who sends thousands fills the rows behind, and who sends one has nobody's thousands before him.
+is the sender's own waiting work that says how far back he stands: his first hundred pieces are in the first row,
+whatever others have sent; so who sends thousands fills the rows behind, and who sends one has nobody's thousands before
+him.
 Whatever goes first leaves every eighth turn to what stands behind it, so nothing waits for ever.
 """
 
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from functools import lru_cache
@@ -20,7 +22,7 @@ Priority = Literal["high", "normal", "low"]
 LEVELS: tuple[Priority, ...] = get_args(Priority)
 """The first goes first."""
 NORMAL: Priority = "normal"
-ROWS = (10, 100, 1_000)
+ROWS = (100, 1_000, 10_000)
 """So many pieces of a sender's waiting work stand in the first row, the first two, the first three; the rest behind."""
 SHARE = 8
 """Of so many turns, one is left to what stands behind."""
@@ -49,7 +51,7 @@ def checked(priority: object) -> Priority:
 
 def row_of(waiting: int) -> int:
     """The row for more work of a sender that has so much waiting."""
-    return sum(waiting >= most for most in ROWS)
+    return bisect_right(ROWS, waiting)
 
 
 @lru_cache(maxsize=1_000)

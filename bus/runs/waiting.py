@@ -88,11 +88,12 @@ class Waiting:
         if count.held is not None:
             count.held.append((work, publish))
             return
-        if count.waiting >= _FIRST and count.since is None:
+        if count.waiting >= _FIRST:
             is_old = now_s - count.at_s >= _OLD_S
-            if is_old or count.waiting >= 2 * count.counted:
+            if count.since is None and (is_old or count.waiting >= 2 * count.counted):
                 self._ask(account, count)
-            if is_old and row_of(count.waiting):
+            # What was sent long ago may be done: nobody is sent back for it.
+            if count.since is not None and is_old and row_of(count.waiting):
                 count.held = [(work, publish)]
                 return
         _place(count, work, publish)
@@ -131,7 +132,8 @@ class Waiting:
 
 
 def _place(count: _Count, work: Work, publish: Publish) -> None:
-    publish(work._replace(row=row_of(count.waiting)))
+    row = row_of(count.waiting)
+    publish(work._replace(row=row) if row != work.row else work)
     count.waiting += 1
     if count.since is not None:
         count.since += 1

@@ -16,6 +16,7 @@ from bus.broker.connection import Message
 from bus.broker.server import Server
 from bus.errors import Unavailable
 from bus.format.envelope import encode, envelope
+from bus.log.streams import info, set_up_work
 from bus.problem import Problem
 from bus.rules.commands import Fail, Take
 from bus.rules.dead import DeadLetter, Unreadable
@@ -207,6 +208,22 @@ async def test_work_that_can_not_be_read_or_is_too_large_is_buried_once(server: 
     assert {letter.size_bytes for letter in letters if isinstance(letter, Unreadable)} == {900_000, 2}
 
 
+async def test_work_that_is_in_no_queue_is_a_dead_letter_once_a_supervisor_looks(
+    server: Server, client: Client
+) -> None:
+    astray = ["x.urgent.0.0.run.a.1", "x.normal.0.9.run.a.1", "x.normal.0.00.run.a.1", "$.normal.0.9.run.a.1"]
+    async with supervised(server), serving(client, Agent("x")):
+        await set_up_work(client.connection, client.subjects, client.settings)
+        for each in astray:
+            await client.connection.request(f"bus.work.{each}", b"\xfe", timeout_s=5)
+        await until(lambda: _letters(client, len(astray)))
+        await until(lambda: _is_empty(client))
+    letters = [each.letter async for each in client.dead_letters()]
+    assert {letter.subject for letter in letters if isinstance(letter, Unreadable)} == {
+        f"bus.work.{each}" for each in astray
+    }
+
+
 async def test_the_log_outranks_what_a_forged_work_message_says(client: Client) -> None:
     agent, seen = Agent("cheap"), list[object]()
 
@@ -285,3 +302,7 @@ async def test_what_a_handler_says_of_its_progress_can_not_fail_it(client: Clien
 
 async def _letters(client: Client, count: int) -> bool:
     return len([each async for each in client.dead_letters()]) == count
+
+
+async def _is_empty(client: Client) -> bool:
+    return not (await info(client.connection, client.subjects.work_stream, BOUND_S)).messages

@@ -66,7 +66,7 @@ async def test_what_was_on_its_way_to_an_instance_that_ends_is_done_by_others(
             await agents_there(client, 2)
             runs = []
             for level in ("low", "normal", "high"):
-                sent = (client.send("nap", {"s": 0.01}, priority=level) for _ in range(30))
+                sent = (client.send("nap", {"s": 0.01}, priority=level) for _ in range(130))
                 runs += [receipt.run for receipt in await asyncio.gather(*sent)]
             await until(lambda: client.runs.load(runs[0]))
             processes[0].send_signal(how)

@@ -15,9 +15,12 @@ from agents.herald import Herald
 from bus import Agent, Client, Context, Phase, Plan, PlanError, Retry, SettingsError, connect, ref
 from bus.broker.server import Server
 from bus.log.streams import info, purge
-from bus.rules.priority import ROWS
+from bus.rules.priority import ROWS, SHARE
 from bus.runs.planfile import read_plan
 from tests.harness import BOUND_S, serving, supervised, until
+
+# As much as stands in it, and the turns that are left to what stands behind it meanwhile.
+FIRST_ROW = ROWS[0] * SHARE // (SHARE - 1)
 
 
 @pytest.fixture
@@ -112,14 +115,14 @@ async def test_the_one_message_of_a_quiet_sender_does_not_wait_behind_a_flood(
     server: Server, client: Client, instances: int
 ) -> None:
     order: list[str] = []
-    await send(client, "flood", 200)
+    await send(client, "flood", 400)
     async with connect(server.url) as other:
         await send(other, "quiet", 1)
-        await all_wait(client, 201)
+        await all_wait(client, 401)
         async with serving(server, *(packer(order) for _ in range(instances))):
             await until(lambda: places(order, "quiet"))
-            assert places(order, "quiet")[0] < ROWS[0] + 4 * instances
-            await until(lambda: len(order) == 201)
+            assert places(order, "quiet")[0] < FIRST_ROW + 4 * instances
+            await until(lambda: len(order) == 401)
 
 
 async def test_a_quiet_sender_is_served_in_the_middle_of_a_flood(server: Server, client: Client) -> None:
@@ -147,13 +150,13 @@ async def test_who_sends_a_lot_does_not_wait_for_who_sends_much_more(server: Ser
 
 async def test_a_sender_can_be_named_and_is_not_the_client_then(server: Server, client: Client) -> None:
     order: list[str] = []
-    await send(client, "flood", 200, sender="customer-1")
+    await send(client, "flood", 400, sender="customer-1")
     runs = await send(client, "quiet", 1, sender="customer-2")
-    await all_wait(client, 201)
+    await all_wait(client, 401)
     async with serving(server, packer(order)):
-        await until(lambda: len(order) == 201)
+        await until(lambda: len(order) == 401)
         assert client.output(await client.result(runs[0], timeout_s=BOUND_S), "work") == "normal customer-2"
-    assert places(order, "quiet")[0] < ROWS[0] + 4
+    assert places(order, "quiet")[0] < FIRST_ROW + 4
 
 
 async def test_a_retry_waits_where_the_first_attempt_did(server: Server, client: Client) -> None:
@@ -182,8 +185,9 @@ async def test_lost_work_is_sent_again_to_where_it_waited(server: Server, client
 
 
 async def test_what_waits_in_a_row_behind_is_not_sent_again(server: Server, client: Client) -> None:
-    await send(client, "flood", 30)
-    await all_wait(client, 30)
+    await send(client, "flood", 130)
+    await all_wait(client, 130)
+    assert set(await waiting(client)) == {"normal 0", "normal 1"}
     docket = Docket()
     for run in await client.ledger.names():
         state = await client.runs.load(run)
@@ -191,7 +195,7 @@ async def test_what_waits_in_a_row_behind_is_not_sent_again(server: Server, clie
     backlog = Backlog(client, docket, Herald(client, "test"))
     await asyncio.sleep(1.1)  # what is younger may be on its way
     await backlog.look()
-    assert sum((await waiting(client)).values()) == 30
+    assert sum((await waiting(client)).values()) == 130
 
 
 async def test_a_bell_that_nobody_heard_is_rung_again(server: Server, client: Client) -> None:
