@@ -54,7 +54,7 @@ async def assert_one_result(client: Client, run: str) -> None:
 
 
 def handed(capability: str, value: int, run: str, *, followed: bool = False) -> bytes:
-    given = Handed(Task(capability), msgspec.Raw(msgspec.json.encode(value)), followed)
+    given = Handed(Task(capability), msgspec.Raw(msgspec.json.encode(value)), followed=followed)
     return encode(envelope(HANDED, given, id=uuid4().hex, source="/test", time=utc_now(), runid=run))
 
 
