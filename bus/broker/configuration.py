@@ -51,7 +51,8 @@ accounts {{
       {{ stream: "live.>" }}, {{ stream: "{prefix}.beat.*" }}, {{ stream: "{prefix}.changed.*" }}
       {{ service: "$JS.API.DIRECT.GET.*", response: stream, threshold: "10s" }}
       {{ service: "$JS.API.STREAM.INFO.*" }}, {{ service: "$JS.API.STREAM.NAMES" }}
-      {{ service: "{prefix}.rows.*" }}, {{ service: "{prefix}.ping", response: stream, allow_trace: true }}
+      {{ service: "{prefix}.rows.*" }}, {{ service: "{prefix}.roster", response: stream }}
+      {{ service: "{prefix}.ping", response: stream, allow_trace: true }}
     ]
   }}
   # Who only reads has an account of his own: what the server sends there for him can't reach the bus.
@@ -63,6 +64,7 @@ accounts {{
       {{ service: {{ account: BUS, subject: "$JS.API.STREAM.INFO.*" }}, to: "audit.STREAM.INFO.$1" }}
       {{ service: {{ account: BUS, subject: "$JS.API.STREAM.NAMES" }}, to: "audit.STREAM.NAMES" }}
       {{ service: {{ account: BUS, subject: "{prefix}.rows.*" }} }}
+      {{ service: {{ account: BUS, subject: "{prefix}.roster" }} }}
       {{ service: {{ account: BUS, subject: "{prefix}.ping" }} }}
     ]
     # Otherwise this account's own JetStream, which there is none of, would answer first.
@@ -71,7 +73,8 @@ accounts {{
       publish: {{ allow: [
         "$JS.API.DIRECT.GET.{log}", "$JS.API.DIRECT.GET.OBJ_{log}_PAYLOADS", "$JS.API.DIRECT.GET.KV_{log}_LEASES",
         "$JS.API.DIRECT.GET.KV_{log}_LIMITS", "$JS.API.DIRECT.GET.{log}_CACHE",
-        "audit.STREAM.INFO.*", "audit.STREAM.NAMES", "{prefix}.rows.*", "{prefix}.ping", "_INBOX.*.trace"
+        "audit.STREAM.INFO.*", "audit.STREAM.NAMES", "{prefix}.rows.*", "{prefix}.roster", "{prefix}.ping",
+        "_INBOX.*.trace"
       ] }}
       subscribe: {{ allow: ["_INBOX.>", "live.{prefix}.>", "{prefix}.beat.*", "{prefix}.changed.*"] }}
     }} }}]

@@ -609,7 +609,7 @@ async def test_work_stands_in_line_behind_work_of_its_key(
 ) -> None:
     async with supervised(server), serving_apart(server, client):
         before = await client.send("queued", {"s": first}, key="customer-7")
-        await (began(client, before.run, "task") if first > 0 else ended(client, before.run))
+        await (began(client, before.run, "work") if first > 0 else ended(client, before.run))
         waiting = await client.send("queued", {"s": 0.0}, key="customer-7")
         await asyncio.sleep(5.3)  # Younger than this, it may be on its way.
         said = await of(server, waiting.run)

@@ -372,6 +372,9 @@ async def test_a_letter_without_its_run_stays_open_and_can_not_be_redriven(clien
     record = envelope(LETTER, letter, id="1", source="/test", time=utc_now())
     number = await client.log.append(client.subjects.dead("shop.buy"), record)
     assert await standings(client) == ["open"]
-    with pytest.raises(Refused, match="there is no run elsewhere"):
+    with pytest.raises(Refused, match="there is no run 'elsewhere' in this log"):
         await client.redrive_letter(number, by="ann")
-    assert [each.refusal for each in await redriven(client, Wanted())] == ["there is no run elsewhere", ""]
+    assert [each.refusal for each in await redriven(client, Wanted())] == [
+        "there is no run 'elsewhere' in this log",
+        "",
+    ]
