@@ -22,9 +22,10 @@ from bus.rules.priority import MAIN, QUEUES, ROWS, Priority, Queue, checked, row
 
 logger = structlog.get_logger(__name__)
 
-# Asked before it matters, and again when as many more were sent as there were; what is older may be done long ago.
+# Asked before it matters, and again when as many more were sent as there were; what is older may be done long ago. How
+# soon it is asked again depends on what the answer costs the server: it goes through all that wait.
 _FIRST = ROWS[0] - 2
-_OLD_S = 1.0
+_OLD_S, _OLD_EACH_S, _OLDEST_S = 0.01, 1e-4, 1.0
 _PATIENCE_S = 2.0
 _RING_S = 5.0
 _KNOWN = 10_000
@@ -89,7 +90,7 @@ class Waiting:
             count.held.append((work, publish))
             return
         if count.waiting >= _FIRST:
-            is_old = now_s - count.at_s >= _OLD_S
+            is_old = now_s - count.at_s >= min(max(_OLD_S, count.counted * _OLD_EACH_S), _OLDEST_S)
             if count.since is None and (is_old or count.waiting >= 2 * count.counted):
                 self._ask(account, count)
             # What was sent long ago may be done: nobody is sent back for it.

@@ -184,6 +184,15 @@ async def test_lost_work_is_sent_again_to_where_it_waited(server: Server, client
         assert client.output(done, "work") == "high customer-7"
 
 
+async def test_who_sends_a_little_again_and_again_stays_in_front(server: Server, client: Client) -> None:
+    for _ in range(4):
+        await send(client, "burst", 60)
+        await all_wait(client, 60)
+        assert await waiting(client) == {"normal 0": 60}
+        await purge(client.connection, client.subjects.work_stream, client.subjects.all_work, BOUND_S)
+        await asyncio.sleep(0.02)
+
+
 async def test_what_waits_in_a_row_behind_is_not_sent_again(server: Server, client: Client) -> None:
     await send(client, "flood", 130)
     await all_wait(client, 130)
