@@ -22,8 +22,9 @@ from bus.errors import Archived, InvalidName, MalformedMessage, NotFound
 from bus.format.subjects import Work
 from bus.format.subjects import capability as capability_name
 from bus.letters.burying import bury
+from bus.log.consumers import consumer_of, passed_by
 from bus.log.reading import Reader
-from bus.log.streams import consumer_of, info, passed_by, purge, remove
+from bus.log.streams import info, purge, remove
 from bus.rules.inputs import work
 from bus.rules.priority import QUEUES
 from bus.rules.run import RunState

@@ -17,8 +17,9 @@ from bus.broker.pull import Delivery, Intake
 from bus.client import Client
 from bus.clock import utc_now
 from bus.errors import BusError, MalformedMessage, NotFound, Refused
+from bus.log.consumers import BELL, ensure_bell, passed_by
 from bus.log.reading import Reader
-from bus.log.streams import BELL, ensure_bell, info, passed_by, purge
+from bus.log.streams import info, purge
 from bus.rules.commands import Begin
 from bus.runs.schedule import OccurrenceSkipped, Schedule
 from bus.runs.schedules import Entry, Timers, Timetable, skip, skipped_upto

@@ -15,7 +15,7 @@ from bus.broker.connection import Connection
 from bus.broker.line import LoginRefused
 from bus.client import Client
 from bus.errors import BusError, Misconfigured, NoResponders, NotFound, SettingsError, Unavailable
-from bus.log import streams
+from bus.log import layout, streams
 from projections.doctor.facts import Ground
 
 _QUIET_S = 0.15
@@ -160,7 +160,7 @@ async def ground(client: Client, where: str) -> Ground:
 async def _wrong(client: Client, known: set[str]) -> str:
     """The first setting of a stream that is not as it should be."""
     subjects, replicas = client.subjects, client.settings.replicas
-    for config in (streams.log_config(subjects, replicas), streams.work_config(subjects, replicas)):
+    for config in (layout.log_config(subjects, replicas), layout.work_config(subjects, replicas)):
         if config["name"] in known:
             try:
                 await streams.ensure_stream(client.connection, config, _ASK_S, create=False)

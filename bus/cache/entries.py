@@ -20,10 +20,11 @@ from bus.cache.cache import CACHED, FORGOTTEN, CacheForgotten, Entry
 from bus.clock import utc_now
 from bus.errors import MalformedMessage, NoResponders, NotFound, Unavailable
 from bus.format.envelope import CONTENT_TYPE, decode, decode_data, encode, envelope
+from bus.log.layout import cache_config
 from bus.log.log import Log
 from bus.log.reading import Reader
 from bus.log.record import Record
-from bus.log.streams import Moved, info, purge, set_up_cache, store
+from bus.log.streams import Moved, ensure_stream, info, purge, store
 from bus.settings import Settings
 
 logger = structlog.get_logger(__name__)
@@ -111,7 +112,11 @@ class Entries:
             await store(self._connection, subject, body, headers=headers, timeout_s=timeout_s)
         except NoResponders:
             # A worker makes the stream when it begins to serve; somebody has removed it since.
-            await set_up_cache(self._connection, self._subjects, self._settings)
+            await ensure_stream(
+                self._connection,
+                cache_config(self._subjects, self._settings.replicas),
+                self._settings.request_timeout_s,
+            )
             await store(self._connection, subject, body, headers=headers, timeout_s=timeout_s)
         except Moved as error:
             raise Unavailable(f"{subject!r} was not stored") from error

@@ -40,8 +40,9 @@ from bus.errors import BusError, InvalidName, LeaseLost, MalformedMessage, Setti
 from bus.format.envelope import envelope
 from bus.format.subjects import live_copy
 from bus.log.bucket import Bucket, Entry
+from bus.log.layout import leases_config
 from bus.log.log import Log, VersionConflict
-from bus.log.streams import Moved, set_up_leases
+from bus.log.streams import Moved
 from bus.settings import Settings
 
 logger = structlog.get_logger(__name__)
@@ -61,7 +62,7 @@ class Leases:
         self.bucket = Bucket(
             connection,
             log.subjects.leases_bucket,
-            set_up=lambda: set_up_leases(connection, log.subjects, settings),
+            leases_config(log.subjects, settings.replicas),
             # An answer must come in time for another try within the lease.
             timeout_s=min(settings.request_timeout_s, max(settings.lease_s / 3, 0.5)),
         )

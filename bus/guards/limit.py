@@ -27,9 +27,9 @@ from bus.guards import quota
 from bus.guards.purse import Purse
 from bus.guards.quota import LEND_S, LONGEST_WAIT_S, Amounts, Denied, Draw, Granted, Quota, Standing, Unit, Want
 from bus.log.bucket import Bucket
+from bus.log.layout import limits_config
 from bus.log.log import Log
 from bus.log.slate import Slate
-from bus.log.streams import set_up_limits
 from bus.rules.events import Instant
 from bus.settings import Settings
 
@@ -321,7 +321,7 @@ def slate(name: str, log: Log, connection: Connection, settings: Settings) -> Sl
     bucket = Bucket(
         connection,
         log.subjects.limits_bucket,
-        set_up=lambda: set_up_limits(connection, log.subjects, settings),
+        limits_config(log.subjects, settings.replicas),
         timeout_s=settings.request_timeout_s,
     )
     return Slate(bucket, capability_token(name), Standing)

@@ -7,9 +7,10 @@ unchanged for longer than it was to live, by its own clock, takes it for gone.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from contextlib import aclosing, suppress
 from time import monotonic
+from typing import Any
 
 import msgspec
 import structlog
@@ -18,7 +19,7 @@ from bus.broker.connection import Connection, Message
 from bus.errors import BusError, NoResponders, NotFound, Unavailable
 from bus.log.reading import Reader
 from bus.log.record import Record
-from bus.log.streams import info, remove, store
+from bus.log.streams import ensure_stream, info, remove, store
 
 logger = structlog.get_logger(__name__)
 
@@ -41,16 +42,14 @@ class Entry(msgspec.Struct, frozen=True):
 
 
 class Bucket:
-    """One bucket, over one connection. `set_up` makes it on the server, when it is first written to."""
+    """One bucket, over one connection. It is made on the server, as `config` says, when it is first written to."""
 
-    def __init__(
-        self, connection: Connection, name: str, *, set_up: Callable[[], Awaitable[None]], timeout_s: float
-    ) -> None:
+    def __init__(self, connection: Connection, name: str, config: dict[str, Any], *, timeout_s: float) -> None:
         self._connection = connection
         self._stream = f"KV_{name}"
         self._prefix = f"$KV.{name}."
         self._reader = Reader(connection, self._stream, timeout_s=timeout_s)
-        self.set_up = set_up
+        self._config = config
         self.timeout_s = timeout_s
         # Which revision of a key was seen first when, by this process's clock.
         self._seen: dict[str, tuple[int, float]] = {}
@@ -58,7 +57,7 @@ class Bucket:
     async def put(self, key: str, value: bytes, *, expected: int | None = None, ttl_s: int | None = None) -> int:
         """Write a key, for `ttl_s` whole seconds or for ever; returns its revision.
 
-        `expected` is the revision the caller knows, 0 for none. Raises `bus.streams.Moved` if it is another one;
+        `expected` is the revision the caller knows, 0 for none. Raises `Moved` if it is another one;
         Unavailable: it may have been written.
         """
         headers: dict[str, str] = {}
@@ -69,7 +68,7 @@ class Bucket:
         try:
             return await self._store(key, value, headers)
         except NoResponders:
-            await self.set_up()
+            await ensure_stream(self._connection, self._config, self.timeout_s)
         try:
             return await self._store(key, value, headers)
         except NoResponders:

@@ -21,9 +21,10 @@ from bus.broker.connection import Connection
 from bus.errors import NoResponders, NotFound, PayloadLost, Unavailable
 from bus.format.subjects import Subjects
 from bus.log.chunks import Chunks
+from bus.log.layout import payloads_config
 from bus.log.reading import Reader
 from bus.log.record import Record
-from bus.log.streams import Moved, info, purge, set_up_payloads, store
+from bus.log.streams import Moved, ensure_stream, info, purge, store
 from bus.settings import Settings
 
 logger = structlog.get_logger(__name__)
@@ -144,7 +145,11 @@ class Objects:
         if not self._connection.is_connected:
             raise Unavailable("the line is down")
         if not self._is_set_up:
-            await set_up_payloads(self._connection, self._subjects, self._settings)
+            await ensure_stream(
+                self._connection,
+                payloads_config(self._subjects, self._settings.replicas),
+                self._settings.request_timeout_s,
+            )
             self._is_set_up = True
         found = await self._find(name)
         if found is not None and not found.meta.deleted:

@@ -20,9 +20,10 @@ from bus.clock import utc_now
 from bus.errors import MalformedMessage, Misconfigured, NoResponders, NotFound, PlanError, ScheduleError
 from bus.format.envelope import decode_data, envelope
 from bus.format.subjects import Subjects
+from bus.log.layout import timers_config
 from bus.log.log import Log
 from bus.log.record import Record
-from bus.log.streams import Moved, purge, set_up_timers, store
+from bus.log.streams import Moved, ensure_stream, purge, store
 from bus.rules.plan import Plan
 from bus.runs import schedule
 from bus.runs.schedule import (
@@ -108,7 +109,11 @@ class Timers:
                 await store(self._connection, subject, b"", headers=headers, timeout_s=timeout_s)
             except NoResponders:
                 # The stream is made when the first schedule is.
-                await set_up_timers(self._connection, self._subjects, self._settings)
+                await ensure_stream(
+                    self._connection,
+                    timers_config(self._subjects, self._settings.replicas),
+                    self._settings.request_timeout_s,
+                )
                 await store(self._connection, subject, b"", headers=headers, timeout_s=timeout_s)
         except Moved:
             pass

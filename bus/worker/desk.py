@@ -14,7 +14,8 @@ from bus.client import Client
 from bus.format.subjects import is_special
 from bus.guards.circuit import Circuit
 from bus.handlers.agent import Capability
-from bus.log.streams import set_up_cache
+from bus.log.layout import cache_config
+from bus.log.streams import ensure_stream
 from bus.registry.presence import Load
 from bus.worker.arms import FORGOTTEN_S, Arms
 from bus.worker.brake import Brake
@@ -85,7 +86,11 @@ class Desk:
             return
         client = self._client
         if self._capability.cache is not None:
-            await set_up_cache(client.connection, client.subjects, client.settings)
+            await ensure_stream(
+                client.connection,
+                cache_config(client.subjects, client.settings.replicas),
+                client.settings.request_timeout_s,
+            )
         if self._circuit is not None:
             await self._circuit.known()
         if self.brake is not None and self._braking is None:

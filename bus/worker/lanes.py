@@ -16,7 +16,7 @@ from bus.broker.connection import Message, Subscription
 from bus.broker.pull import Delivery, Intake
 from bus.client import Client
 from bus.handlers.agent import Capability
-from bus.log.streams import EVERYBODY, ensure_lane
+from bus.log.consumers import EVERYBODY, ensure_lane
 from bus.registry.presence import read_beat
 from bus.runs.lane import LANES, is_home
 

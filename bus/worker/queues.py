@@ -21,8 +21,10 @@ from bus.broker.connection import Message, Subscription
 from bus.broker.pull import Delivery, Intake
 from bus.client import Client
 from bus.errors import BusError
+from bus.log.consumers import EVERYBODY, consumer_of, ensure_consumer
+from bus.log.layout import work_config
 from bus.log.reading import Reader
-from bus.log.streams import EVERYBODY, consumer_of, ensure_consumer, set_up_work
+from bus.log.streams import ensure_stream
 from bus.rules.priority import LEVELS, MAIN, QUEUES, Priority, Queue, Turns, in_order
 from bus.runs.waiting import read_bell
 
@@ -322,5 +324,7 @@ class Queues:
 
     async def _restore(self, queue: Queue) -> None:
         client = self._client
-        await set_up_work(client.connection, client.subjects, client.settings)
+        await ensure_stream(
+            client.connection, work_config(client.subjects, client.settings.replicas), client.settings.request_timeout_s
+        )
         await self._ensure(queue)

@@ -21,7 +21,7 @@ from bus.errors import BusError, MalformedMessage, Refused
 from bus.format.envelope import Envelope, decode
 from bus.format.payload import is_inline
 from bus.handlers.agent import Agent, Subscribed
-from bus.log.streams import ensure_subscription
+from bus.log.consumers import ensure_subscription
 from bus.messages.topics import value_of
 from bus.rules.commands import Begin
 from bus.rules.plan import TASK, Phase, Plan

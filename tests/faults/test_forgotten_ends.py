@@ -13,7 +13,8 @@ from bus.broker.pull import Intake
 from bus.broker.server import Server
 from bus.clock import utc_now
 from bus.coordination.lease import Place
-from bus.log.streams import BELL, EVERYBODY, consumer_of, ensure_bell, info
+from bus.log.consumers import BELL, EVERYBODY, consumer_of, ensure_bell
+from bus.log.streams import info
 from tests.harness import BOUND_S, serving, supervised, until
 
 LEASE_S = 1.5

@@ -16,7 +16,8 @@ from bus.broker.connection import Message
 from bus.broker.server import Server
 from bus.errors import Unavailable
 from bus.format.envelope import encode, envelope
-from bus.log.streams import info, set_up_work
+from bus.log.layout import work_config
+from bus.log.streams import ensure_stream, info
 from bus.problem import Problem
 from bus.rules.commands import Fail, Take
 from bus.rules.dead import DeadLetter, Unreadable
@@ -213,7 +214,9 @@ async def test_work_that_is_in_no_queue_is_a_dead_letter_once_a_supervisor_looks
 ) -> None:
     astray = ["x.urgent.0.0.run.a.1", "x.normal.0.9.run.a.1", "x.normal.0.00.run.a.1", "$.normal.0.9.run.a.1"]
     async with supervised(server), serving(client, Agent("x")):
-        await set_up_work(client.connection, client.subjects, client.settings)
+        await ensure_stream(
+            client.connection, work_config(client.subjects, client.settings.replicas), client.settings.request_timeout_s
+        )
         for each in astray:
             await client.connection.request(f"bus.work.{each}", b"\xfe", timeout_s=5)
         await until(lambda: _letters(client, len(astray)))

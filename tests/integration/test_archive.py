@@ -24,10 +24,10 @@ from bus.errors import Archived, ArchiveDamaged, Forbidden, Misconfigured, NotFo
 from bus.format.envelope import Envelope, envelope
 from bus.format.subjects import Subjects
 from bus.log.archive import Archive
+from bus.log.layout import log_config
 from bus.log.log import Log, Part
 from bus.log.record import Record
 from bus.log.segment import SEGMENT_BYTES, line_of
-from bus.log.streams import log_config
 from bus.settings import Settings
 from projections.catchup import build
 from projections.runs import RUNS

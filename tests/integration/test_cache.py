@@ -21,7 +21,8 @@ from bus.cache.cache import CACHED, Entry, components, key
 from bus.cache.entries import Entries
 from bus.clock import utc_now
 from bus.format.envelope import encode, envelope
-from bus.log.streams import set_up_cache
+from bus.log.layout import cache_config
+from bus.log.streams import ensure_stream
 from bus.rules.commands import Rollback
 from bus.rules.events import Source
 from bus.rules.run import Attempt, RunState
@@ -337,7 +338,9 @@ async def test_handlers_in_processes_and_threads_are_cached_alike(server: Server
 
 async def test_what_the_log_does_not_say_is_not_believed(server: Server, client: Client) -> None:
     counter = Counter()
-    await set_up_cache(client.connection, client.subjects, client.settings)
+    await ensure_stream(
+        client.connection, cache_config(client.subjects, client.settings.replicas), client.settings.request_timeout_s
+    )
     parts = components(fixed(counter.agent, counter.agent.capabilities["do"]), GIVEN)
     async with serving(server, counter.agent):
         other = await ran(client, {"path": "x", "config": 1})

@@ -1,0 +1,67 @@
+"""The JetStream API: one question, its answer, and what its errors mean for whoever asked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from bus.broker.acknowledgement import TEMPORARY, ApiError
+from bus.broker.connection import Connection
+from bus.errors import BusError, Misconfigured, NoResponders, NotFound, Unavailable
+
+API = "$JS.API"
+NAME_IN_USE = 10058
+NO_STREAM = 10059
+NO_CONSUMER = 10014
+# The server has two words for a message that is not there.
+NOT_THERE = frozenset({10037, 10057})
+SECOND_NS = 1_000_000_000
+
+
+class _State(msgspec.Struct, frozen=True):
+    messages: int = 0
+    last_seq: int = 0
+    subjects: dict[str, int] | None = None
+
+
+class _Place(msgspec.Struct, frozen=True):
+    stream_seq: int = 0
+
+
+class Answer(msgspec.Struct, frozen=True):
+    error: ApiError | None = None
+    config: dict[str, Any] = msgspec.field(default_factory=dict)
+    state: _State = _State()
+    total: int = 0
+    ts: datetime = datetime.min.replace(tzinfo=UTC)
+    created: str = ""
+    purged: int = 0
+    streams: Sequence[str] | None = None
+    delivered: _Place = _Place()
+    ack_floor: _Place = _Place()
+    num_ack_pending: int = 0
+
+
+_answer = msgspec.json.Decoder(Answer)
+
+
+def refusal(what: str, error: ApiError) -> BusError:
+    if error.err_code == NO_STREAM:
+        return NotFound(f"{what}: there is no such stream")
+    if error.code in TEMPORARY:
+        return Unavailable(f"{what}: {error.description}")
+    return Misconfigured(f"{what}: {error.description}")
+
+
+async def ask(connection: Connection, subject: str, body: object, timeout_s: float) -> Answer:
+    data = b"" if body is None else msgspec.json.encode(body)
+    try:
+        message = await connection.request(subject, data, timeout_s=timeout_s)
+    except NoResponders:
+        raise Unavailable(
+            "this server or account has no JetStream: enable it, or let `phasebus up` start one"
+        ) from None
+    return _answer.decode(message.data)
