@@ -125,24 +125,9 @@ class Attempts:
             # is looked up first.
             offers = work.capability if not delivery.pending and capability.cache is None else ""
             while decided is not None and (started := _next_start(decided, self._instance)) is not None:
-                part = started.phase if started.item is None else f"{started.phase}:{started.item}"
-                with structlog.contextvars.bound_contextvars(phase=part, attempt=started.attempt):
-                    order = order_of(decided.state, started.phase, started.item)
-                    decided = await self._attempt(
-                        capability,
-                        order,
-                        started.deadline_at,
-                        decided.commit,
-                        Pulse(),
-                        passage=passage,
-                        offers=offers,
-                        key=recalled.key,
-                        because=started.because,
-                    )
-                    if decided is not None:
-                        await self._recall.keep(capability, recalled, decided)
-                    passage = circuit.passing() if circuit is not None else None
-                    offers = offers if circuit is None or circuit.state.status == "closed" else ""
+                decided = await self._go_on(capability, started, decided, recalled, passage, offers)
+                passage = circuit.passing() if circuit is not None else None
+                offers = offers if circuit is None or circuit.state.status == "closed" else ""
 
     async def take(self, capability: Capability, work: Work, causation: str, circuit: Circuit | None) -> None:
         """Take this attempt, if it can be taken, and make it. What goes wrong is recorded, not raised."""
@@ -161,20 +146,34 @@ class Attempts:
                 if passage is not None:
                     passage.abandon()
                 return
-            with structlog.contextvars.bound_contextvars(phase=started.phase, attempt=started.attempt):
-                order = order_of(decided.state, started.phase, started.item)
-                decided = await self._attempt(
-                    capability,
-                    order,
-                    started.deadline_at,
-                    decided.commit,
-                    Pulse(),
-                    passage=passage,
-                    key=recalled.key,
-                    because=started.because,
-                )
-                if decided is not None:
-                    await self._recall.keep(capability, recalled, decided)
+            await self._go_on(capability, started, decided, recalled, passage)
+
+    async def _go_on(
+        self,
+        capability: Capability,
+        started: PhaseStarted,
+        decided: Decided,
+        recalled: Recalled,
+        passage: Passage | None,
+        offers: str = "",
+    ) -> Decided | None:
+        """Make the attempt that was taken, and keep what it gave if that may be used again."""
+        part = started.phase if started.item is None else f"{started.phase}:{started.item}"
+        with structlog.contextvars.bound_contextvars(phase=part, attempt=started.attempt):
+            made = await self._attempt(
+                capability,
+                order_of(decided.state, started.phase, started.item),
+                started.deadline_at,
+                decided.commit,
+                Pulse(),
+                passage=passage,
+                offers=offers,
+                key=recalled.key,
+                because=started.because,
+            )
+            if made is not None:
+                await self._recall.keep(capability, recalled, made)
+            return made
 
     async def make(
         self,

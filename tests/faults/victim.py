@@ -13,6 +13,7 @@ import json
 import os
 import random
 import sys
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -95,23 +96,27 @@ async def work(url: str, name: str, results: int) -> None:
                 tell("Cancel", run, (await client.cancel(run, by="victim")).position)
 
 
-def victim(url: str, results: int, last: int, beats: int) -> None:
-    """Does the work until it dies; the number of steps is the last thing it says if it doesn't."""
+Doing = Callable[[str, str, int], Coroutine[Any, Any, None]]
+
+
+def victim(doing: Doing, url: str, results: int, last: int, beats: int) -> None:
+    """Does it until it dies; the number of steps is the last thing it says if it doesn't."""
     steps = Steps(last, beats)
     sys.settrace(steps.trace)
-    asyncio.run(work(url, f"step{last}", results))
+    asyncio.run(doing(url, f"step{last}", results))
     sys.settrace(None)
     os.write(results, f"{json.dumps({'what': 'steps', 'count': steps.count})}\n".encode())
 
 
-def main(url: str, results: str, *points: str) -> None:
+def main(doing: Doing, url: str, results: str, *points: str) -> None:
+    """A process for each point, which dies there."""
     file = os.open(results, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for point in points:
         last, beats = map(int, point.split(":"))
         process = os.fork()
         if not process:
             try:
-                victim(url, file, last, beats)
+                victim(doing, url, file, last, beats)
             finally:
                 os._exit(0 if sys.exc_info()[0] is None else 1)
         _, status = os.waitpid(process, 0)
@@ -120,4 +125,4 @@ def main(url: str, results: str, *points: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(work, *sys.argv[1:])
