@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,9 +22,9 @@ from projections.shelf import TABLES, Shelf, ShelfDamaged
 
 _LOCK_TIMEOUT_S = 10.0
 _STATEMENTS = 64
+_LOCKED_PAUSE_S = 0.005
 # A checkpoint is told to happen: what happens by itself delays the commit that it falls into.
 _PRAGMAS = (
-    "PRAGMA journal_mode=WAL",
     "PRAGMA synchronous=NORMAL",
     "PRAGMA wal_autocheckpoint=0",
 )
@@ -59,6 +60,7 @@ class _Pool(SQLiteConnectionPool):
             cached_statements=_STATEMENTS,
         )
         opened.row_factory = sqlite3.Row
+        _log_ahead(opened)
         for pragma in _PRAGMAS:
             opened.execute(pragma)
         return _Connection(opened, max_age=self.max_age)
@@ -70,6 +72,20 @@ class _Pool(SQLiteConnectionPool):
                 cursor.execute("PRAGMA wal_checkpoint(PASSIVE)")
         finally:
             self.put_connection(connection)
+
+
+def _log_ahead(opened: sqlite3.Connection) -> None:
+    """The switch of a new file to its write-ahead log does not wait for another's, whatever the timeout: we do."""
+    until = time.monotonic() + _LOCK_TIMEOUT_S
+    while True:
+        try:
+            opened.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                raise
+            time.sleep(_LOCKED_PAUSE_S)
+        else:
+            return
 
 
 class _SQLite(SQLiteTrackingRecorder):

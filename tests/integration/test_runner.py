@@ -206,6 +206,21 @@ def test_two_processes_that_store_at_once_wait_for_each_other(tmp_path: Path) ->
     shelf.close()
 
 
+def test_who_opens_a_new_file_while_another_writes_its_first_rows_waits_for_him(tmp_path: Path) -> None:
+    """Found in one run of four: SQLite does not wait for a writer when it switches a file to its write-ahead log."""
+    path = tmp_path / "rows.db"
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    other.execute("CREATE TABLE theirs (key TEXT)")
+    with ThreadPoolExecutor(1) as pool:
+        opening = pool.submit(open_shelf, f"sqlite:///{path}")
+        with pytest.raises(TimeoutError):
+            opening.result(0.2)
+        other.execute("COMMIT")
+        opening.result(BOUND_S).close()
+    other.close()
+
+
 async def test_a_new_version_of_a_fold_is_built_from_the_beginning(server: Server, shelf: Shelf) -> None:
     newer = Projection(name="counts", version=2, row=Count, fold=_count, subjects=["run.*"])
     async with serving(server, echo()), connect(server.url) as client:
