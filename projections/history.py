@@ -21,8 +21,8 @@ from projections.durations import SHORTEST_S, Durations
 _RUNS = 100
 _SAMPLES = 200
 _ENOUGH = 8
-_LIMIT_SHARE = 0.996
-_LIKE = 32
+_LIMIT_SHARE = 0.9965
+_LIKE = 64
 """What the other phases of a plan say of how much one differs from run to run counts as so many runs of its own."""
 
 PACE_SPREAD = 0.2
@@ -64,7 +64,7 @@ class PhaseHistory(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def limit_s(self) -> float | None:
-        """How long an attempt may take before it is slow: over 99.6 % of what to expect, and over all that has been
+        """How long an attempt may take before it is slow: over 99.65 % of what to expect, and over all that has been
         seen but the slowest, which may have been an accident. None with fewer than 8 to learn from."""
         if self.attempt.count < _ENOUGH:
             return None
