@@ -7,9 +7,11 @@ anywhere, and run twice: what it did not store was not done, and who comes secon
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache, partial
+from itertools import count
 from typing import Any
 
 import msgspec
@@ -32,6 +34,7 @@ _CACHED_CHARACTERS = 16 * 2**20
 _STORED_KEYS = 300_000
 _KNOWN_SUBJECTS = 10_000
 _BATCH = 2_500
+_COLLECTED_BATCHES = 100
 _TIDY_BYTES = 16 * 2**20
 MARK_EVERY = 2_500
 """Rows can be found again as of a position that is at most so many back; from there the log is folded."""
@@ -98,11 +101,17 @@ class Runner:
         """Fold up to there and let it be read; False if somebody else has moved a build."""
         after = self._seen()
         async with ahead(self._client.log.read(*self._filters(), after=after, upto=upto), _BATCH) as reading:
-            while batch := await reading.take():
-                if not await asyncio.to_thread(self._add, batch, after, batch[-1].position):
-                    return False
-                after = batch[-1].position
-                self._tell(after)
+            with uncollected():
+                for number in count(1):
+                    batch = await reading.take()
+                    if not batch:
+                        break
+                    if not await asyncio.to_thread(self._add, batch, after, batch[-1].position):
+                        return False
+                    after = batch[-1].position
+                    self._tell(after)
+                    if not number % _COLLECTED_BATCHES:
+                        gc.collect()
         try:
             if not await asyncio.to_thread(self._finish, after, upto):
                 return False
