@@ -33,10 +33,11 @@ _CACHED_ROWS = 20_000
 _CACHED_CHARACTERS = 16 * 2**20
 _STORED_KEYS = 300_000
 _KNOWN_SUBJECTS = 10_000
-_BATCH = 2_500
+_BATCH = 5_000
+# Folding makes no circles, but whatever else runs in this process may.
 _COLLECTED_BATCHES = 100
 _TIDY_BYTES = 16 * 2**20
-MARK_EVERY = 2_500
+MARK_EVERY = 5_000
 """Rows can be found again as of a position that is at most so many back; from there the log is folded."""
 
 
@@ -77,10 +78,13 @@ class Runner:
         """Fold what the log has by now, from the beginning with `afresh`; returns the position. Raises Unavailable."""
         self._log, upto = await log_of(self._client)
         self._is_afresh = afresh
-        await asyncio.to_thread(self._settle, begin=afresh)
-        while not await self._reach(upto):
-            # Another process has replaced a build that was extended here: it is read again from where that stands.
-            await asyncio.to_thread(self._settle)
+        try:
+            await asyncio.to_thread(self._settle, begin=afresh)
+            while not await self._reach(upto):
+                # Another process has replaced a build that was extended here: it is read again from where that stands.
+                await asyncio.to_thread(self._settle)
+        finally:
+            await self._tidied()
         self._is_afresh = False
         return upto
 
@@ -93,9 +97,7 @@ class Runner:
                 await self._follow(stopping)
         finally:
             stopping.cancel()
-            if self._tidying is not None:
-                # A thread can't be stopped, and whoever waits for the runner closes the shelf.
-                await asyncio.wait({self._tidying})
+            await self._tidied()
 
     async def _reach(self, upto: int) -> bool:
         """Fold up to there and let it be read; False if somebody else has moved a build."""
@@ -110,6 +112,7 @@ class Runner:
                         return False
                     after = batch[-1].position
                     self._tell(after)
+                    self._tidy()
                     if not number % _COLLECTED_BATCHES:
                         gc.collect()
         try:
@@ -131,7 +134,7 @@ class Runner:
                     taking.cancel()
                     return
                 batch = taking.result()
-                if not await asyncio.to_thread(self._add, batch, after, batch[-1].position, is_live=True):
+                if not await asyncio.to_thread(self._add, batch, after, batch[-1].position):
                     await asyncio.to_thread(self._settle)
                     return
                 after = batch[-1].position
@@ -150,9 +153,7 @@ class Runner:
             each.serve()
         return True
 
-    def _add(
-        self, records: Sequence[Record], after: int, position: int, *, is_last: bool = False, is_live: bool = False
-    ) -> bool:
+    def _add(self, records: Sequence[Record], after: int, position: int, *, is_last: bool = False) -> bool:
         """Fold what came after a position, up to another, into whatever has not got it, and store it.
 
         False: somebody else has built one of them anew, and less of it.
@@ -169,7 +170,7 @@ class Runner:
                 for growth in self._growths:
                     growth.stored()
                 self._untidy_bytes += sum(len(each.row or "") for step in steps for each in step.changes)
-                if self._is_tidied or (self._untidy_bytes >= _TIDY_BYTES and not is_live):
+                if self._is_tidied:
                     self._shelf.checkpoint()
                     self._is_tidied, self._untidy_bytes = False, 0
                 return True
@@ -201,6 +202,11 @@ class Runner:
         elif self._tidying is not None and self._tidying.done():
             self._tidying.result()
             self._tidying, self._is_tidied = None, True
+
+    async def _tidied(self) -> None:
+        """A thread can't be stopped, and whoever waits for the runner closes the shelf."""
+        if self._tidying is not None:
+            await asyncio.wait({self._tidying})
 
     def _find_takers(self, subject: str) -> list[Callable[[Said], None]]:
         return [each.records.append for each in self._growths if each.wants(subject)]
