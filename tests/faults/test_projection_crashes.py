@@ -34,7 +34,7 @@ from projections.runs import RUNS
 from tests.integration.test_runner import COUNTS
 
 url, database = sys.argv[1:3]
-runner.MARK_EVERY, runner._BATCH = 20, 9
+runner.MARK_EVERY, runner._BATCH, runner._TIDY_BYTES = 20, 9, 5_000
 FILES = {runner.__file__, shelf.__file__, sqlite.__file__}
 lines = itertools.count(1)
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import sqlite3
+import time
+import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -299,6 +302,56 @@ async def test_rows_as_of_any_position_are_those_a_rebuild_up_to_there_makes(
             expected = dict((await build(client, RUNS, upto=position)).rows)
             assert await kept.rows(at=position) == expected
             assert await kept.row("r3", at=position) == expected.get("r3")
+
+
+async def test_catching_up_is_not_held_up_by_the_garbage_collector_and_circles_do_not_pile_up(
+    server: Server, shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "_BATCH", 7)
+    monkeypatch.setattr(running, "_COLLECTED_BATCHES", 2)
+    was_on: set[bool] = set()
+    left: list[weakref.ref[Loop]] = []
+    there: list[int] = []
+
+    class Loop:
+        def __init__(self) -> None:
+            self.itself = self
+
+    def fold(rows: Rows[Count], happening: Happening) -> None:
+        was_on.add(gc.isenabled())
+        left.append(weakref.ref(Loop()))
+        there.append(sum(each() is not None for each in left))
+        _count(rows, happening)
+
+    projection = Projection(name="circles", version=1, row=Count, fold=fold, subjects=["run.*"])
+    async with serving(server, echo()), connect(server.url) as client:
+        await completed(client, *(f"r{number}" for number in range(20)))
+        await Runner(client, shelf, [projection]).catch_up()
+    assert was_on == {False} and gc.isenabled()
+    assert max(there) < len(left) / 2
+
+
+async def test_what_tidies_the_database_beside_has_ended_when_the_runner_has_caught_up(
+    server: Server, shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "_BATCH", 7)
+    monkeypatch.setattr(running, "_TIDY_BYTES", 1)
+    checkpoint = shelf.checkpoint
+    begun: list[None] = []
+    ended: list[None] = []
+
+    def slow() -> None:
+        begun.append(None)
+        time.sleep(0.05)
+        checkpoint()
+        ended.append(None)
+
+    monkeypatch.setattr(shelf, "checkpoint", slow)
+    async with serving(server, echo()), connect(server.url) as client:
+        await completed(client, *(f"r{number}" for number in range(20)))
+        await Runner(client, shelf, [COUNTS]).catch_up()
+        assert len(begun) == len(ended) > 0
+        assert await (await Kept.find(client, shelf, COUNTS)).rows() == {"a": Count(20), "b": Count(20)}
 
 
 async def test_projections_whose_subjects_overlap_are_read_for_once(server: Server, shelf: Shelf) -> None:
