@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from benchmarks.peers.kills import BOUND_S, completed_s
 from benchmarks.peers.peers import PEERS, Peer, output, running, served
 
-_BOUND_S = 120.0
+_BOUND_S = 40.0
 _KILLS_AT_ONCE = 3
 
 # ms and tasks a second, synced and not; missing if it failed.

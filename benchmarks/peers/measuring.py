@@ -1,7 +1,8 @@
 """What is measured of each: one task after the other, and a hundred at once; and a task that holds on for a while.
 
-Standard library only, for any peer's environment. `PEER_URL` is where the server is; `PEER_SETTINGS` is `best` for the
-settings a careful user would choose, `usual` for what the library does by itself when a worker dies.
+Standard library only, for any peer's environment. `PEER_URL` is where the server is; `PEER_SETTINGS` is `usual` for what
+a library does by itself when a worker dies, `best` for the settings with which another has its work soonest, and `rate`
+for those with which a task outlives its worker, and is done soonest.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 URL = os.environ.get("PEER_URL", "")
-IS_BEST = os.environ.get("PEER_SETTINGS", "best") == "best"
+IS_BEST = os.environ.get("PEER_SETTINGS") != "usual"
+IS_KILLED = os.environ.get("PEER_SETTINGS") == "best"
 POLL_S = 0.01
 
 _AT_ONCE = 100

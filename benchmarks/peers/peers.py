@@ -66,7 +66,7 @@ PEERS = (
 
 
 @asynccontextmanager
-async def served(peer: Peer, python: str, *, is_synced: bool, settings: str = "best") -> AsyncIterator[Environment]:
+async def served(peer: Peer, python: str, *, is_synced: bool, settings: str = "rate") -> AsyncIterator[Environment]:
     """A server for it alone, and what its processes need to know."""
     environment = {**os.environ, "PYTHONPATH": str(_ROOT), "PEER_SETTINGS": settings}
     if peer.server == "host":
