@@ -1,8 +1,8 @@
 """What is measured of each: one task after the other, and a hundred at once; and a task that holds on for a while.
 
-Standard library only, for any peer's environment. `PEER_URL` is where the server is; `PEER_SETTINGS` is `usual` for what
-a library does by itself when a worker dies, `best` for the settings with which another has its work soonest, and `rate`
-for those with which a task outlives its worker, and is done soonest.
+Standard library only, for any peer's environment. `PEER_URL` is where the server is. `PEER_SETTINGS` is `usual` for
+what a library does by itself when a worker dies, `best` for the settings with which another has its work soonest, and
+`rate` for those with which a task outlives its worker, and is done soonest.
 """
 
 from __future__ import annotations
