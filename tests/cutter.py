@@ -16,10 +16,12 @@ _CHUNK = 65_536
 
 @dataclass
 class Cutter:
-    """Stands between a client and the server at `port`; `cut` says where the next line breaks."""
+    """Stands between a client and the server at `port`; `cut` says where the next line breaks. `heard` is what came
+    from the client, as it came."""
 
     port: int
     cuts: int = 0
+    heard: list[bytes] = field(default_factory=list)
     _cut: tuple[bytes, int] | None = None
     _writers: set[asyncio.StreamWriter] = field(default_factory=set)
     _server: asyncio.Server | None = None
@@ -51,6 +53,7 @@ class Cutter:
         answers = asyncio.create_task(self._pass(from_server, writer))
         try:
             while data := await reader.read(_CHUNK):
+                self.heard.append(data)
                 if self._cut is not None and self._cut[0] in data:
                     at, behind = self._cut
                     self._cut = None

@@ -35,6 +35,8 @@ _BACKLOG_BYTES = 16 * 2**20
 _READ_BYTES = 64 * 1024
 # A line that is dead without a word is given up when a second one is due and the first has no answer.
 _PING_S = 4
+# Who writes this little before a ping is due takes it along; this long after, it goes alone.
+_PING_ALONG_S = 0.025
 _NOT_ALLOWED = re.compile(rb"'Permissions Violation for Publish to \"(.*)\"'", re.DOTALL)
 _random = random.SystemRandom()
 
@@ -56,6 +58,7 @@ class Line(Client):
         self.callback_errors = 0
         self._connected_at_s = -float("inf")
         self._write_is_due = False
+        self._pinged_at_s = -float("inf")
 
     def send(self, *parts: bytes) -> None:
         """Queue for the socket. What is sent during one pass of the event loop leaves in one write."""
@@ -228,18 +231,26 @@ class Line(Client):
     async def _ping_interval(self) -> None:
         name = str(self.options["name"])
         while self._pings_outstanding <= self.options["max_outstanding_pings"]:
-            await asyncio.sleep(until_next_s(time.time(), self.options["ping_interval"], name))
-            if self.is_connected:
+            await asyncio.sleep(until_next_s(time.time() - _PING_ALONG_S, _PING_S, name))
+            if self.is_connected and self._is_ping_due:
                 self._pings_outstanding += 1
                 await self._send_ping()
         await self._process_op_err(errors.StaleConnectionError())
 
+    @property
+    def _is_ping_due(self) -> bool:
+        return time.monotonic() - self._pinged_at_s > _PING_S - 2 * _PING_ALONG_S
+
     async def _send_ping(self, future: asyncio.Future[bool] | None = None) -> None:
         # Not queued: a ping left over from a broken line would answer for the next one's.
-        self._pongs.append(future or asyncio.get_running_loop().create_future())
+        self._expect_pong(future)
         self._write()
         if writer := self._writer:
             writer.write(PING_PROTO)
+
+    def _expect_pong(self, future: asyncio.Future[bool] | None = None) -> None:
+        self._pinged_at_s = time.monotonic()
+        self._pongs.append(future or asyncio.get_running_loop().create_future())
 
     async def _flush_pending(self, force_flush: bool = False) -> None:
         self._write()
@@ -253,6 +264,10 @@ class Line(Client):
             self._write_is_due = True
             asyncio.get_running_loop().call_later(0.01, self._write)
             return
+        if self._is_ping_due:
+            self._pings_outstanding += 1
+            self._expect_pong()
+            self._pending.append(PING_PROTO)
         writer.write(b"".join(self._pending))
         self._pending.clear()
         self._pending_data_size = 0
@@ -288,6 +303,5 @@ def options(url: str, name: str, credentials: Path | None) -> dict[str, Any]:
         "connect_timeout": 2,
         "max_reconnect_attempts": -1,
         "reconnect_time_wait": 0.2,
-        "ping_interval": _PING_S,
         "max_outstanding_pings": 1,
     }

@@ -1,7 +1,7 @@
 """The rhythm of what a process does again and again: at moments that it shares with others who know nothing of it.
 
-A thousand beats a second, each at its own moment, wake the server a thousand times; twenty times fifty cost it less
-than half. So moments are those of a grid on the wall clock, and each name has a place of its own in it: the same for
+A thousand beats a second, each at its own moment, wake the server as often; five times two hundred cost it a
+quarter. So moments are those of a grid on the wall clock, and each name has a place of its own in it: the same for
 every multiple of a time, so that what is done every third second meets what is done every second.
 
 Pure. That clocks differ does no harm: only less meets then.
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from zlib import crc32
 
-_GRID_S = 0.05
+_GRID_S = 0.2
 _TOO_SOON = 0.02
 """A moment that is nearer than this share of the time is the one that has just been."""
 

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import datetime, timedelta
-
-from msgspec.structs import replace
 
 from bus.errors import Refused
 from bus.rules.commands import Begin
 from bus.rules.draft import Draft
-from bus.rules.events import Commit, Event, PhaseApproved, PhaseCompleted, PhaseReady, PhaseSkipped, RunStarted
+from bus.rules.events import Commit, PhaseApproved, PhaseCompleted, PhaseSkipped, RunStarted
 from bus.rules.folding import evolve
 from bus.rules.priority import NORMAL
-from bus.rules.route import NO_ROUTES, Routes
+from bus.rules.route import Routes
 from bus.rules.run import RunState
 
 OUTSIDE = "outside of"
 """How the reason begins why a phase was left out of a run of a part of its plan."""
 
 
-def begin(command: Begin, run: str, now: datetime, routes: Routes = NO_ROUTES) -> Sequence[Event]:
+def begin(command: Begin, run: str, now: datetime, routes: Routes) -> Draft:
     """The events a run begins with: what it is, what it takes over, what is left out of it, and what opens at once."""
     deadline = (command.due_at or command.since or now) + timedelta(seconds=command.plan.timeout_s)
     started = RunStarted(
@@ -34,8 +31,8 @@ def begin(command: Begin, run: str, now: datetime, routes: Routes = NO_ROUTES) -
         priority=command.priority or command.plan.priority or NORMAL,
         sender=command.sender,
     )
-    born = evolve(None, Commit(run, "", now, 0, [started], correlation=command.correlation))
-    draft = Draft(born, now, routes, command.arm)
+    born = evolve(None, Commit(run, "", now, 1, [started], correlation=command.correlation))
+    draft = Draft(born, now, routes, arm=command.arm, due_at=command.due_at, begun=started)
     adopted = [key for key in command.plan.graph if key in command.adopted]
     for key in adopted:
         draft.emit(_adoption(draft.state, key, command))
@@ -44,13 +41,7 @@ def begin(command: Begin, run: str, now: datetime, routes: Routes = NO_ROUTES) -
     left_out = [key for key in outside if key not in adopted]
     draft.emit(*(PhaseSkipped(phase=key, reason=said, lets_pass=True) for key in left_out))
     draft.open([key for key in command.plan.graph if key not in outside])
-    if command.due_at is None:
-        return [started, *draft.events]
-    return [started, *(_not_before(event, command.due_at) for event in draft.events)]
-
-
-def _not_before(event: Event, due_at: datetime) -> Event:
-    return replace(event, due_at=due_at) if isinstance(event, PhaseReady) else event
+    return draft
 
 
 def _adoption(state: RunState, key: str, command: Begin) -> PhaseApproved | PhaseCompleted:

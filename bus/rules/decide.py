@@ -46,7 +46,6 @@ from bus.rules.draft import Draft
 from bus.rules.effects import intend, save, settle, vouch
 from bus.rules.events import (
     UNTAKEN,
-    Commit,
     Event,
     PhaseAttemptFailed,
     PhaseCancelled,
@@ -60,7 +59,6 @@ from bus.rules.events import (
     RunPaused,
     RunResumed,
 )
-from bus.rules.folding import Folding
 from bus.rules.gates import answer, report, signal
 from bus.rules.holding import find, is_holder, label, under_way
 from bus.rules.inputs import work
@@ -82,8 +80,26 @@ def decide(
 
     `routes` are those that stand: what becomes ready goes the way they say.
     """
+    return carry_out(state, command, run=run, now=now, routes=routes)[1]
+
+
+def carry_out(
+    state: RunState | None, command: Command, *, run: str, now: datetime, routes: Routes = NO_ROUTES
+) -> tuple[RunState, Sequence[Event]]:
+    """`decide`, and the run with what happens: as if it was committed right behind what there is. Raises Refused."""
     if isinstance(command, Together):
-        return carry_out(Folding(state), command, run=run, now=now, routes=routes)[1]
+        # All of them or none: the state that is given is never changed.
+        happened: list[Event] = []
+        for each in command.commands:
+            state, caused = carry_out(state, each, run=run, now=now, routes=routes)
+            happened += caused
+        assert state is not None, "there is at least one command"
+        return state, happened
+    draft = _draft(state, command, run, now, routes)
+    return draft.after, draft.events
+
+
+def _draft(state: RunState | None, command: Command, run: str, now: datetime, routes: Routes) -> Draft:
     if isinstance(command, Begin):
         if state is not None:
             raise Refused(f"run {run} has already started")
@@ -152,26 +168,7 @@ def decide(
             if now < state.deadline_at:
                 raise Refused(f"run {run} has until {state.deadline_at:%Y-%m-%d %H:%M:%S}")
             _expire(draft)
-    return draft.events
-
-
-def carry_out(
-    folding: Folding, command: Command, *, run: str, now: datetime, routes: Routes = NO_ROUTES
-) -> tuple[Folding, Sequence[Event]]:
-    """`decide`, and the fold with what happens. Raises Refused; the fold it was given is then as it was."""
-    if isinstance(command, Together):
-        # All of them or none, so on a copy.
-        together, happened = Folding(folding.state), list[Event]()
-        for each in command.commands:
-            together, caused = carry_out(together, each, run=run, now=now, routes=routes)
-            happened += caused
-        return together, happened
-    state = folding.state
-    happened = list(decide(state, command, run=run, now=now, routes=routes))
-    correlation = command.correlation if isinstance(command, Begin) else None
-    position = (state.position if state is not None else 0) + 1
-    folding.add(Commit(run, "", now, position, happened, correlation=correlation))
-    return folding, happened
+    return draft
 
 
 def _take(draft: Draft, command: Take) -> None:

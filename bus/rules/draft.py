@@ -31,6 +31,7 @@ from bus.rules.events import (
     RunFailed,
     RunRedriven,
     RunRollingBack,
+    RunStarted,
 )
 from bus.rules.folding import Folding
 from bus.rules.inputs import child_name, input_of, is_wanted, items_of
@@ -48,19 +49,40 @@ PLAN = "the plan"
 
 
 class Draft:
-    """Events decided so far, and the state as it is with them: later rules see what earlier ones did."""
+    """Events decided so far, and the state as it is with them: later rules see what earlier ones did.
 
-    def __init__(self, state: RunState, now: datetime, routes: Routes = NO_ROUTES, arm: Arm | None = None) -> None:
+    What becomes ready is due at `due_at` and goes to `arm`, if told. A state that is just born is of the same commit:
+    `begun` is the event it was born of.
+    """
+
+    def __init__(
+        self,
+        state: RunState,
+        now: datetime,
+        routes: Routes = NO_ROUTES,
+        *,
+        arm: Arm | None = None,
+        due_at: datetime | None = None,
+        begun: RunStarted | None = None,
+    ) -> None:
         self.now = now
         self.routes = routes
+        self.events: list[Event] = [] if begun is None else [begun]
         self._arm = arm
-        self.events: list[Event] = []
-        self._folding = Folding(state)
+        self._due_at = due_at
+        self._position = state.position + (begun is None)
+        self._folding = Folding(state, self._position)
 
     @property
     def state(self) -> RunState:
         assert self._folding.state is not None, "a draft begins with a state"
         return self._folding.state
+
+    @property
+    def after(self) -> RunState:
+        """The run when all that has happened, as if its commit stood right behind the one before."""
+        self.state.position = self._position
+        return self.state
 
     def must_be_open(self) -> None:
         """Raises Refused if the run has ended."""
@@ -68,13 +90,16 @@ class Draft:
             raise Refused(f"run {self.state.run} has ended: it is {self.state.status}")
 
     def emit(self, *events: Event) -> None:
-        if self.routes or self._arm is not None:
+        if self.routes or self._arm is not None or self._due_at is not None:
             events = tuple(self._on_its_way(each) if isinstance(each, PhaseReady) else each for each in events)
         self.events.extend(events)
         self._folding.apply(events, self.now)
 
     def _on_its_way(self, event: PhaseReady) -> PhaseReady:
-        """With whom a route gives it to, if there is one: retries go where the attempt before went."""
+        """When it is due, and with whom a route gives it to, if there is one: retries go where the attempt before
+        went."""
+        if self._due_at is not None:
+            event = replace(event, due_at=self._due_at)
         if event.arm is not None or self._arm is not None:
             return replace(event, arm=event.arm or self._arm)
         route = self.routes.get(self.state.capability(event.phase) or "")

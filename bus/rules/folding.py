@@ -96,12 +96,15 @@ def placed(state: RunState, happened: Iterable[Event], before: int, position: in
 
 
 class Folding:
-    """A fold under way: owns the parts it has copied, so each is copied once, whatever the number of events."""
+    """A fold under way: owns the parts it has copied, so each is copied once, whatever the number of events.
 
-    def __init__(self, state: RunState | None) -> None:
+    `position` is where the commit will stand whose events are applied, as far as that is known.
+    """
+
+    def __init__(self, state: RunState | None, position: int = 0) -> None:
         self.state = None if state is None else replace(state, phases=dict(state.phases))
         self._owned: set[str] = set()
-        self._position = 0
+        self._position = position
 
     def add(self, commit: Commit) -> None:
         if self.state is None:

@@ -25,7 +25,7 @@ from bus.registry.signposts import Signposts
 from bus.rules.commands import Begin, Command, Together
 from bus.rules.decide import carry_out
 from bus.rules.events import Commit, Event, PhaseReady
-from bus.rules.folding import Folding, placed
+from bus.rules.folding import placed
 from bus.rules.route import Routes
 from bus.rules.run import RunState
 from bus.runs import children
@@ -219,15 +219,14 @@ def _decide(
     """Each command on the state that the ones before it leave; and the state that the last one leaves."""
     decided: list[tuple[_Waiting, Sequence[Event]]] = []
     refused: list[tuple[_Waiting, Refused]] = []
-    folding = Folding(state)
     for waiting in batch:
         try:
-            folding, caused = carry_out(folding, waiting.command, run=run, now=now, routes=routes)
+            state, caused = carry_out(state, waiting.command, run=run, now=now, routes=routes)
         except Refused as error:
             refused.append((waiting, error))
             continue
         decided.append((waiting, caused))
-    return decided, refused, folding.state
+    return decided, refused, state
 
 
 def _begun_for(begin: Begin, facts: Facts) -> Begin:

@@ -8,40 +8,33 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
-from functools import partial
 from typing import Any
-from uuid import uuid4
 
-import msgspec
 import structlog
 
 from bus.broker.pull import Delivery
 from bus.client import Client
-from bus.clock import utc_now
-from bus.errors import BusError, CircuitOpen, MalformedMessage, Refused, TooLarge
-from bus.format.envelope import decode, envelope
+from bus.errors import BusError, CircuitOpen, MalformedMessage, Refused
+from bus.format.envelope import decode
 from bus.format.subjects import Work
 from bus.guards.circuit import Circuit, Passage
 from bus.handlers.agent import Agent, Capability
-from bus.handlers.context import Context, Pulse, Report
-from bus.handlers.emitting import Emitter
-from bus.handlers.handling import Answer, Halted, answer, perform
-from bus.handlers.llm import LLM_CALLED, LLMCall, LLMCalled
-from bus.handlers.progress import Reporter
-from bus.handlers.scribe import Scribe, notebook
+from bus.handlers.context import Pulse
+from bus.handlers.handling import Answer, Halted, answer
 from bus.letters.burying import bury
 from bus.problem import Problem, told
 from bus.registry.presence import Held
 from bus.registry.service import Tally
-from bus.rules.commands import Command, Complete, Fail, Offer, Take
-from bus.rules.events import Cause, PhaseFailed, PhaseStarted, ResultRefused
+from bus.rules.commands import Offer, Take
+from bus.rules.events import PhaseFailed, PhaseStarted
 from bus.rules.inputs import Order
 from bus.rules.inputs import order as order_of
 from bus.runs.halts import Halt, is_held
 from bus.runs.hearing import Again
 from bus.runs.runs import Decided
+from bus.worker.attempt import Attempt
 from bus.worker.beginning import Beginning
 from bus.worker.brake import Brake
 from bus.worker.recall import Recall, Recalled
@@ -50,12 +43,6 @@ logger = structlog.get_logger(__name__)
 
 _NOT_NOW_S = 1.0
 _LET_OTHERS_S = 0.1
-_CAUSES: dict[str, Cause] = {
-    "timed_out": "timed_out",
-    "silent": "silent",
-    "crashed": "crashed",
-    "handed_back": "handed_back",
-}
 
 
 class Attempts:
@@ -160,16 +147,11 @@ class Attempts:
         """Make the attempt that was taken, and keep what it gave if that may be used again."""
         part = started.phase if started.item is None else f"{started.phase}:{started.item}"
         with structlog.contextvars.bound_contextvars(phase=part, attempt=started.attempt):
+            pulse = Pulse()
+            order = order_of(decided.state, started.phase, started.item)
+            attempt = self._of(capability, order, decided.commit, pulse, key=recalled.key)
             made = await self._attempt(
-                capability,
-                order_of(decided.state, started.phase, started.item),
-                started.deadline_at,
-                decided.commit,
-                Pulse(),
-                passage=passage,
-                offers=offers,
-                key=recalled.key,
-                because=started.because,
+                capability, attempt, started.deadline_at, pulse, passage, offers=offers, because=started.because
             )
             if made is not None:
                 await self._recall.keep(capability, recalled, made)
@@ -185,8 +167,20 @@ class Attempts:
         passage: Passage | None,
     ) -> Decided | None:
         """Make an attempt that was handed over, from its handler to its result in the log. None: that is not there."""
-        return await self._attempt(
-            capability, order, deadline_at, beginning.id, pulse, passage=passage, beginning=beginning
+        attempt = self._of(capability, order, beginning.id, pulse, beginning)
+        return await self._attempt(capability, attempt, deadline_at, pulse, passage, beginning=beginning)
+
+    def _of(
+        self,
+        capability: Capability,
+        order: Order,
+        causation: str,
+        pulse: Pulse,
+        beginning: Beginning | None = None,
+        key: str = "",
+    ) -> Attempt:
+        return Attempt(
+            self._client, self._agent.name, self._instance, capability, order, causation, pulse, beginning, key
         )
 
     def hold(self, held: Held, pulse: Pulse) -> None:
@@ -251,156 +245,55 @@ class Attempts:
     async def _attempt(
         self,
         capability: Capability,
-        order: Order,
+        attempt: Attempt,
         deadline_at: datetime,
-        causation: str,
         pulse: Pulse,
-        *,
         passage: Passage | None,
+        *,
         offers: str = "",
-        key: str = "",
         because: str = "",
         beginning: Beginning | None = None,
     ) -> Decided | None:
-        """Call the handler and put what comes of it into the log; nothing, if nobody wants it any more.
-
-        With a `beginning` the log does not have the attempt yet.
-        """
-        held = Held(order.run, order.phase, order.item, order.attempt)
-        said = partial(self._call, order)
-        report: Report = Reporter(self._client.runs, held, self._instance, pulse).report
+        """Call the handler and put what comes of it into the log; nothing, if nobody wants it any more."""
         if beginning is None:
-            self.hold(held, pulse)
-            submit: Callable[[Command], Awaitable[Decided]] = partial(
-                self._client.runs.submit, order.run, causation=causation
-            )
-        else:
-            report, submit = beginning.reporting(report), beginning.conclude
-        begun = beginning.store if beginning is not None else _begun
-        emitter = Emitter(
-            self._client.log,
-            held,
-            source=self._client.source,
-            correlation=order.correlation,
-            causation=causation,
-            begun=begun,
-        )
-        context = Context(
-            run=order.run,
-            plan=order.plan,
-            phase=order.phase,
-            item=order.item,
-            attempt=order.attempt,
-            agent=self._agent.name,
-            instance=self._instance,
-            correlation=order.correlation,
-            sticky=order.sticky,
-            causation=causation,
-            deadline_at=deadline_at,
-            begun=order.begun,
-            undoes=order.undoes,
-            priority=order.priority,
-            sender=order.sender,
-            report=report,
-            sink=emitter.emit,
-            pulse=pulse,
-            notebook=notebook(order, Scribe(self._client.runs, held, self._instance, pulse, begun, said)),
-            state=self.state,
-            door=self._client,
-        )
+            self.hold(attempt.held, pulse)
         began = time.monotonic()
-        timeout_s = (deadline_at - utc_now()).total_seconds()
         result: bytes | Problem | Halted | None = None
         self._logger.info("started", capability=capability.name, **({"because": because} if because else {}))
         try:
-            result = await perform(
-                capability,
-                order.input,
-                context,
-                timeout_s=max(timeout_s, 0.0),
-                silence_s=order.silence_timeout_s or capability.silence_s,
-                answer=answer if capability.isolation is None else self._apart,
+            result = await attempt.perform(
+                deadline_at, self.state, answer if capability.isolation is None else self._apart
             )
-            if passage is not None and not isinstance(result, Halted):
-                passage.end(result if isinstance(result, Problem) else None)
             took_s = time.monotonic() - began
-            duration_ms = round(took_s * 1000, 1)
             if isinstance(result, Halted):
-                self._logger.info("halted", reason=result.reason, duration_ms=duration_ms)
+                self._logger.info("halted", reason=result.reason, duration_ms=_ms(took_s))
                 return None
-            if (lost := await _flushed(emitter)) is not None:
+            if passage is not None:
+                passage.end(result if isinstance(result, Problem) else None)
+            if (lost := await attempt.flush()) is not None:
                 result = lost
             self.tallies[capability.name].count(took_s, result if isinstance(result, Problem) else None)
-            offer = Offer(offers, self._agent.name, capability.timeout_s)
             goes_on = bool(offers) and not self.draining and not self.is_paused(capability)
-            decided = await self._conclude(order, result, submit, offer if goes_on else None, key)
-            if capability.name in self.brakes and decided is not None and _has_died(decided, order):
+            offer = Offer(offers, self._agent.name, capability.timeout_s) if goes_on else None
+            decided = await attempt.conclude(result, offer)
+            if capability.name in self.brakes and decided is not None and _has_died(decided, attempt.order):
                 # Before anything more is asked for: the log says so to everybody else a moment later.
                 self.brakes[capability.name].put(on=True)
-            duration_ms = round((time.monotonic() - began) * 1000, 1)
+            duration_ms = _ms(time.monotonic() - began)
             if isinstance(result, Problem):
                 self._logger.warning("failed", problem=told(result), error=str(result), duration_ms=duration_ms)
             else:
                 self._logger.info("completed", duration_ms=duration_ms)
         except asyncio.CancelledError:
             if result is None and pulse.wanted and (beginning is None or beginning.is_stored):
-                problem = Problem("handed_back", f"{self._instance} was stopped", "transient")
-                await self._conclude(order, problem, submit)
+                await attempt.conclude(Problem("handed_back", f"{self._instance} was stopped", "transient"))
             raise
         finally:
             if passage is not None:
                 # Of what has not ended here, nobody knows how it would have.
                 passage.abandon()
-            self._held.pop(held, None)
+            self._held.pop(attempt.held, None)
         return decided
-
-    async def _conclude(
-        self,
-        order: Order,
-        result: bytes | Problem,
-        submit: Callable[[Command], Awaitable[Decided]],
-        offer: Offer | None = None,
-        key: str = "",
-    ) -> Decided | None:
-        """Put the result into the log. If that can't be done in time, the supervisor finds the attempt forgotten."""
-        where = (order.phase, order.item, order.attempt, self._instance)
-        if isinstance(result, Problem):
-            command: Command = Fail(*where, result, _CAUSES.get(result.code, "error"))
-        else:
-            command = Complete(*where, msgspec.Raw(result), offer, key)
-        try:
-            decided = await submit(command)
-        except TooLarge as error:
-            if isinstance(result, Problem):
-                self._logger.warning("problem not stored", error=str(error))
-                return None
-            too_large = Problem("bad_output", "the result is too large", "permanent", str(error))
-            return await self._conclude(order, too_large, submit)
-        except BusError as error:
-            self._logger.warning("result not stored", error=str(error))
-            return None
-        for event in decided.events:
-            if isinstance(event, ResultRefused):
-                self._logger.warning("result refused", reason=event.reason)
-        return decided
-
-    async def _call(self, order: Order, call: LLMCall) -> None:
-        """Put a call of a language model on record. Raises InvalidName, TooLarge, Unavailable."""
-        client = self._client
-        called = LLMCalled(**msgspec.structs.asdict(call), plan=order.plan, item=order.item, instance=self._instance)
-        record = envelope(
-            LLM_CALLED,
-            called,
-            id=uuid4().hex,
-            source=client.source,
-            time=utc_now(),
-            correlationid=order.correlation,
-            runid=order.run,
-            phase=order.phase,
-            attempt=order.attempt,
-            agent=self._agent.name,
-        )
-        await client.log.append(client.subjects.llm(call.provider), record)
 
     async def bury(self, capability: str, delivery: Delivery, reason: str, again: Again | None = None) -> None:
         """Keep a message that nobody can read as a dead letter of the capability, then acknowledge it.
@@ -442,18 +335,8 @@ def _has_died(decided: Decided, order: Order) -> bool:
     )
 
 
-async def _begun() -> bool:
-    """The log has the attempt already."""
-    return True
-
-
-async def _flushed(emitter: Emitter) -> Problem | None:
-    """Have all that was emitted in the log before the result is."""
-    try:
-        await emitter.flush()
-    except BusError as error:
-        return Problem("lost", "not all that was emitted could be stored", "transient", str(error))
-    return None
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 1)
 
 
 def _next_start(decided: Decided | None, instance: str) -> PhaseStarted | None:

@@ -5,14 +5,17 @@ import json
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from urllib.parse import urlsplit
 
 import pytest
 
+from bus.broker import line
 from bus.broker.connection import Connection, Message
 from bus.broker.server import Server
 from bus.broker.wire import Frames
 from bus.errors import InvalidName, NoResponders, SettingsError, TooLarge, Unavailable
+from tests.cutter import Cutter
 
 POISON = {
     "a subject that is not UTF-8": b"PUB flow.\xff 4\r\nevil\r\n",
@@ -291,6 +294,44 @@ async def test_however_the_reading_ends_the_line_is_made_again(
     await asyncio.wait_for(back.wait(), 5)
     await connection.flush(2)
     assert connection.disconnects == 1
+
+
+async def test_a_ping_that_is_due_goes_along_with_what_is_written(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(line, "_PING_S", 0.3)
+    async with Cutter.before(server.port) as between, Connection.open(between.url(server.url), name="test") as busy:
+        await busy.flush(2)
+        between.heard.clear()
+        for number in range(100):
+            busy.publish("t", b"%d" % number)
+            await asyncio.sleep(0.01)
+        pings = [data for data in between.heard if b"PING" in data]
+        assert len(pings) >= 3
+        assert all(b"PUB" in data for data in pings)
+        assert busy.disconnects == 0
+
+
+async def test_a_quiet_line_is_pinged_and_one_that_does_not_answer_is_given_up_also_by_who_writes(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(line, "_PING_S", 0.3)
+    async with Cutter.before(server.port) as between, Connection.open(between.url(server.url), name="test") as one:
+        await one.flush(2)
+        between.heard.clear()
+        async with asyncio.timeout(5):
+            while between.heard.count(b"PING\r\n") < 3:
+                await asyncio.sleep(0.01)
+        assert one.disconnects == 0
+        server.signal(signal.SIGSTOP)
+        try:
+            async with asyncio.timeout(5):
+                while not one.disconnects:
+                    with suppress(Unavailable):
+                        one.publish("t", b"x")
+                    await asyncio.sleep(0.01)
+        finally:
+            server.signal(signal.SIGCONT)
 
 
 async def test_closing_is_bounded_when_the_server_is_frozen(server: Server) -> None:

@@ -46,7 +46,7 @@ from bus.rules.commands import (
     Vouch,
 )
 from bus.rules.dead import DeadLetter
-from bus.rules.decide import decide
+from bus.rules.decide import carry_out, decide
 from bus.rules.events import (
     Cause,
     Commit,
@@ -250,11 +250,12 @@ class RunMachine(RuleBasedStateMachine):
 
     @initialize(plan=plans(), given=st.sampled_from([*FITTING * 3, b"null"]))
     def begin(self, plan: Plan, given: bytes) -> None:
-        happened = decide(None, Begin(plan, msgspec.Raw(given)), run=RUN, now=self.now)
+        ahead, happened = carry_out(None, Begin(plan, msgspec.Raw(given)), run=RUN, now=self.now)
         commit = through_the_log(Commit(RUN, "1", self.now, 1, happened))
         self.state = evolve(None, Commit(RUN, "1", self.now, 1, happened[:1]))
         self.watch(happened[1:])
         self.state = evolve(None, commit)
+        assert snapshot(ahead) == snapshot(self.state)
         self.letters += dead.letters(None, commit)
         self.commits.append(commit)
 
@@ -410,7 +411,7 @@ class RunMachine(RuleBasedStateMachine):
         self.sent.append(command)
         before = snapshot(self.state)
         try:
-            happened = decide(self.state, command, run=RUN, now=self.now)
+            ahead, happened = carry_out(self.state, command, run=RUN, now=self.now)
         except Refused as refused:
             assert refused.reason
             assert snapshot(self.state) == before
@@ -422,6 +423,7 @@ class RunMachine(RuleBasedStateMachine):
         self.watch(happened)
         after = evolve(self.state, read)
         assert snapshot(self.state) == before, "a fold leaves the state it is given as it is"
+        assert snapshot(ahead) == snapshot(after), "what was decided on is what the log will say"
         self.watch_halts(after, happened)
         letters = dead.letters(self.state, commit)
         assert len(letters) == sum(1 for event in happened if self.is_given_up_work(event))
