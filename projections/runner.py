@@ -33,11 +33,11 @@ _CACHED_ROWS = 20_000
 _CACHED_CHARACTERS = 16 * 2**20
 _STORED_KEYS = 300_000
 _KNOWN_SUBJECTS = 10_000
-_BATCH = 5_000
+_BATCH = 2_500
 # Folding makes no circles, but whatever else runs in this process may.
 _COLLECTED_BATCHES = 100
 _TIDY_BYTES = 16 * 2**20
-MARK_EVERY = 5_000
+MARK_EVERY = 2_500
 """Rows can be found again as of a position that is at most so many back; from there the log is folded."""
 
 
