@@ -60,9 +60,13 @@ class _Pool(SQLiteConnectionPool):
             cached_statements=_STATEMENTS,
         )
         opened.row_factory = sqlite3.Row
-        _log_ahead(opened)
-        for pragma in _PRAGMAS:
-            opened.execute(pragma)
+        try:
+            _log_ahead(opened)
+            for pragma in _PRAGMAS:
+                opened.execute(pragma)
+        except sqlite3.Error:
+            opened.close()
+            raise
         return _Connection(opened, max_age=self.max_age)
 
     def checkpoint(self) -> None:

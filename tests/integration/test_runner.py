@@ -9,6 +9,7 @@ import time
 import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -187,7 +188,7 @@ async def test_nothing_is_left_of_a_build_that_was_replaced(server: Server, tmp_
             await Runner(client, shelf, [COUNTS]).catch_up(afresh=True)
     [served] = shelf.builds()
     shelf.close()
-    with sqlite3.connect(tmp_path / "rows.db") as database:
+    with closing(sqlite3.connect(tmp_path / "rows.db")) as database, database:
         tracked = database.execute("SELECT application_name FROM tracking WHERE application_name LIKE 'counts%'")
         assert tracked.fetchall() == [(served.id,)]
         assert database.execute("SELECT DISTINCT build FROM phasebus_rows").fetchall() == [(served.id,)]
