@@ -13,6 +13,7 @@ from bus.broker.connection import Connection
 from bus.broker.pull import Delivery, Intake
 from bus.broker.server import Server
 from bus.errors import Unavailable
+from tests.cutter import Cutter
 from tests.integration.test_connection import POISON, send_raw
 
 STREAM = {"name": "S", "subjects": ["flow.>"], "storage": "file"}
@@ -40,13 +41,13 @@ async def publish(connection: Connection, count: int, first: int = 0) -> None:
 class Owner:
     """Keeps what is delivered, acknowledges it, and grants as much again if it is told to."""
 
-    def __init__(self, connection: Connection, *, again: bool = False) -> None:
+    def __init__(self, connection: Connection, *, again: bool = False, expires_s: float = 30.0) -> None:
         self.got: list[Delivery] = []
         self.missed = 0
         self.again = again
         self.connection = connection
         self.changed = asyncio.Event()
-        self.intake = Intake(connection, "S", "c", deliver=self.deliver, missing=self.missing)
+        self.intake = Intake(connection, "S", "c", deliver=self.deliver, missing=self.missing, expires_s=expires_s)
 
     def deliver(self, delivery: Delivery) -> None:
         self.got.append(delivery)
@@ -138,6 +139,34 @@ async def test_credit_granted_one_by_one_becomes_one_request_while_there_is_noth
         await owner.until(lambda owner: len(owner.got) == 20)
         await connection.flush(2)
         assert len(owner.got) == 20
+
+
+@pytest.mark.usefixtures("stream")
+async def test_while_nothing_comes_a_heartbeat_is_rare_and_what_then_comes_is_exactly_what_was_granted(
+    server: Server, connection: Connection
+) -> None:
+    def asked(heartbeat: bytes) -> int:
+        return b"".join(between.heard).count(b'"idle_heartbeat":%b' % heartbeat)
+
+    async with (
+        Cutter.before(server.port) as between,
+        Connection.open(between.url(server.url), name="idle") as idle,
+        running(Owner(idle, expires_s=1.8)) as owner,
+    ):
+        owner.intake.grant(10)
+        async with asyncio.timeout(10):
+            while not asked(b"600000000"):
+                await asyncio.sleep(0.05)
+        assert asked(b"500000000") == 1
+        await publish(connection, 30)
+        await owner.until(lambda owner: len(owner.got) == 10)
+        await connection.flush(2)
+        await idle.flush(2)
+        assert len(owner.got) == 10
+        owner.intake.grant(20)
+        await owner.until(lambda owner: len(owner.got) == 30)
+        assert owner.bodies() == {b"%d" % number for number in range(30)}
+        assert asked(b"500000000") >= 2
 
 
 @pytest.mark.usefixtures("stream")
