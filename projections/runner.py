@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
 from functools import lru_cache, partial
-from itertools import count
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import msgspec
 import structlog
@@ -28,6 +28,9 @@ from projections.projection import MEMORY, Projection, Rows
 from projections.shelf import Build, Change, Look, Moved, Shelf, Step, decoder, encoded
 
 logger = structlog.get_logger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _CACHED_ROWS = 20_000
 _CACHED_CHARACTERS = 16 * 2**20
@@ -78,13 +81,11 @@ class Runner:
         """Fold what the log has by now, from the beginning with `afresh`; returns the position. Raises Unavailable."""
         self._log, upto = await log_of(self._client)
         self._is_afresh = afresh
-        try:
-            await asyncio.to_thread(self._settle, begin=afresh)
+        async with self._tidied():
+            await _in_thread(self._settle, begin=afresh)
             while not await self._reach(upto):
                 # Another process has replaced a build that was extended here: it is read again from where that stands.
-                await asyncio.to_thread(self._settle)
-        finally:
-            await self._tidied()
+                await _in_thread(self._settle)
         self._is_afresh = False
         return upto
 
@@ -93,30 +94,29 @@ class Runner:
         await self.catch_up()
         stopping = asyncio.create_task(stop.wait())
         try:
-            while not stop.is_set():
-                await self._follow(stopping)
+            async with self._tidied():
+                while not stop.is_set():
+                    await self._follow(stopping)
         finally:
             stopping.cancel()
-            await self._tidied()
 
     async def _reach(self, upto: int) -> bool:
         """Fold up to there and let it be read; False if somebody else has moved a build."""
         after = self._seen()
         async with ahead(self._client.log.read(*self._filters(), after=after, upto=upto), _BATCH) as reading:
             with uncollected():
-                for number in count(1):
-                    batch = await reading.take()
-                    if not batch:
-                        break
-                    if not await asyncio.to_thread(self._add, batch, after, batch[-1].position):
+                batches = 0
+                while batch := await reading.take():
+                    if not await _in_thread(self._add, batch, after, batch[-1].position):
                         return False
                     after = batch[-1].position
                     self._tell(after)
                     self._tidy()
-                    if not number % _COLLECTED_BATCHES:
+                    batches += 1
+                    if not batches % _COLLECTED_BATCHES:
                         gc.collect()
         try:
-            if not await asyncio.to_thread(self._finish, after, upto):
+            if not await _in_thread(self._finish, after, upto):
                 return False
         except Moved:
             return False
@@ -134,8 +134,8 @@ class Runner:
                     taking.cancel()
                     return
                 batch = taking.result()
-                if not await asyncio.to_thread(self._add, batch, after, batch[-1].position):
-                    await asyncio.to_thread(self._settle)
+                if not await _in_thread(self._add, batch, after, batch[-1].position):
+                    await _in_thread(self._settle)
                     return
                 after = batch[-1].position
                 self._tell(after)
@@ -203,10 +203,20 @@ class Runner:
             self._tidying.result()
             self._tidying, self._is_tidied = None, True
 
-    async def _tidied(self) -> None:
-        """A thread can't be stopped, and whoever waits for the runner closes the shelf."""
+    @asynccontextmanager
+    async def _tidied(self) -> AsyncIterator[None]:
+        """What is tidied beside has ended when the block has. Raises ShelfDamaged."""
+        try:
+            yield
+        except BaseException:
+            if self._tidying is not None:
+                await _ended(self._tidying)
+                self._tidying = None
+            raise
         if self._tidying is not None:
-            await asyncio.wait({self._tidying})
+            tidying, self._tidying = self._tidying, None
+            await tidying
+            self._is_tidied = True
 
     def _find_takers(self, subject: str) -> list[Callable[[Said], None]]:
         return [each.records.append for each in self._growths if each.wants(subject)]
@@ -218,6 +228,23 @@ class Runner:
 
     def _seen(self) -> int:
         return min((each.seen for each in self._growths), default=0)
+
+
+async def _in_thread(do: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
+    """A thread can't be stopped, and whoever waits for the runner closes the shelf: cancelled, this waits for it."""
+    doing = asyncio.create_task(asyncio.to_thread(do, *arguments, **named))
+    try:
+        return await asyncio.shield(doing)
+    except asyncio.CancelledError:
+        await _ended(doing)
+        raise
+
+
+async def _ended(doing: asyncio.Task[Any]) -> None:
+    """Wait for it; what it raises comes behind what is raised already, and is only told."""
+    await asyncio.wait({doing})
+    if not doing.cancelled() and (error := doing.exception()) is not None:
+        logger.warning("not stored", error=str(error))
 
 
 async def log_of(client: Client) -> tuple[str, int]:

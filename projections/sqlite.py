@@ -85,7 +85,7 @@ def _log_ahead(opened: sqlite3.Connection) -> None:
         try:
             opened.execute("PRAGMA journal_mode=WAL")
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until:
                 raise
             time.sleep(_LOCKED_PAUSE_S)
         else:

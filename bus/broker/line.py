@@ -33,10 +33,11 @@ Callback = Callable[[Message], None]
 
 _BACKLOG_BYTES = 16 * 2**20
 _READ_BYTES = 64 * 1024
-# A line that is dead without a word is given up when a second one is due and the first has no answer.
-_PING_S = 4
-# Who writes this little before a ping is due takes it along; this long after, it goes alone.
-_PING_ALONG_S = 0.025
+# So often, and so long is its answer waited for: then the line is dead without a word, and given up.
+_PING_S = 4.0
+# Who writes when it is about time takes it along; so long after, it goes alone.
+_ALMOST = 0.95
+_ALONE_S = 0.025
 _NOT_ALLOWED = re.compile(rb"'Permissions Violation for Publish to \"(.*)\"'", re.DOTALL)
 _random = random.SystemRandom()
 
@@ -59,6 +60,8 @@ class Line(Client):
         self._connected_at_s = -float("inf")
         self._write_is_due = False
         self._pinged_at_s = -float("inf")
+        self._pong_due: asyncio.TimerHandle | None = None
+        self._is_silent = asyncio.Event()
 
     def send(self, *parts: bytes) -> None:
         """Queue for the socket. What is sent during one pass of the event loop leaves in one write."""
@@ -217,6 +220,7 @@ class Line(Client):
         await super()._attempt_reconnect()
 
     def _lost(self) -> None:
+        self._hear_of()
         for pong in self._pongs:
             if not pong.done():
                 pong.set_result(False)
@@ -224,33 +228,42 @@ class Line(Client):
             self._call(callback)
 
     async def _process_pong(self) -> None:
-        self._pings_outstanding = 0
+        self._hear_of()
         if self._pongs and not (pong := self._pongs.pop(0)).done():
             pong.set_result(True)
 
     async def _ping_interval(self) -> None:
         name = str(self.options["name"])
-        while self._pings_outstanding <= self.options["max_outstanding_pings"]:
-            await asyncio.sleep(until_next_s(time.time() - _PING_ALONG_S, _PING_S, name))
-            if self.is_connected and self._is_ping_due:
-                self._pings_outstanding += 1
+        self._hear_of()
+        while not self._is_silent.is_set():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(until_next_s(time.time() - _ALONE_S, _PING_S, name)):
+                    await self._is_silent.wait()
+            if self.is_connected and self._is_ping_due(_PING_S / 2):
                 await self._send_ping()
+                self._wait_for_pong()
         await self._process_op_err(errors.StaleConnectionError())
 
-    @property
-    def _is_ping_due(self) -> bool:
-        return time.monotonic() - self._pinged_at_s > _PING_S - 2 * _PING_ALONG_S
+    def _is_ping_due(self, after_s: float) -> bool:
+        return self._pong_due is None and time.monotonic() - self._pinged_at_s > after_s
+
+    def _wait_for_pong(self) -> None:
+        self._pinged_at_s = time.monotonic()
+        self._pong_due = asyncio.get_running_loop().call_later(_PING_S, self._is_silent.set)
+
+    def _hear_of(self) -> None:
+        """The server is there: what was waited for has come, or is not expected of this line."""
+        if self._pong_due is not None:
+            self._pong_due.cancel()
+            self._pong_due = None
+        self._is_silent.clear()
 
     async def _send_ping(self, future: asyncio.Future[bool] | None = None) -> None:
         # Not queued: a ping left over from a broken line would answer for the next one's.
-        self._expect_pong(future)
         self._write()
+        self._pongs.append(future or asyncio.get_running_loop().create_future())
         if writer := self._writer:
             writer.write(PING_PROTO)
-
-    def _expect_pong(self, future: asyncio.Future[bool] | None = None) -> None:
-        self._pinged_at_s = time.monotonic()
-        self._pongs.append(future or asyncio.get_running_loop().create_future())
 
     async def _flush_pending(self, force_flush: bool = False) -> None:
         self._write()
@@ -264,9 +277,9 @@ class Line(Client):
             self._write_is_due = True
             asyncio.get_running_loop().call_later(0.01, self._write)
             return
-        if self._is_ping_due:
-            self._pings_outstanding += 1
-            self._expect_pong()
+        if self._is_ping_due(_PING_S * _ALMOST):
+            self._pongs.append(asyncio.get_running_loop().create_future())
+            self._wait_for_pong()
             self._pending.append(PING_PROTO)
         writer.write(b"".join(self._pending))
         self._pending.clear()
@@ -303,5 +316,4 @@ def options(url: str, name: str, credentials: Path | None) -> dict[str, Any]:
         "connect_timeout": 2,
         "max_reconnect_attempts": -1,
         "reconnect_time_wait": 0.2,
-        "max_outstanding_pings": 1,
     }

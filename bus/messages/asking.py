@@ -41,8 +41,9 @@ logger = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
-# Who has taken work that was handed over says so, or has the result, in a tenth of that.
-_FIRST_WORD_S = 0.25
+# Who has taken work that was handed over says so, or has the result, in a twentieth of that; late ones
+# (`bus.worker.beginning`) before it is over, or the work is done twice.
+_FIRST_WORD_S = 0.5
 _AT_EASE = 25
 # So long a question waits at an instance that has no hand free, and before another one is asked.
 _PATIENCE_S, _LONGEST_PATIENCE_S = 0.02, 1.0

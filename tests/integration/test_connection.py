@@ -12,6 +12,7 @@ import pytest
 
 from bus.broker import line
 from bus.broker.connection import Connection, Message
+from bus.broker.rhythm import until_next_s
 from bus.broker.server import Server
 from bus.broker.wire import Frames
 from bus.errors import InvalidName, NoResponders, SettingsError, TooLarge, Unavailable
@@ -333,6 +334,38 @@ async def test_a_quiet_line_is_pinged_and_one_that_does_not_answer_is_given_up_a
                     await asyncio.sleep(0.01)
         finally:
             server.signal(signal.SIGCONT)
+
+
+async def test_a_line_that_is_flushed_again_and_again_is_given_up_too(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(line, "_PING_S", 0.3)
+    async with Connection.open(server.url, name="test") as one:
+        await one.flush(2)
+        server.signal(signal.SIGSTOP)
+        try:
+            async with asyncio.timeout(5):
+                while not one.disconnects:
+                    with suppress(Unavailable):
+                        await one.flush(0.1)
+        finally:
+            server.signal(signal.SIGCONT)
+
+
+async def test_a_quiet_line_is_pinged_at_each_moment_however_late_the_one_before_was(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(line, "_PING_S", 0.4)
+    async with Cutter.before(server.port) as between, Connection.open(between.url(server.url), name="test") as one:
+        await one.flush(2)
+        between.heard.clear()
+        began = time.monotonic()
+        for _ in range(4):
+            await asyncio.sleep(until_next_s(time.time(), 0.4, "test") - 0.01)
+            time.sleep(0.1)  # noqa: ASYNC251 - the loop is late for this moment, and not for the next
+            await asyncio.sleep(until_next_s(time.time(), 0.4, "test") + 0.1)
+        passed = (time.monotonic() - began) / 0.4
+        assert b"".join(between.heard).count(b"PING") >= passed - 2
 
 
 async def test_closing_is_bounded_when_the_server_is_frozen(server: Server) -> None:

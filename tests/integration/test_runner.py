@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import gc
 import sqlite3
+import threading
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -23,7 +24,7 @@ from bus.errors import NotFound, SettingsError
 from bus.history.happening import Happening
 from bus.rules.events import PhaseCompleted
 from projections import runner as running
-from projections.catchup import build
+from projections.catchup import build, uncollected
 from projections.kept import Kept
 from projections.projection import Projection, Rows, each_of
 from projections.runner import Runner
@@ -353,6 +354,52 @@ async def test_what_tidies_the_database_beside_has_ended_when_the_runner_has_cau
         await Runner(client, shelf, [COUNTS]).catch_up()
         assert len(begun) == len(ended) > 0
         assert await (await Kept.find(client, shelf, COUNTS)).rows() == {"a": Count(20), "b": Count(20)}
+
+
+async def test_a_database_that_can_not_be_tidied_is_told_of_also_when_nothing_comes_behind(
+    server: Server, shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken() -> None:
+        raise ShelfDamaged("the disk is full")
+
+    monkeypatch.setattr(running, "_TIDY_BYTES", 1)
+    monkeypatch.setattr(shelf, "checkpoint", broken)
+    async with serving(server, echo()), connect(server.url) as client:
+        await completed(client, "one")
+        with pytest.raises(ShelfDamaged, match="the disk is full"):
+            await Runner(client, shelf, [COUNTS]).catch_up()
+
+
+async def test_who_cancels_a_runner_may_close_the_shelf_nothing_is_written_any_more(
+    server: Server, shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, ended = threading.Event(), threading.Event()
+    save = shelf.save
+
+    def slow(steps: Iterable[Step]) -> None:
+        begun.set()
+        time.sleep(0.2)
+        save(steps)
+        ended.set()
+
+    monkeypatch.setattr(shelf, "save", slow)
+    async with serving(server, echo()), connect(server.url) as client:
+        await completed(client, "one")
+        catching_up = asyncio.create_task(Runner(client, shelf, [COUNTS]).catch_up())
+        assert await asyncio.to_thread(begun.wait, BOUND_S)
+        catching_up.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await catching_up
+        assert ended.is_set()
+
+
+def test_the_collector_is_off_until_the_last_who_wanted_that_has_ended() -> None:
+    with ExitStack() as first, ExitStack() as second:
+        first.enter_context(uncollected())
+        second.enter_context(uncollected())
+        first.close()
+        assert not gc.isenabled()
+    assert gc.isenabled()
 
 
 async def test_projections_whose_subjects_overlap_are_read_for_once(server: Server, shelf: Shelf) -> None:
