@@ -96,7 +96,7 @@ def carry_out(
         assert state is not None, "there is at least one command"
         return state, happened
     draft = _draft(state, command, run, now, routes)
-    return draft.after, draft.events
+    return draft.state, draft.events
 
 
 def _draft(state: RunState | None, command: Command, run: str, now: datetime, routes: Routes) -> Draft:

@@ -70,19 +70,15 @@ class Draft:
         self.events: list[Event] = [] if begun is None else [begun]
         self._arm = arm
         self._due_at = due_at
-        self._position = state.position + (begun is None)
-        self._folding = Folding(state, self._position)
+        position = state.position + (begun is None)
+        self._folding = Folding(state, position)
+        self.state.position = position
 
     @property
     def state(self) -> RunState:
+        """As if the commit of these events stood right behind the one before."""
         assert self._folding.state is not None, "a draft begins with a state"
         return self._folding.state
-
-    @property
-    def after(self) -> RunState:
-        """The run when all that has happened, as if its commit stood right behind the one before."""
-        self.state.position = self._position
-        return self.state
 
     def must_be_open(self) -> None:
         """Raises Refused if the run has ended."""

@@ -173,7 +173,8 @@ async def test_a_fast_question_has_an_end(server: Server, client: Client) -> Non
             await client.ask("sleep", 1, fast=True, timeout_s=0.2)
 
 
-async def test_who_stops_waiting_for_an_answer_stops_the_work(server: Server, client: Client) -> None:
+def sleeper() -> tuple[Agent, asyncio.Event, asyncio.Event]:
+    """An agent that sleeps; when it began to, and when it was told to stop."""
     agent = Agent("slow")
     began, halted = asyncio.Event(), asyncio.Event()
 
@@ -186,6 +187,11 @@ async def test_who_stops_waiting_for_an_answer_stops_the_work(server: Server, cl
             halted.set()
             raise
 
+    return agent, began, halted
+
+
+async def test_who_stops_waiting_for_an_answer_stops_the_work(server: Server, client: Client) -> None:
+    agent, began, halted = sleeper()
     async with serving(server, agent):
         asking = asyncio.create_task(client.ask("sleep", 1))
         await began.wait()
@@ -198,18 +204,7 @@ async def test_who_stops_waiting_for_an_answer_stops_the_work(server: Server, cl
 
 @pytest.mark.parametrize("ending", ["cancelled", "timed out"])
 async def test_who_stops_waiting_for_a_fast_answer_stops_the_work(server: Server, client: Client, ending: str) -> None:
-    agent = Agent("slow")
-    began, halted = asyncio.Event(), asyncio.Event()
-
-    @agent.capability("sleep")
-    async def sleep(_: int) -> None:
-        began.set()
-        try:
-            await asyncio.sleep(BOUND_S)
-        except asyncio.CancelledError:
-            halted.set()
-            raise
-
+    agent, began, halted = sleeper()
     async with serving(server, agent):
         asking = asyncio.create_task(client.ask("sleep", 1, fast=True, timeout_s=0.5 if ending == "timed out" else 60))
         await began.wait()
