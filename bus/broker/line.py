@@ -240,8 +240,8 @@ class Line(Client):
                 async with asyncio.timeout(until_next_s(time.time() - _ALONE_S, _PING_S, name)):
                     await self._is_silent.wait()
             if self.is_connected and self._is_ping_due(_PING_S / 2):
-                await self._send_ping()
                 self._wait_for_pong()
+                await self._send_ping()
         await self._process_op_err(errors.StaleConnectionError())
 
     def _is_ping_due(self, after_s: float) -> bool:

@@ -5,7 +5,8 @@ reconnect or a refusal ends the *session*: its inbox is closed, what was on its 
 is left of the credit is asked for again on a new inbox. So nothing is asked for twice, and nothing waits for ever.
 
 A session in which nothing came is followed by a quiet one: it has a heartbeat every five seconds instead of two a
-second, and ends with the first message. So a worker that has nothing to do costs the server next to nothing.
+second, and ends when something has come and then nothing for half a second, as a heartbeat would end it. So a worker
+that has nothing to do costs the server next to nothing.
 """
 
 from __future__ import annotations
@@ -108,7 +109,6 @@ class Intake:
         self._expires_s = expires_s
         # The server refuses those that come less than twice in the time.
         self._quiet_s = min(_QUIET_HEARTBEAT_S, expires_s / 3)
-        self._heartbeat_s = _HEARTBEAT_S
         self._is_quiet = self._has_come = False
         self._credit = 0  # granted and not yet delivered
         self._asked = 0  # the part of it that this session has asked the server for
@@ -186,7 +186,6 @@ class Intake:
         self._asked = self._requests = 0
         self._asked_as = self._rank
         self._is_quiet = self._ended is not None and self._ended.status == _EXPIRED and not self._has_come
-        self._heartbeat_s = self._quiet_s if self._is_quiet else _HEARTBEAT_S
         self._has_come = False
         self._ended = None
         disconnects = self._connection.disconnects
@@ -209,9 +208,11 @@ class Intake:
             if self._asked <= 0:
                 asked_at_s = loop.time()
             self._ask()
-            deadline_s = max(asked_at_s, self._alive_at_s) + 2 * self._heartbeat_s
+            is_over = self._is_quiet and self._has_come
+            deadline_s = max(asked_at_s, self._alive_at_s) + (_HEARTBEAT_S if is_over else 2 * self._heartbeat_s)
             if self._asked > 0 and deadline_s <= loop.time():
-                logger.info("no heartbeat", consumer=self._consumer, credit=self._credit)
+                if not is_over:
+                    logger.info("no heartbeat", consumer=self._consumer, credit=self._credit)
                 return
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(deadline_s if self._asked > 0 else None):
@@ -220,8 +221,11 @@ class Intake:
     @property
     def _goes_on(self) -> bool:
         """Whether what this session has asked for is still what is wanted."""
-        is_over = self._is_quiet and self._has_come
-        return not self._stopped and not self._is_held and self._asked_as == self._rank and not is_over
+        return not self._stopped and not self._is_held and self._asked_as == self._rank
+
+    @property
+    def _heartbeat_s(self) -> float:
+        return self._quiet_s if self._is_quiet else _HEARTBEAT_S
 
     def _is_same_line(self, disconnects: int) -> bool:
         return self._connection.is_connected and self._connection.disconnects == disconnects
@@ -246,9 +250,9 @@ class Intake:
             return
         delivery = Delivery(self._connection, message)
         self._alive_at_s = asyncio.get_running_loop().time()
-        self._has_come = True
-        if self._is_quiet:
+        if self._is_quiet and not self._has_come:
             self._woken.set()
+        self._has_come = True
         self._credit -= 1
         self._asked -= 1
         self._deliver(delivery)

@@ -4,7 +4,7 @@ import asyncio
 import json
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from urllib.parse import urlsplit
 
@@ -43,6 +43,18 @@ async def send_raw(server: Server, *lines: bytes) -> None:
         pass
     writer.close()
     await writer.wait_closed()
+
+
+async def until_given_up(server: Server, connection: Connection, do: Callable[[], Awaitable[None]]) -> None:
+    """Do something again and again at a frozen server, until the line is given up."""
+    server.signal(signal.SIGSTOP)
+    try:
+        async with asyncio.timeout(5):
+            while not connection.disconnects:
+                with suppress(Unavailable):
+                    await do()
+    finally:
+        server.signal(signal.SIGCONT)
 
 
 class Inbox:
@@ -314,6 +326,23 @@ async def test_a_ping_that_is_due_goes_along_with_what_is_written(
         assert busy.disconnects == 0
 
 
+async def test_a_ping_alone_at_the_moment_at_which_something_is_written_is_no_second_one(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both waited for a pong: of the first nobody knew any more, and a sound line was given up."""
+    monkeypatch.setattr(line, "_PING_S", 0.3)
+    async with Connection.open(server.url, name="test") as one:
+        loop = asyncio.get_running_loop()
+
+        def just_before(_now_s: float, _every_s: float, _name: str) -> float:
+            loop.call_later(0.3, loop.call_soon, one.publish, "t", b"x")
+            return 0.3
+
+        monkeypatch.setattr(line, "until_next_s", just_before)
+        await asyncio.sleep(2.5)
+        assert one.disconnects == 0
+
+
 async def test_a_quiet_line_is_pinged_and_one_that_does_not_answer_is_given_up_also_by_who_writes(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -325,15 +354,12 @@ async def test_a_quiet_line_is_pinged_and_one_that_does_not_answer_is_given_up_a
             while between.heard.count(b"PING\r\n") < 3:
                 await asyncio.sleep(0.01)
         assert one.disconnects == 0
-        server.signal(signal.SIGSTOP)
-        try:
-            async with asyncio.timeout(5):
-                while not one.disconnects:
-                    with suppress(Unavailable):
-                        one.publish("t", b"x")
-                    await asyncio.sleep(0.01)
-        finally:
-            server.signal(signal.SIGCONT)
+
+        async def write() -> None:
+            one.publish("t", b"x")
+            await asyncio.sleep(0.01)
+
+        await until_given_up(server, one, write)
 
 
 async def test_a_line_that_is_flushed_again_and_again_is_given_up_too(
@@ -342,14 +368,7 @@ async def test_a_line_that_is_flushed_again_and_again_is_given_up_too(
     monkeypatch.setattr(line, "_PING_S", 0.3)
     async with Connection.open(server.url, name="test") as one:
         await one.flush(2)
-        server.signal(signal.SIGSTOP)
-        try:
-            async with asyncio.timeout(5):
-                while not one.disconnects:
-                    with suppress(Unavailable):
-                        await one.flush(0.1)
-        finally:
-            server.signal(signal.SIGCONT)
+        await until_given_up(server, one, lambda: one.flush(0.1))
 
 
 async def test_a_quiet_line_is_pinged_at_each_moment_however_late_the_one_before_was(
