@@ -93,8 +93,7 @@ class Custody:
         early_s = -self._census.patience_s
         known = self._known()
         for instance in known:
-            silent_s = self._census.silent_s(instance)
-            if silent_s > self._census.lease_s(instance) + early_s and instance not in self._examined:
+            if self._silent_s(instance) > self._census.lease_s(instance) + early_s and instance not in self._examined:
                 self._examined.add(instance)
                 self._suspicions.put_nowait(_Suspicion(instance, "its beats stopped", by_silence=True))
         await asyncio.gather(*(self._check_forgotten(each) for each in holders))
@@ -106,6 +105,10 @@ class Custody:
     def _known(self) -> set[str]:
         """Who holds something, or has registered and not ended."""
         return {*self._docket.holders, *self._registrar}
+
+    def _silent_s(self, instance: str) -> float:
+        """For how long it should have been heard of, and was not: before it registered nobody could hear it."""
+        return min(self._census.silent_s(instance), self._registrar.known_s(instance))
 
     def _suspect(self, instance: str) -> None:
         self._suspicions.put_nowait(_Suspicion(instance, "its connection closed", by_silence=False))
@@ -134,8 +137,8 @@ class Custody:
             if fate == "mute" or suspicion.by_silence:
                 # It has a whole lease to be heard of in.
                 lease_s = self._census.lease_s(instance)
-                await asyncio.sleep(lease_s - self._census.silent_s(instance))
-                if self._census.silent_s(instance) < lease_s:
+                await asyncio.sleep(lease_s - self._silent_s(instance))
+                if self._silent_s(instance) < lease_s:
                     return
             cause, seen = await self._told_apart(instance, fate)
             await self._lose(instance, cause, f"{suspicion.evidence}{seen}")

@@ -7,7 +7,9 @@ another registrar, goes before.
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import aclosing
 from datetime import datetime
@@ -35,6 +37,7 @@ class _Registered(msgspec.Struct, frozen=True):
     host: str
     pid: int
     card: bytes
+    noted_s: float
 
 
 class Registrar:
@@ -75,6 +78,11 @@ class Registrar:
             async for record in records:
                 self._note(record)
 
+    def known_s(self, instance: str) -> float:
+        """For how long we have known that it has registered; infinite if it has not."""
+        known = self._registered.get(instance)
+        return time.monotonic() - known.noted_s if known is not None else math.inf
+
     async def running(self, instance: str) -> Running:
         """What the process of an instance does, if it has registered, and on this machine."""
         known = self._registered.get(instance)
@@ -104,7 +112,7 @@ class Registrar:
         if isinstance(event, Card):
             card = msgspec.json.encode(without_schemas(event))
             self._registered[event.instance] = _Registered(
-                event.agent, record.position, record.stored_at, event.host, event.pid, card
+                event.agent, record.position, record.stored_at, event.host, event.pid, card, time.monotonic()
             )
         elif event is not None:
             self._registered.pop(event.instance, None)

@@ -16,8 +16,10 @@ from bus import Agent, Client, Context, NoLiveAgent, NotFound, WarmUpFailed, con
 from bus import serving as serving_here
 from bus.broker.reach import ask_all
 from bus.broker.server import Server
+from bus.clock import utc_now
+from bus.format.envelope import envelope
 from bus.registry.arrivals import event_in
-from bus.registry.card import AgentDeregistered, AgentLost, Card
+from bus.registry.card import AGENT_REGISTERED, AgentDeregistered, AgentLost, Card
 from bus.registry.orders import AGENT_QUARANTINED, AgentQuarantined, Whom
 from bus.registry.roster import Change
 from tests.harness import BOUND_S, agent_processes, agents_there, serving, supervised, until
@@ -124,7 +126,7 @@ async def test_a_watcher_sees_an_instance_come_be_killed_and_be_gone(server: Ser
 
 
 async def test_a_frozen_instance_is_suspected_then_lost_and_registers_again(server: Server, client: Client) -> None:
-    async with supervised(server, lease_s=2.5), watched(client) as seen:
+    async with supervised(server, lease_s=3.5), watched(client) as seen:
         with agent_processes(server, SLEEPER) as processes:
             await until(lambda: passed(seen, "live"))
             os.kill(processes[0].pid, signal.SIGSTOP)
@@ -134,6 +136,21 @@ async def test_a_frozen_instance_is_suspected_then_lost_and_registers_again(serv
             assert [each.status for each in await client.agents()] == ["live"]
     kinds = [type(each) for each in await history(client)]
     assert kinds[:3] == [Card, AgentLost, Card]
+
+
+async def test_an_instance_that_freezes_as_it_registers_has_a_whole_lease_to_be_heard_of_in(
+    server: Server, client: Client
+) -> None:
+    """However long the supervisor has led by then."""
+    card = Card(agent="stiff", version="1", instance="stiff-1", host="elsewhere", pid=1, capabilities={})
+    async with supervised(server, lease_s=1.5, beat_s=0.5):
+        await asyncio.sleep(1.6)
+        client.connection.subscribe(client.subjects.ping(card.instance), lambda _: None)
+        registered = envelope(AGENT_REGISTERED, card, id="stiff-1", source=client.source, time=utc_now())
+        await client.log.append(client.subjects.agent(card.agent, card.instance), registered)
+        await until(lambda: _has_lost(client))
+    (came, went) = [record.stored_at async for record in client.log.read(client.subjects.agents)]
+    assert (went - came).total_seconds() >= 1.5
 
 
 async def test_a_frozen_instance_is_among_those_that_are_asked_for(server: Server, client: Client) -> None:
