@@ -69,7 +69,8 @@ class Emitter:
 
     async def flush(self) -> None:
         """Wait until all is stored. Raises TooLarge, Unavailable."""
-        await self._store()
+        if self._count or self._chunks:
+            await self._store()
         if self._failed is not None:
             raise self._failed
 

@@ -20,7 +20,7 @@ from bus.format.messages import MESSAGES
 from bus.handlers.agent import Capability
 from bus.handlers.context import Context
 from bus.problem import Problem
-from bus.runs.causality import serving
+from bus.runs.causality import serve
 
 Answer = Callable[[Capability, object, Context], Coroutine[Any, Any, bytes | Problem]]
 
@@ -34,14 +34,14 @@ class Halted(msgspec.Struct, frozen=True):
 
 
 async def answer(capability: Capability, value: object, context: Context) -> bytes | Problem:
-    """The handler's answer as JSON, or why there is none, however long it takes."""
+    """The handler's answer as JSON, or why there is none, however long it takes. In a task of its own: see `serve`."""
     context.pulse.beat()
     try:
         given = MESSAGES.convert(value, capability.takes)
     except Exception as error:  # noqa: BLE001 - a type's own check may raise anything
         return Problem("undecodable", f"the input does not fit {capability.name!r}", "permanent", detail=text_of(error))
-    with serving(context):
-        outcome = await _call(capability, given, context)
+    serve(context)
+    outcome = await _call(capability, given, context)
     if isinstance(outcome, _Raised):
         return problem_of(outcome.error, utc_now(), capability.classify)
     return _encoded(capability, outcome)

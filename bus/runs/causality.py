@@ -7,8 +7,6 @@ left.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import datetime
 
@@ -63,11 +61,6 @@ def served() -> Facts | None:
     return _served.get()
 
 
-@contextmanager
-def serving(facts: Facts) -> Iterator[None]:
-    """Within the block, this attempt is served: also by tasks and threads that are started in it."""
-    token = _served.set(facts)
-    try:
-        yield
-    finally:
-        _served.reset(token)
+def serve(facts: Facts) -> None:
+    """From here on, the running task serves this attempt: also in tasks and threads that it starts."""
+    _served.set(facts)

@@ -10,6 +10,7 @@ from bus.errors import BusError
 from bus.handlers.context import SAID, Pulse, Report
 from bus.rules.commands import Begin, Command, Take, Together
 from bus.runs.runs import Decided, Runs
+from bus.worker.alarms import Alarms
 
 QUICK_S = 0.025
 """What takes longer is in the log, as begun, before it goes on."""
@@ -23,7 +24,7 @@ class Beginning:
     """The commands that begin a run, until they are carried out: by themselves, or with the result.
 
     `stored` is told of the first. The commit that holds them will be called `id`. If the log does not take them, nobody
-    waits for the result: `pulse` is dropped.
+    waits for the result: `pulse` is dropped. The `alarms` ring after `QUICK_S`.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class Beginning:
         *,
         causation: str | None,
         pulse: Pulse,
+        alarms: Alarms,
         stored: Callable[[Decided], None],
     ) -> None:
         self.id = uuid4().hex
@@ -43,12 +45,12 @@ class Beginning:
         self._causation = causation
         self._commands: tuple[Command, ...] = (begin, take)
         self._pulse = pulse
+        self._alarms = alarms
         self._stored = stored
         self._lock = asyncio.Lock()
         self._report: Report | None = None
         self._said: tuple[float, str] | None = None
         self._storing: asyncio.Task[bool] | None = None
-        self._due: asyncio.TimerHandle | None = None
         self._armed_at_s = 0.0
         self._was_refused = False
 
@@ -58,14 +60,12 @@ class Beginning:
 
     def arm(self) -> None:
         """Store it if it is not settled soon."""
-        loop = asyncio.get_running_loop()
-        self._armed_at_s = loop.time()
-        self._due = loop.call_later(QUICK_S, self._store_soon, self._armed_at_s + QUICK_S)
+        self._armed_at_s = asyncio.get_running_loop().time()
+        self._alarms.set(self._store_soon)
 
     def disarm(self) -> None:
         """Leave it to whoever asked, if the log does not have it: nobody here makes the attempt any more."""
-        if self._due is not None:
-            self._due.cancel()
+        self._alarms.clear(self._store_soon)
 
     async def store(self) -> bool:
         """Have it in the log; False if the log has something else there, or can't be reached. It is tried once: whoever
@@ -114,6 +114,6 @@ class Beginning:
         now_s = loop.time()
         if now_s - due_s > _LATE_S and now_s - self._armed_at_s < _LONGEST_S:
             # Two commits instead of one would make it later still.
-            self._due = loop.call_later(QUICK_S, self._store_soon, now_s + QUICK_S)
+            self._alarms.set(self._store_soon)
             return
         self._storing = loop.create_task(self.store())

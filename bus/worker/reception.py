@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractContextManager
 from datetime import timedelta
 from functools import partial
 
@@ -42,8 +41,9 @@ from bus.rules.inputs import Order
 from bus.rules.route import need
 from bus.runs.runs import Decided
 from bus.runs.task import WORK
+from bus.worker.alarms import Alarms
 from bus.worker.attempts import Attempts
-from bus.worker.beginning import Beginning
+from bus.worker.beginning import QUICK_S, Beginning
 from bus.worker.questions import Questions
 from bus.worker.room import Room
 from bus.worker.withdrawal import Withdrawal
@@ -64,6 +64,7 @@ class Reception:
         self._agent = agent
         self._instance = instance
         self._attempts = attempts
+        self._alarms = Alarms(QUICK_S)
         self._questions = Questions(client, agent, instance, attempts, apart)
 
     async def serve(self, capability: Capability, room: Room, message: Message, circuit: Circuit | None = None) -> None:
@@ -118,8 +119,9 @@ class Reception:
         finally:
             room.leave()
 
-    def _bound(self, asked: Envelope, run: str) -> AbstractContextManager[object]:
-        return structlog.contextvars.bound_contextvars(
+    def _bind(self, asked: Envelope, run: str) -> None:
+        """What the task logs from here on names what it serves; it ends with it."""
+        structlog.contextvars.bind_contextvars(
             agent=self._agent.name,
             instance=self._instance,
             run=run,
@@ -140,8 +142,8 @@ class Reception:
         passage: Passage | None,
     ) -> None:
         """A question that the log never hears of."""
-        with self._bound(asked, run):
-            self._say(message, await self._questions.reply(capability, asked, run, question, pulse, passage))
+        self._bind(asked, run)
+        self._say(message, await self._questions.reply(capability, asked, run, question, pulse, passage))
 
     async def _store(
         self,
@@ -185,7 +187,14 @@ class Reception:
         needed = need(capability.name, handed.arm)
         take = Take(WORK, None, 1, needed, self._agent.name, self._instance, capability.timeout_s)
         beginning = Beginning(
-            self._client.runs, run, begin, take, causation=asked.causationid, pulse=pulse, stored=stored
+            self._client.runs,
+            run,
+            begin,
+            take,
+            causation=asked.causationid,
+            pulse=pulse,
+            alarms=self._alarms,
+            stored=stored,
         )
         order = Order(
             run=run,
@@ -200,11 +209,11 @@ class Reception:
         )
         bound_s = min(capability.timeout_s, handed.task.timeout_s)
         beginning.arm()
+        self._bind(asked, run)
         try:
-            with self._bound(asked, run):
-                decided = await self._attempts.make(
-                    capability, order, came_at + timedelta(seconds=bound_s), beginning, pulse, passage
-                )
+            decided = await self._attempts.make(
+                capability, order, came_at + timedelta(seconds=bound_s), beginning, pulse, passage
+            )
             if decided is not None:
                 say(_said_of(decided))
         finally:
