@@ -12,6 +12,7 @@ import re
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from itertools import count
 from pathlib import Path
 from secrets import token_hex
@@ -19,6 +20,7 @@ from typing import Protocol
 
 from nats import errors
 
+from bus.alarms import Alarms
 from bus.broker.answers import Answers
 from bus.broker.line import Callback, Line, LoginRefused, options
 from bus.broker.wire import Message, header_block
@@ -78,6 +80,7 @@ class Connection:
         self._pages: set[Answers] = set()
         # Nobody can guess the inbox; within it a number will do.
         self._tokens = count(1)
+        self._alarms = Alarms()
 
     @classmethod
     @asynccontextmanager
@@ -201,7 +204,12 @@ class Connection:
         `timeout_s` or when the line is lost: then the request may or may not have been carried out. Otherwise as
         `publish`.
         """
-        return await self.request_soon(subject, data, headers=headers, timeout_s=timeout_s)
+        answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        forget = self.ask(answer, subject, data, headers=headers, timeout_s=timeout_s)
+        try:
+            return await answer
+        finally:
+            forget()
 
     def request_soon(
         self, subject: str, data: bytes = b"", *, headers: Mapping[str, str] | None = None, timeout_s: float
@@ -375,10 +383,10 @@ class Connection:
     def _expect(self, answer: Answer, token: str, subject: str, timeout_s: float) -> Callable[[], None]:
         """Give `answer` what comes to what was sent with this token; returns what ends that."""
         self._waiting[token] = answer, subject
-        timer = asyncio.get_running_loop().call_later(timeout_s, _expire, answer, subject, timeout_s)
+        alarm = self._alarms.set(timeout_s, partial(_expire, answer, subject, timeout_s))
 
         def forget() -> None:
-            timer.cancel()
+            self._alarms.clear(alarm)
             self._waiting.pop(token, None)
 
         return forget

@@ -6,25 +6,25 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from uuid import uuid4
 
+from bus.alarms import Alarms
 from bus.errors import BusError
 from bus.handlers.context import SAID, Pulse, Report
 from bus.rules.commands import Begin, Command, Take, Together
 from bus.runs.runs import Decided, Runs
-from bus.worker.alarms import Alarms
 
-QUICK_S = 0.025
+_QUICK_S = 0.025
 """What takes longer is in the log, as begun, before it goes on."""
 
 # An event loop that is so late has its results late, too: it gets a little more time, well below the asker's patience.
-_LATE_S = QUICK_S / 5
-_LONGEST_S = QUICK_S * 16
+_LATE_S = _QUICK_S / 5
+_LONGEST_S = _QUICK_S * 16
 
 
 class Beginning:
     """The commands that begin a run, until they are carried out: by themselves, or with the result.
 
     `stored` is told of the first. The commit that holds them will be called `id`. If the log does not take them, nobody
-    waits for the result: `pulse` is dropped. The `alarms` ring after `QUICK_S`.
+    waits for the result: `pulse` is dropped.
     """
 
     def __init__(
@@ -51,7 +51,8 @@ class Beginning:
         self._report: Report | None = None
         self._said: tuple[float, str] | None = None
         self._storing: asyncio.Task[bool] | None = None
-        self._armed_at_s = 0.0
+        self._armed_at_s = self._due_s = 0.0
+        self._alarm = -1
         self._was_refused = False
 
     @property
@@ -61,11 +62,11 @@ class Beginning:
     def arm(self) -> None:
         """Store it if it is not settled soon."""
         self._armed_at_s = asyncio.get_running_loop().time()
-        self._alarms.set(self._store_soon)
+        self._wait(self._armed_at_s)
 
     def disarm(self) -> None:
         """Leave it to whoever asked, if the log does not have it: nobody here makes the attempt any more."""
-        self._alarms.clear(self._store_soon)
+        self._alarms.clear(self._alarm)
 
     async def store(self) -> bool:
         """Have it in the log; False if the log has something else there, or can't be reached. It is tried once: whoever
@@ -109,11 +110,15 @@ class Beginning:
         self._report = report
         return told
 
-    def _store_soon(self, due_s: float) -> None:
+    def _wait(self, from_s: float) -> None:
+        self._due_s = from_s + _QUICK_S
+        self._alarm = self._alarms.set(_QUICK_S, self._store_soon)
+
+    def _store_soon(self) -> None:
         loop = asyncio.get_running_loop()
         now_s = loop.time()
-        if now_s - due_s > _LATE_S and now_s - self._armed_at_s < _LONGEST_S:
+        if now_s - self._due_s > _LATE_S and now_s - self._armed_at_s < _LONGEST_S:
             # Two commits instead of one would make it later still.
-            self._alarms.set(self._store_soon)
+            self._wait(now_s)
             return
         self._storing = loop.create_task(self.store())

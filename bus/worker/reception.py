@@ -11,6 +11,7 @@ from functools import partial
 import msgspec
 import structlog
 
+from bus.alarms import Alarms
 from bus.broker.connection import Message
 from bus.client import Client
 from bus.clock import utc_now
@@ -41,9 +42,8 @@ from bus.rules.inputs import Order
 from bus.rules.route import need
 from bus.runs.runs import Decided
 from bus.runs.task import WORK
-from bus.worker.alarms import Alarms
 from bus.worker.attempts import Attempts
-from bus.worker.beginning import QUICK_S, Beginning
+from bus.worker.beginning import Beginning
 from bus.worker.questions import Questions
 from bus.worker.room import Room
 from bus.worker.withdrawal import Withdrawal
@@ -64,7 +64,7 @@ class Reception:
         self._agent = agent
         self._instance = instance
         self._attempts = attempts
-        self._alarms = Alarms(QUICK_S)
+        self._alarms = Alarms()
         self._questions = Questions(client, agent, instance, attempts, apart)
 
     async def serve(self, capability: Capability, room: Room, message: Message, circuit: Circuit | None = None) -> None:
@@ -96,7 +96,8 @@ class Reception:
         pulse = Pulse()
         replying = partial(self._reply, capability, message, asked, asked.runid, question, pulse)
         patience_s = min(max(question.patience_s, 0.0), _LONGEST_PATIENCE_S)
-        with Withdrawal(self._client.connection, self._client.subjects.withdrawn(asked.runid), pulse):
+        subject = self._client.subjects.withdrawn(asked.runid)
+        with Withdrawal(self._client.connection, self._alarms, subject, pulse):
             await self._with_room(capability, room, message, circuit, replying, patience_s)
 
     async def _with_room(

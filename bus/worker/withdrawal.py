@@ -6,9 +6,9 @@ who asked can withdraw it.
 
 from __future__ import annotations
 
-import asyncio
 from types import TracebackType
 
+from bus.alarms import Alarms
 from bus.broker.connection import Connection, Message, Subscription
 from bus.errors import Unavailable
 from bus.handlers.context import Pulse
@@ -19,21 +19,21 @@ _LISTENS_S = 0.025
 class Withdrawal:
     """Heard while the block runs, from a moment after its beginning on: `pulse` is dropped then."""
 
-    def __init__(self, connection: Connection, subject: str, pulse: Pulse) -> None:
+    def __init__(self, connection: Connection, alarms: Alarms, subject: str, pulse: Pulse) -> None:
         self._connection = connection
+        self._alarms = alarms
         self._subject = subject
         self._pulse = pulse
-        self._due: asyncio.TimerHandle | None = None
+        self._alarm = -1
         self._listening: Subscription | None = None
 
     def __enter__(self) -> None:
-        self._due = asyncio.get_running_loop().call_later(_LISTENS_S, self._listen)
+        self._alarm = self._alarms.set(_LISTENS_S, self._listen)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self._due is not None, "the block was entered"
-        self._due.cancel()
+        self._alarms.clear(self._alarm)
         if self._listening is not None:
             self._listening.unsubscribe()
 

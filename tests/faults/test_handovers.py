@@ -15,6 +15,7 @@ import msgspec
 import pytest
 
 from bus import Agent, Client, Context, connect
+from bus.alarms import Alarms
 from bus.broker.server import Server
 from bus.clock import utc_now
 from bus.errors import NotFound
@@ -27,7 +28,6 @@ from bus.rules.events import Commit, PhaseCompleted, PhaseStarted, ResultRefused
 from bus.rules.verify import violations
 from bus.runs.runs import Decided
 from bus.runs.task import WORK, Task
-from bus.worker.alarms import Alarms
 from bus.worker.beginning import Beginning
 from tests.faults.doomed import doomed
 from tests.harness import BOUND_S, ROOT, agents_there, serving, supervised, until
@@ -210,7 +210,7 @@ async def test_what_could_not_be_begun_here_is_not_begun_later_when_nobody_works
         take = Take(WORK, None, 1, "double", "doubling", "doubling-1", 30.0)
         stored: list[Decided] = []
         beginning = Beginning(
-            client.runs, run, begin, take, causation=None, pulse=pulse, alarms=Alarms(1), stored=stored.append
+            client.runs, run, begin, take, causation=None, pulse=pulse, alarms=Alarms(), stored=stored.append
         )
         await server.stop()
         assert not await beginning.store()

@@ -19,7 +19,7 @@ LAYERS = [
     {"broker", "rules", "settings"},
     {"format"},
     {"address", "errors"},
-    {"clock", "logs", "problem", "signals"},
+    {"alarms", "clock", "logs", "problem", "signals"},
 ]
 RULES = [
     "bus.format",

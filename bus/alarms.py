@@ -1,0 +1,63 @@
+"""Alarms: for many things that are waited for and nearly always come, with one timer of the event loop for them all.
+
+A timer for each costs more than what is waited for: the event loop compares its timers in Python, and one that is
+cancelled lies among them until its time has come.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from heapq import heapify, heappop, heappush
+from itertools import count
+
+_FEW = 64
+
+
+class Alarms:
+    """Each rings once, after its own time, unless it is cleared before. Of one event loop."""
+
+    def __init__(self) -> None:
+        self._rings: dict[int, Callable[[], None]] = {}
+        # With those that were cleared, until they come up or are too many.
+        self._due: list[tuple[float, int]] = []
+        self._numbers = count()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __len__(self) -> int:
+        """How many are remembered, with those that were cleared and not yet forgotten."""
+        return len(self._due)
+
+    def set(self, after_s: float, ring: Callable[[], None]) -> int:
+        """Returns what clears it."""
+        loop = asyncio.get_running_loop()
+        due_s, number = loop.time() + after_s, next(self._numbers)
+        self._rings[number] = ring
+        heappush(self._due, (due_s, number))
+        if self._timer is None or due_s < self._timer.when():
+            self._wake_at(due_s)
+        return number
+
+    def clear(self, number: int) -> None:
+        """Nothing, if it has rung or was cleared."""
+        self._rings.pop(number, None)
+        if len(self._due) > 2 * len(self._rings) + _FEW:
+            self._due = [each for each in self._due if each[1] in self._rings]
+            heapify(self._due)
+
+    def _wake_at(self, due_s: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_at(due_s, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        now_s = asyncio.get_running_loop().time()
+        ring: Callable[[], None] | None = None
+        while ring is None and self._due and (self._due[0][0] <= now_s or self._due[0][1] not in self._rings):
+            ring = self._rings.pop(heappop(self._due)[1], None)
+        # One at a time, and the next is seen to first: whatever this one raises, the others ring.
+        if self._due:
+            self._wake_at(self._due[0][0])
+        if ring is not None:
+            ring()
