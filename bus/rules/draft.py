@@ -72,13 +72,10 @@ class Draft:
         self._due_at = due_at
         position = state.position + (begun is None)
         self._folding = Folding(state, position)
-        self.state.position = position
-
-    @property
-    def state(self) -> RunState:
-        """As if the commit of these events stood right behind the one before."""
         assert self._folding.state is not None, "a draft begins with a state"
-        return self._folding.state
+        self.state = self._folding.state
+        """As if the commit of these events stood right behind the one before; it moves with them."""
+        self.state.position = position
 
     def must_be_open(self) -> None:
         """Raises Refused if the run has ended."""
