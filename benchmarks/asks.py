@@ -24,7 +24,7 @@ from bus.broker.server import Server, embedded
 _REPEATS = 300
 _AT_ONCE = 100
 _TOTAL = 1_000
-_ROUNDS = 3
+_ROUNDS = 7
 _PAUSE_S = 0.003
 _PAYLOAD = b"x" * 300
 _WORKER = Path(__file__).with_name("worker.py")

@@ -159,10 +159,11 @@ class Server:
         await self._wait_until_ended()
 
     def signal(self, number: int) -> None:
-        """Send a signal to the server, for example SIGSTOP to freeze it; nothing if it was not started."""
-        # Its pid can't be another's: an ended server is reaped only with its shell, and `pid` is 0 then.
+        """Send a signal to the server, for example SIGSTOP to freeze it; nothing if there is none."""
         if self.pid:
-            os.kill(self.pid, number)
+            # Its shell has seen the end of it, and is about to end itself.
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, number)
 
     async def restart(self) -> None:
         """Kill it if it runs, and start it again: same port, store and passwords. Raises Unavailable as `start`."""

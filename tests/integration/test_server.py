@@ -118,6 +118,18 @@ async def test_a_frozen_server_is_ended_too(tmp_path: Path, monkeypatch: pytest.
     assert not is_alive(pid)
 
 
+async def test_a_server_that_ends_while_it_is_killed_is_ended(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its shell sees the end of it first, and is asked again before it has ended too."""
+    monkeypatch.setattr(module, "_POLL_S", 0.0)
+    for _ in range(5):
+        pid = server.pid
+        monkeypatch.setattr(module, "_STOP_S", 0.0)
+        await server.kill()
+        assert not is_alive(pid)
+        monkeypatch.setattr(module, "_STOP_S", 5.0)
+        await server.start()
+
+
 async def test_two_servers_never_share_a_store(server: Server, tmp_path: Path) -> None:
     with pytest.raises(Unavailable, match=f"in use by process {os.getpid()}"):
         async with embedded(server.store):
