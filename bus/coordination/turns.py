@@ -117,17 +117,18 @@ class Wanted:
         async def turns(own: str) -> AsyncGenerator[None, None]:
             while True:
                 woken.clear()
-                taken[0], before = 0, 0
+                # Who has just taken one may still stand in the line.
+                leaving, taken[0], before = taken[0], 0, 0
                 try:
-                    before = await self._before(own)
-                    if before < len(self._places):
+                    before = await self._before(own) - len(self._places) + 1
+                    if before <= 0:
                         yield
                 except (Unavailable, NoResponders) as error:
                     logger.info("still waiting", kind=self._kind, name=self._name, error=str(error))
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(_OTHERS_LOOK_S if before else _FIRST_LOOKS_S):
+                    async with asyncio.timeout(_OTHERS_LOOK_S if before > leaving else _FIRST_LOOKS_S):
                         await woken.wait()
-                        while taken[0] < before:
+                        while taken[0] < before - leaving:
                             # It is the turn of those before.
                             woken.clear()
                             await woken.wait()

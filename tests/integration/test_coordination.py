@@ -15,6 +15,7 @@ import pytest
 from bus import Client, LeaseLost, NotFound, Refused, SettingsError, TimedOut, connect
 from bus.broker.server import Server
 from bus.clock import utc_now
+from bus.coordination import turns
 from bus.coordination.decision import PROPOSED, Decided, Proposed
 from bus.coordination.held import Hold
 from bus.coordination.lease import LeaseAcquired, LeaseReleased, Place, standing
@@ -66,6 +67,26 @@ async def test_a_lock_is_one_holder_s_at_a_time_and_its_tokens_grow(client: Clie
     await asyncio.gather(*(work(on) for _ in range(10) for on in (client, other)))
     assert len(tokens) == 20
     assert all(earlier < later for earlier, later in pairwise(tokens))
+
+
+@pytest.mark.parametrize("permits", [1, 3])
+async def test_who_waits_is_woken_by_those_before_not_by_the_clock(
+    client: Client, other: Client, permits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who has just taken it still stands in the line for a moment: each of those behind waited a second for that."""
+    monkeypatch.setattr(turns, "_FIRST_LOOKS_S", 3600.0)
+    monkeypatch.setattr(turns, "_OTHERS_LOOK_S", 3600.0)
+    inside = 0
+
+    async def work(on: Client) -> None:
+        nonlocal inside
+        async with on.semaphore("deploy", limit=permits, timeout_s=BOUND_S):
+            inside += 1
+            assert inside <= permits
+            await asyncio.sleep(0.001)
+            inside -= 1
+
+    await asyncio.gather(*(work(on) for _ in range(15) for on in (client, other)))
 
 
 async def test_who_waits_longest_is_next(client: Client, other: Client) -> None:
