@@ -204,7 +204,7 @@ async def _there(client: Client, count: int) -> bool:
 
 
 async def test_what_could_not_be_begun_here_is_not_begun_later_when_nobody_works_on_it(server: Server) -> None:
-    async with connect(server.url, append_timeout_s=0.3) as client:
+    async with connect(server.url, append_timeout_s=0.3, request_timeout_s=0.3) as client:
         task, run, pulse = Task("double"), "task-late", Pulse()
         begin = Begin(task.plan, msgspec.Raw(b"1"))
         take = Take(WORK, None, 1, "double", "doubling", "doubling-1", 30.0)
