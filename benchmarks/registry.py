@@ -27,9 +27,9 @@ from bus.registry.presence import is_offered
 _INSTANCES = 1_000
 _PROCESSES = 4
 _REPEATS = 15
-_MEASURED_S = 10.0
+_MEASURED_S = 20.0
 _APPEAR_S = 300.0
-_SETTLED_S = 5.0
+_SETTLED_S = 10.0
 _IDLE = Path(__file__).with_name("worker.py")
 
 
