@@ -10,6 +10,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import Protocol
 
 from agents.supervisor import Supervisor
 from bus import Agent, Client, Happening, connect
@@ -20,8 +21,18 @@ ROOT = Path(__file__).parents[1]
 BOUND_S = 20.0
 
 
+class Served(Protocol):
+    """A server of ours, or any other, by its addresses."""
+
+    @property
+    def url(self) -> str: ...
+
+    @property
+    def system_url(self) -> str: ...
+
+
 @asynccontextmanager
-async def serving(server: Server, *agents: Agent) -> AsyncIterator[None]:
+async def serving(server: Served, *agents: Agent) -> AsyncIterator[None]:
     """Each agent as one instance in this process; stopped gracefully at the end."""
     stop = asyncio.Event()
     async with asyncio.TaskGroup() as tasks, connect(server.url) as client:
@@ -36,7 +47,7 @@ async def serving(server: Server, *agents: Agent) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def supervised(server: Server, **settings: object) -> AsyncIterator[Supervisor]:
+async def supervised(server: Served, **settings: object) -> AsyncIterator[Supervisor]:
     """A leading supervisor in this process, with a login of the system account."""
     stop = asyncio.Event()
     async with (

@@ -24,12 +24,12 @@ _ON_THE_WAY = 8
 class Chunks:
     """The chunks in one bucket; an upload is known by its nuid."""
 
-    def __init__(self, connection: Connection, bucket: str, timeout_s: float) -> None:
+    def __init__(self, connection: Connection, bucket: str, timeout_s: float, replicas: int) -> None:
         self._connection = connection
         self._stream = f"OBJ_{bucket}"
         self._prefix = f"$O.{bucket}.C."
         self._timeout_s = timeout_s
-        self._reader = Reader(connection, self._stream, timeout_s=timeout_s)
+        self._reader = Reader(connection, self._stream, timeout_s=timeout_s, replicas=replicas)
         self._line = asyncio.Semaphore(_ON_THE_WAY)
 
     @property

@@ -31,6 +31,10 @@ class _Place(msgspec.Struct, frozen=True):
     stream_seq: int = 0
 
 
+class _Stored(msgspec.Struct, frozen=True):
+    seq: int = 0
+
+
 class Answer(msgspec.Struct, frozen=True):
     error: ApiError | None = None
     config: dict[str, Any] = msgspec.field(default_factory=dict)
@@ -43,6 +47,7 @@ class Answer(msgspec.Struct, frozen=True):
     delivered: _Place = _Place()
     ack_floor: _Place = _Place()
     num_ack_pending: int = 0
+    message: _Stored = _Stored()
 
 
 _answer = msgspec.json.Decoder(Answer)

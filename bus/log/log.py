@@ -41,6 +41,7 @@ class Log:
             connection,
             subjects.stream,
             timeout_s=settings.request_timeout_s,
+            replicas=settings.replicas,
             unpack=payloads.unpack,
             archive=archive,
         )

@@ -69,8 +69,8 @@ class Objects:
         self._is_set_up = False
         self.bucket = subjects.payloads_bucket
         self.stream = f"OBJ_{self.bucket}"
-        self._reader = Reader(connection, self.stream, timeout_s=self._timeout_s)
-        self.chunks = Chunks(connection, self.bucket, self._timeout_s)
+        self._reader = Reader(connection, self.stream, timeout_s=self._timeout_s, replicas=settings.replicas)
+        self.chunks = Chunks(connection, self.bucket, self._timeout_s, settings.replicas)
 
     async def put(self, name: str, content: bytes, metadata: Mapping[str, str]) -> None:
         """Store `content`; what is there under this name already only becomes young again, with this metadata.

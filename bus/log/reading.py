@@ -17,9 +17,10 @@ import msgspec
 import structlog
 
 from bus.broker.connection import Connection, Message, check_filter
-from bus.errors import BusError, MalformedMessage, NoResponders, Unavailable
+from bus.errors import BusError, Forbidden, MalformedMessage, NoResponders, Unavailable
 from bus.format.payload import is_inline
 from bus.format.subjects import live_copy, pattern
+from bus.log.jetstream import API, ask
 from bus.log.record import Live, Record, is_end, is_record, read_record
 
 if TYPE_CHECKING:
@@ -49,7 +50,8 @@ class Reader:
     """Reads one stream over one connection. It owns nothing that has to be closed.
 
     With `unpack`, what was packed is unpacked just before it is handed out: a page of references is small, what they
-    refer to need not be. With an `archive`, what was taken out of the stream is read as if it were still there.
+    refer to need not be. With an `archive`, what was taken out of the stream is read as if it were still there. Where
+    there are `replicas`, one that is behind may answer: what their leader had when a read began is waited for.
     """
 
     def __init__(
@@ -58,12 +60,14 @@ class Reader:
         stream: str,
         *,
         timeout_s: float,
+        replicas: int = 1,
         unpack: Unpack | None = None,
         archive: Archive | None = None,
     ) -> None:
         self._connection = connection
         self._stream = stream
         self._timeout_s = timeout_s
+        self._replicas = replicas
         self._unpack = unpack
         self._archive = archive
         self._direct_get = f"$JS.API.DIRECT.GET.{stream}"
@@ -184,7 +188,13 @@ class Reader:
                 yield record
 
     async def _last(self, subject: str) -> Record | None:
-        record = await self._get({"last_by_subj": subject})
+        least, looks = await self._newest_at_leader(subject), 0
+        while True:
+            record = await self._get({"last_by_subj": subject})
+            if looks == _LOOKS or (record.position if record is not None else 0) >= least:
+                break
+            looks += 1
+            await asyncio.sleep(_PAUSE_S)
         if self._archive is None:
             return record
         return await self._archive.last(subject, after=record.position if record is not None else 0) or record
@@ -201,6 +211,9 @@ class Reader:
 
     async def _scan(self, subject: str, after: int, upto: int | None) -> AsyncGenerator[Record, None]:
         """What one filter matches, a page at a time."""
+        least, looks = await self._newest_at_leader(subject), 0
+        if upto is not None:
+            least = min(least, upto)
         page = await self._page(subject, subject, after, _FIRST_PAGE)
         while True:
             coming: asyncio.Task[_Page] | None = None
@@ -212,7 +225,11 @@ class Reader:
                         return
                     yield record
                 if coming is None:
-                    return
+                    if page.upto >= least or looks == _LOOKS:
+                        return
+                    looks += 1
+                    await asyncio.sleep(_PAUSE_S)
+                    coming = asyncio.create_task(self._page(subject, page.next_filter, page.upto, _PAGE))
                 page = await coming
             finally:
                 if coming is not None:
@@ -240,6 +257,19 @@ class Reader:
         share = len(records) / max(1, upto - after)
         next_filter = _EVERYTHING if share >= _WIDE_FROM else subject if share < _NARROW_BELOW else asked
         return _Page(records, upto, end.stamp(b"Nats-Num-Pending") not in {None, b"0"}, next_filter)
+
+    async def _newest_at_leader(self, subject: str) -> int:
+        """The position of the newest on a subject, if anybody can be behind whoever leads; 0: there is none, or who
+        asks may not know."""
+        if self._replicas == 1:
+            return 0
+        try:
+            answer = await ask(
+                self._connection, f"{API}.STREAM.MSG.GET.{self._stream}", {"last_by_subj": subject}, self._timeout_s
+            )
+        except Forbidden:
+            return 0
+        return answer.message.seq
 
     async def _one(self, request: dict[str, object]) -> Record | None:
         record = await self._get(request)

@@ -146,6 +146,11 @@ async def ensure_stream(
         actual = answer.config.get(field)
         if field == "subjects":
             wanted, actual = sorted(wanted), sorted(actual or [])  # noqa: PLW2901
+        if field == "num_replicas" and actual != wanted:
+            raise Misconfigured(
+                f"stream {name!r} has {actual} copies, this process wants {wanted}: start it with "
+                f"PHASEBUS_REPLICAS={actual}, the same in every process, or alter the stream"
+            )
         if actual != wanted:
             raise Misconfigured(
                 f"stream {name!r} has {field} = {actual!r}, the bus needs {wanted!r}: "

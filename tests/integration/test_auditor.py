@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager, closing
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,62 +24,13 @@ from bus.log.record import Live
 from bus.log.streams import info
 from tests.harness import BOUND_S, ROOT, serving, until
 from tests.integration.test_runner import PLAN, echo
-
-PASSWORDS = {"PASSWORD": "b-us", "SYSTEM_PASSWORD": "s-ys", "OPERATOR_PASSWORD": "o-p", "AUDITOR_PASSWORD": "a-ud"}
-ENVIRONMENT = {f"PHASEBUS_{name}": password for name, password in PASSWORDS.items()}
-
-
-def free_port() -> int:
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-class Shipped:
-    """A server that was started with the file that ships; only its ports are others."""
-
-    def __init__(self, folder: Path) -> None:
-        self.port, self.websocket, monitoring = free_port(), free_port(), free_port()
-        text = (ROOT / "nats.conf").read_text()
-        for port, other in ((4222, self.port), (4280, self.websocket), (8222, monitoring)):
-            assert f'"127.0.0.1:{port}"' in text
-            text = text.replace(f'"127.0.0.1:{port}"', f'"127.0.0.1:{other}"')
-        (folder / "nats.conf").write_text(text)
-        self.process = subprocess.Popen(
-            [_binary(), "-c", "nats.conf"],
-            cwd=folder,
-            env=ENVIRONMENT,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-
-    def url_of(self, user: str) -> str:
-        name = {"bus": "PASSWORD"}.get(user, f"{user.upper()}_PASSWORD")
-        return f"nats://{user}:{PASSWORDS[name]}@127.0.0.1:{self.port}"
-
-    @property
-    def url(self) -> str:
-        return self.url_of("bus")
-
-    @property
-    def auditor_url(self) -> str:
-        return self.url_of("auditor")
+from tests.shipped import ENVIRONMENT, PASSWORDS, Shipped, started
 
 
 @pytest.fixture
 async def shipped(tmp_path: Path) -> AsyncIterator[Shipped]:
-    running = Shipped(tmp_path)
-    try:
-        await until(lambda: _listens(running.port))
+    async with started(tmp_path) as running:
         yield running
-    finally:
-        running.process.kill()
-        running.process.wait()
-
-
-def _listens(port: int) -> bool:
-    with closing(socket.socket()) as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 @asynccontextmanager
@@ -106,7 +57,7 @@ async def state(client: Client) -> dict[str, Any]:
 
 
 async def test_what_only_reads_works(shipped: Shipped) -> None:
-    async with both(shipped) as (client, auditor), serving(shipped, echo()):  # type: ignore[arg-type]
+    async with both(shipped) as (client, auditor), serving(shipped, echo()):
         await client.result("one", timeout_s=BOUND_S)
         everything = [(each.position, each.index) async for each in client.events()]
         assert [(each.position, each.index) async for each in auditor.events()] == everything
@@ -316,7 +267,7 @@ async def test_it_hears_nothing_but_what_is_for_everybody(shipped: Shipped) -> N
         for subject in (">", "bus.>", "bus.work.>", "bus.hand.*", "_R_.>", "$SYS.>", "$JS.>", "$KV.>", "_INBOX.>"):
             auditor.connection.subscribe(subject, heard.append)
         await auditor.connection.flush(5)
-        async with serving(shipped, echo()):  # type: ignore[arg-type]
+        async with serving(shipped, echo()):
             assert await client.ask("echo", {"secret": 1}, dict, timeout_s=BOUND_S, fast=True) == {"secret": 1}
         await auditor.connection.flush(5)
         assert not [each for each in heard if not each.subject.startswith(auditor.connection._inbox)]
