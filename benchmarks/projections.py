@@ -188,8 +188,8 @@ async def _live(server: str, url: str, seconds: float) -> list[float]:
         while upto < position:
             upto, when = next(steps)
         lags.append(when - at)
-    # The first second is for beginning.
-    return lags[int(len(lags) / seconds) :]
+    # The first second is for beginning, or half of what there is.
+    return lags[int(len(lags) / max(seconds, 2.0)) :]
 
 
 def _spread(taken: Sequence[float]) -> str:
