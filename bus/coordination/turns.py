@@ -106,7 +106,8 @@ class Wanted:
     @asynccontextmanager
     async def _in_line(self, ttl_s: int) -> AsyncIterator[AsyncIterator[None]]:
         """Stand in line; gives what comes each time it may be this one's turn."""
-        taken, woken = [0], asyncio.Event()
+        # As if all had been taken a moment ago: what was told before this one heard of it is not known.
+        taken, woken = [len(self._places)], asyncio.Event()
 
         def hear(message: Message) -> None:
             self._changed.add(message.subject.removeprefix(self._before_path))

@@ -89,6 +89,41 @@ async def test_who_waits_is_woken_by_those_before_not_by_the_clock(
     await asyncio.gather(*(work(on) for _ in range(15) for on in (client, other)))
 
 
+async def test_who_comes_while_the_next_one_leaves_the_line_is_woken_by_it(
+    client: Client, other: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It had taken the lock before the newcomer listened, and still stood in the line: that was waited for twice."""
+    monkeypatch.setattr(turns, "_FIRST_LOOKS_S", 3600.0)
+    monkeypatch.setattr(turns, "_OTHERS_LOOK_S", 3600.0)
+    before, drop = turns.Wanted._before, client.leases.bucket.drop
+    looks, leaving, may_leave = asyncio.Queue[int](), asyncio.Event(), asyncio.Event()
+
+    async def looking(wanted: turns.Wanted, own: str) -> int:
+        found = await before(wanted, own)
+        looks.put_nowait(found)
+        return found
+
+    async def dropping(revision: int) -> None:
+        leaving.set()
+        await may_leave.wait()
+        await drop(revision)
+
+    async def have(on: Client) -> None:
+        async with on.lock("deploy", timeout_s=BOUND_S):
+            pass
+
+    monkeypatch.setattr(turns.Wanted, "_before", looking)
+    monkeypatch.setattr(client.leases.bucket, "drop", dropping)
+    async with asyncio.timeout(BOUND_S), asyncio.TaskGroup() as tasks:
+        async with other.lock("deploy"):
+            tasks.create_task(have(client))
+            assert await looks.get() == 0
+        await leaving.wait()
+        tasks.create_task(have(other))
+        assert await looks.get() == 1
+        may_leave.set()
+
+
 async def test_who_waits_longest_is_next(client: Client, other: Client) -> None:
     order: list[int] = []
 
