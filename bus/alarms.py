@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextvars import copy_context
 from heapq import heapify, heappop, heappush
 from itertools import count
 
@@ -23,6 +24,8 @@ class Alarms:
         self._due: list[tuple[float, int]] = []
         self._numbers = count()
         self._timer: asyncio.TimerHandle | None = None
+        # One timer for all of them is in nobody's context: it would keep that of whoever was first, and ring in it.
+        self._context = copy_context()
 
     def __len__(self) -> int:
         """How many are remembered, with those that were cleared and not yet forgotten."""
@@ -31,7 +34,9 @@ class Alarms:
     def set(self, after_s: float, ring: Callable[[], None]) -> int:
         """Returns what clears it."""
         loop = asyncio.get_running_loop()
-        due_s, number = loop.time() + after_s, next(self._numbers)
+        now_s, number = loop.time(), next(self._numbers)
+        # What is no number is due now: it would be in no order with the others, and they would not ring.
+        due_s = max(now_s, now_s + after_s)
         self._rings[number] = ring
         heappush(self._due, (due_s, number))
         if self._timer is None or due_s < self._timer.when():
@@ -48,7 +53,7 @@ class Alarms:
     def _wake_at(self, due_s: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_at(due_s, self._look)
+        self._timer = asyncio.get_running_loop().call_at(due_s, self._look, context=self._context)
 
     def _look(self) -> None:
         self._timer = None

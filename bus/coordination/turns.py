@@ -106,7 +106,8 @@ class Wanted:
     @asynccontextmanager
     async def _in_line(self, ttl_s: int) -> AsyncIterator[AsyncIterator[None]]:
         """Stand in line; gives what comes each time it may be this one's turn."""
-        taken, woken = [0], asyncio.Event()
+        # As if all had been taken a moment ago: what was told before this one heard of it is not known.
+        taken, woken = [len(self._places)], asyncio.Event()
 
         def hear(message: Message) -> None:
             self._changed.add(message.subject.removeprefix(self._before_path))
@@ -173,21 +174,24 @@ class Wanted:
 async def present(bucket: Bucket, key: str, ttl_s: int, ticket: Ticket | None = None) -> AsyncIterator[None]:
     """A key that is there while the block runs, and for `ttl_s` if its process dies. Its value is the ticket, with its
     first revision from the second write on."""
-    there = asyncio.Event()
-    keeping = asyncio.create_task(_keep(bucket, key, ttl_s, ticket or Ticket(), there))
+    there, leaving = asyncio.Event(), asyncio.Event()
+    keeping = asyncio.create_task(_keep(bucket, key, ttl_s, ticket or Ticket(), there, leaving))
     try:
         await there.wait()
         if keeping.done():
             keeping.result()  # it says why not
         yield
     finally:
-        keeping.cancel()
-        await asyncio.wait({keeping})
+        leaving.set()
         with suppress(BusError, TimeoutError):
             async with asyncio.timeout(bucket.timeout_s):
+                # What is on its way would be written behind what is removed here, and stand there for `ttl_s`.
+                await asyncio.wait({keeping})
                 entry = await bucket.get(key)
                 if entry is not None:
                     await bucket.drop(entry.revision)
+        keeping.cancel()
+        await asyncio.wait({keeping})
 
 
 async def in_line(bucket: Bucket) -> list[Waiting]:
@@ -201,14 +205,19 @@ async def in_line(bucket: Bucket) -> list[Waiting]:
     return found
 
 
-async def _keep(bucket: Bucket, key: str, ttl_s: int, ticket: Ticket, there: asyncio.Event) -> None:
+async def _keep(
+    bucket: Bucket, key: str, ttl_s: int, ticket: Ticket, there: asyncio.Event, leaving: asyncio.Event
+) -> None:
     try:
         first = await _put(bucket, key, msgspec.json.encode(ticket), ttl_s)
     finally:
         there.set()
     again = msgspec.json.encode(msgspec.structs.replace(ticket, first=first))
-    while True:
-        await asyncio.sleep(ttl_s / _RENEWALS)
+    while not leaving.is_set():
+        with suppress(TimeoutError):
+            async with asyncio.timeout(ttl_s / _RENEWALS):
+                await leaving.wait()
+                return
         await _put(bucket, key, again, ttl_s)
 
 

@@ -7,6 +7,7 @@ import gc
 import time
 from collections.abc import AsyncIterator
 from itertools import pairwise
+from typing import Any
 from uuid import uuid4
 
 import msgspec
@@ -87,6 +88,68 @@ async def test_who_waits_is_woken_by_those_before_not_by_the_clock(
             inside -= 1
 
     await asyncio.gather(*(work(on) for _ in range(15) for on in (client, other)))
+
+
+async def test_who_comes_while_the_next_one_leaves_the_line_is_woken_by_it(
+    client: Client, other: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It had taken the lock before the newcomer listened, and still stood in the line: that was waited for twice."""
+    monkeypatch.setattr(turns, "_FIRST_LOOKS_S", 3600.0)
+    monkeypatch.setattr(turns, "_OTHERS_LOOK_S", 3600.0)
+    before, drop = turns.Wanted._before, client.leases.bucket.drop
+    looks, leaving, may_leave = asyncio.Queue[int](), asyncio.Event(), asyncio.Event()
+
+    async def looking(wanted: turns.Wanted, own: str) -> int:
+        found = await before(wanted, own)
+        looks.put_nowait(found)
+        return found
+
+    async def dropping(revision: int) -> None:
+        leaving.set()
+        await may_leave.wait()
+        await drop(revision)
+
+    async def have(on: Client) -> None:
+        async with on.lock("deploy", timeout_s=BOUND_S):
+            pass
+
+    monkeypatch.setattr(turns.Wanted, "_before", looking)
+    monkeypatch.setattr(client.leases.bucket, "drop", dropping)
+    async with asyncio.timeout(BOUND_S), asyncio.TaskGroup() as tasks:
+        async with other.lock("deploy"):
+            tasks.create_task(have(client))
+            assert await looks.get() == 0
+        await leaving.wait()
+        tasks.create_task(have(other))
+        assert await looks.get() == 1
+        may_leave.set()
+
+
+async def test_who_leaves_the_line_while_its_place_is_renewed_has_left_it(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was on its way was written behind the removal: nobody could have what was free, for a whole lease."""
+    monkeypatch.setattr(turns, "_RENEWALS", 100)
+    bucket, key, renewing = client.leases.bucket, "line.lock.deploy.one", asyncio.Event()
+    put, sent = bucket.put, list[asyncio.Task[int]]()
+
+    async def arriving(*given: Any, **named: Any) -> int:
+        await asyncio.sleep(0.05 if len(sent) > 1 else 0)
+        return await put(*given, **named)
+
+    async def putting(*given: Any, **named: Any) -> int:
+        # What was sent arrives, whether or not its sender still waits for the answer.
+        sent.append(asyncio.create_task(arriving(*given, **named)))
+        if len(sent) > 1:
+            renewing.set()
+        return await asyncio.shield(sent[-1])
+
+    monkeypatch.setattr(bucket, "put", putting)
+    async with asyncio.timeout(BOUND_S):
+        async with turns.present(bucket, key, 3):
+            await renewing.wait()
+        await asyncio.gather(*sent)
+        assert await bucket.get(key) is None
 
 
 async def test_who_waits_longest_is_next(client: Client, other: Client) -> None:

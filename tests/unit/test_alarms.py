@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
+from contextvars import ContextVar
 from functools import partial
 
 from hypothesis import given
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 from bus.alarms import Alarms
 
 AFTER_S = 0.02
+_whose: ContextVar[str] = ContextVar("whose", default="nobody")
 
 
 async def test_each_rings_once_in_the_order_of_their_times_and_not_before_its_own() -> None:
@@ -63,6 +66,31 @@ async def test_the_others_ring_whatever_one_raises() -> None:
     async with asyncio.timeout(10):
         await heard.wait()
     assert [str(each) for each in raised] == ["no bell"]
+
+
+async def test_none_rings_in_the_context_of_whoever_set_another() -> None:
+    """One timer is for all of them: they rang in that of whoever was first, which was kept for as long as any came."""
+    alarms, rung, heard = Alarms(), list[str](), asyncio.Event()
+
+    async def first() -> None:
+        _whose.set("the first")
+        alarms.set(AFTER_S, lambda: rung.append(_whose.get()))
+
+    await asyncio.create_task(first())
+    alarms.set(2 * AFTER_S, lambda: rung.append(_whose.get()))
+    alarms.set(3 * AFTER_S, heard.set)
+    async with asyncio.timeout(10):
+        await heard.wait()
+    assert rung == ["nobody", "nobody"]
+
+
+async def test_one_whose_time_is_no_number_rings_at_once_and_keeps_no_other_from_it() -> None:
+    alarms, odd, heard = Alarms(), asyncio.Event(), asyncio.Event()
+    alarms.set(math.nan, odd.set)
+    alarms.set(AFTER_S, heard.set)
+    async with asyncio.timeout(10):
+        await odd.wait()
+        await heard.wait()
 
 
 async def test_thousands_that_were_cleared_leave_nothing_behind() -> None:
