@@ -57,12 +57,15 @@ class Alarms:
 
     def _look(self) -> None:
         self._timer = None
-        now_s = asyncio.get_running_loop().time()
-        ring: Callable[[], None] | None = None
-        while ring is None and self._due and (self._due[0][0] <= now_s or self._due[0][1] not in self._rings):
-            ring = self._rings.pop(heappop(self._due)[1], None)
-        # One at a time, and the next is seen to first: whatever this one raises, the others ring.
+        loop = asyncio.get_running_loop()
+        now_s = loop.time()
+        while self._due and (self._due[0][0] <= now_s or self._due[0][1] not in self._rings):
+            # Each by itself: whatever one raises, the others ring.
+            loop.call_soon(self._ring, heappop(self._due)[1], context=self._context)
         if self._due:
             self._wake_at(self._due[0][0])
+
+    def _ring(self, number: int) -> None:
+        ring = self._rings.pop(number, None)
         if ring is not None:
             ring()

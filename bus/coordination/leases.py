@@ -82,8 +82,21 @@ class Leases:
     async def take(self, place: Place, holder: str, ttl_s: int) -> Lease | None:
         """Try once; None: somebody else has it. Raises Unavailable: it may be ours for `ttl_s`, and then is nobody's.
 
-        The lease has to be renewed from now on.
+        The lease has to be renewed from now on. Who is cancelled while he takes it does not have it.
         """
+        taking = asyncio.create_task(self._take(place, holder, ttl_s))
+        try:
+            return await asyncio.shield(taking)
+        except asyncio.CancelledError:
+            # What is on its way would be stored behind all that is looked at now: first it arrives.
+            await asyncio.wait({taking}, timeout=self.bucket.timeout_s)
+            if not taking.cancel() and not taking.cancelled() and taking.exception() is None:
+                lease = taking.result()
+                if lease is not None:
+                    await self.let_go(lease)
+            raise
+
+    async def _take(self, place: Place, holder: str, ttl_s: int) -> Lease | None:
         lease = Lease(place, uuid4().hex, holder, ttl_s, self._log.subjects.lease(place.path))
         try:
             if not await self._reserve(lease):

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager
 from datetime import timedelta
 from functools import partial
 
@@ -120,9 +121,8 @@ class Reception:
         finally:
             room.leave()
 
-    def _bind(self, asked: Envelope, run: str) -> None:
-        """What the task logs from here on names what it serves; it ends with it."""
-        structlog.contextvars.bind_contextvars(
+    def _bound(self, asked: Envelope, run: str) -> AbstractContextManager[object]:
+        return structlog.contextvars.bound_contextvars(
             agent=self._agent.name,
             instance=self._instance,
             run=run,
@@ -143,8 +143,8 @@ class Reception:
         passage: Passage | None,
     ) -> None:
         """A question that the log never hears of."""
-        self._bind(asked, run)
-        self._say(message, await self._questions.reply(capability, asked, run, question, pulse, passage))
+        with self._bound(asked, run):
+            self._say(message, await self._questions.reply(capability, asked, run, question, pulse, passage))
 
     async def _store(
         self,
@@ -210,11 +210,11 @@ class Reception:
         )
         bound_s = min(capability.timeout_s, handed.task.timeout_s)
         beginning.arm()
-        self._bind(asked, run)
         try:
-            decided = await self._attempts.make(
-                capability, order, came_at + timedelta(seconds=bound_s), beginning, pulse, passage
-            )
+            with self._bound(asked, run):
+                decided = await self._attempts.make(
+                    capability, order, came_at + timedelta(seconds=bound_s), beginning, pulse, passage
+                )
             if decided is not None:
                 say(_said_of(decided))
         finally:

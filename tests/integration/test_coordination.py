@@ -152,6 +152,35 @@ async def test_who_leaves_the_line_while_its_place_is_renewed_has_left_it(
         assert await bucket.get(key) is None
 
 
+async def test_who_is_cancelled_while_he_takes_a_lock_leaves_it_free(
+    client: Client, other: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was on its way was stored after he had looked whether there was anything of his: nobody's for a lease."""
+    put, sent = client.leases.bucket.put, asyncio.Event()
+
+    async def putting(*given: Any, **named: Any) -> int:
+        async def arriving() -> int:
+            await asyncio.sleep(0.05)
+            return await put(*given, **named)
+
+        sent.set()
+        return await asyncio.shield(asyncio.create_task(arriving()))
+
+    async def have() -> None:
+        async with client.lock("deploy"):
+            pytest.fail("it was cancelled before")
+
+    monkeypatch.setattr(client.leases.bucket, "put", putting)
+    taking = asyncio.create_task(have())
+    await sent.wait()
+    taking.cancel()
+    await asyncio.wait({taking})
+    assert taking.cancelled()
+    await asyncio.sleep(0.1)
+    async with other.lock("deploy", timeout_s=0):
+        pass
+
+
 async def test_who_waits_longest_is_next(client: Client, other: Client) -> None:
     order: list[int] = []
 
