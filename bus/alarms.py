@@ -27,10 +27,6 @@ class Alarms:
         # One timer for all of them is in nobody's context: it would keep that of whoever was first, and ring in it.
         self._context = copy_context()
 
-    def __len__(self) -> int:
-        """How many are remembered, with those that were cleared and not yet forgotten."""
-        return len(self._due)
-
     def set(self, after_s: float, ring: Callable[[], None]) -> int:
         """Returns what clears it."""
         loop = asyncio.get_running_loop()

@@ -90,10 +90,10 @@ class Leases:
         except asyncio.CancelledError:
             # What is on its way would be stored behind all that is looked at now: first it arrives.
             await asyncio.wait({taking}, timeout=self.bucket.timeout_s)
-            if not taking.cancel() and not taking.cancelled() and taking.exception() is None:
-                lease = taking.result()
-                if lease is not None:
-                    await self.let_go(lease)
+            if not taking.done():
+                taking.cancel()
+            elif not taking.cancelled() and taking.exception() is None and (lease := taking.result()) is not None:
+                await self.let_go(lease)
             raise
 
     async def _take(self, place: Place, holder: str, ttl_s: int) -> Lease | None:

@@ -8,7 +8,6 @@ expects on its subject, and after the first success that is not so any more.
 from __future__ import annotations
 
 import asyncio
-import base64
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -17,14 +16,14 @@ from uuid import uuid4
 
 import msgspec
 
-from bus.broker.acknowledgement import ALREADY_COMMITTED, BATCH_MEMBERS, CONFLICTS, TEMPORARY, ApiError, read_ack
+from bus.broker.acknowledgement import ALREADY_COMMITTED, BATCH_MEMBERS, CONFLICTS, TEMPORARY, read_ack
 from bus.broker.connection import Connection, Message
 from bus.broker.wire import header_block
 from bus.errors import BusError, Misconfigured, NoResponders, TooLarge, TooMany, Unavailable
 from bus.eventsourcing.calls import Request
+from bus.log.jetstream import newest
 from bus.settings import Settings
 
-_NO_MESSAGE = 10037
 _INCOMPLETE = 10176  # members of a batch were lost with a line
 _FLUSH_BYTES = 4 * 2**20
 _PAUSE_S = 0.02
@@ -45,19 +44,6 @@ class Conflict(BusError):
     def __init__(self, subject: str) -> None:
         super().__init__(f"{subject!r} has been written by somebody else")
         self.subject = subject
-
-
-class _Found(msgspec.Struct, frozen=True):
-    seq: int
-    data: str = ""
-
-
-class _Answer(msgspec.Struct, frozen=True):
-    message: _Found | None = None
-    error: ApiError | None = None
-
-
-_answer = msgspec.json.Decoder(_Answer)
 
 
 def first_try(member: Member, settings: Settings) -> Request:
@@ -106,20 +92,6 @@ async def append(connection: Connection, stream: str, members: Sequence[Member],
             )
         await asyncio.sleep(pause_s)
         pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
-
-
-async def newest(connection: Connection, stream: str, subject: str, timeout_s: float) -> tuple[int, bytes] | None:
-    """The newest message on `subject` (wildcards allowed), position and body, as the stream's leader has it."""
-    request = msgspec.json.encode({"last_by_subj": subject})
-    message = await connection.request(f"$JS.API.STREAM.MSG.GET.{stream}", request, timeout_s=timeout_s)
-    answer = _answer.decode(message.data)
-    if answer.message is not None:
-        return answer.message.seq, base64.b64decode(answer.message.data)
-    if answer.error is not None and answer.error.err_code == _NO_MESSAGE:
-        return None
-    if answer.error is None or answer.error.code in TEMPORARY:
-        raise Unavailable(f"stream {stream!r} does not answer")
-    raise Misconfigured(f"stream {stream!r}: {answer.error.description}")
 
 
 async def _send(connection: Connection, members: Sequence[Member], timeout_s: float) -> Message:

@@ -11,10 +11,11 @@ from typing import NamedTuple
 
 from bus.broker.connection import Connection
 from bus.eventsourcing import wire
-from bus.eventsourcing.append import Conflict, Member, append, newest
+from bus.eventsourcing.append import Conflict, Member, append
 from bus.eventsourcing.names import Names
 from bus.eventsourcing.read import PAGE, Item, exactly, page, patiently, subjects
 from bus.eventsourcing.wire import Position, Stored
+from bus.log.jetstream import newest
 from bus.log.streams import ensure_stream
 from bus.settings import Settings
 

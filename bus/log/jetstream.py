@@ -33,6 +33,7 @@ class _Place(msgspec.Struct, frozen=True):
 
 class _Stored(msgspec.Struct, frozen=True):
     seq: int = 0
+    data: bytes = b""
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -47,7 +48,7 @@ class Answer(msgspec.Struct, frozen=True):
     delivered: _Place = _Place()
     ack_floor: _Place = _Place()
     num_ack_pending: int = 0
-    message: _Stored = _Stored()
+    message: _Stored | None = None
 
 
 _answer = msgspec.json.Decoder(Answer)
@@ -70,3 +71,18 @@ async def ask(connection: Connection, subject: str, body: object, timeout_s: flo
             "this server or account has no JetStream: enable it, or let `phasebus up` start one"
         ) from None
     return _answer.decode(message.data)
+
+
+async def newest(connection: Connection, stream: str, subject: str, timeout_s: float) -> tuple[int, bytes] | None:
+    """The newest message on `subject` (wildcards allowed), position and body, as the stream's leader has it.
+
+    Raises Unavailable, Forbidden, Misconfigured, NotFound.
+    """
+    answer = await ask(connection, f"{API}.STREAM.MSG.GET.{stream}", {"last_by_subj": subject}, timeout_s)
+    if answer.message is not None:
+        return answer.message.seq, answer.message.data
+    if answer.error is None:
+        raise Unavailable(f"stream {stream!r} does not answer")
+    if answer.error.err_code in NOT_THERE:
+        return None
+    raise refusal(f"stream {stream!r}", answer.error)

@@ -17,10 +17,10 @@ import msgspec
 import structlog
 
 from bus.broker.connection import Connection, Message, check_filter
-from bus.errors import BusError, Forbidden, MalformedMessage, NoResponders, Unavailable
+from bus.errors import BusError, Forbidden, MalformedMessage, NoResponders, NotFound, Unavailable
 from bus.format.payload import is_inline
 from bus.format.subjects import live_copy, pattern
-from bus.log.jetstream import API, ask
+from bus.log.jetstream import newest
 from bus.log.record import Live, Record, is_end, is_record, read_record
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ _PAGE_BYTES = 4 * 2**20
 _PAUSE_S = 0.05
 # A live copy that is lost on its way is noticed by the next on its subject; if none follows, by looking after this.
 _IDLE_S = 5.0
-# How often it is looked for what a live copy has told of, and whoever answers does not have yet.
+# How often it is looked for what a live copy or the leader has told of, and whoever answers does not have yet.
 _LOOKS = 100
 # The server finds the next message of any subject three times faster than of some; reading what is not wanted costs.
 _WIDE_FROM, _NARROW_BELOW = 0.5, 0.25
@@ -264,12 +264,12 @@ class Reader:
         if self._replicas == 1:
             return 0
         try:
-            answer = await ask(
-                self._connection, f"{API}.STREAM.MSG.GET.{self._stream}", {"last_by_subj": subject}, self._timeout_s
-            )
+            found = await newest(self._connection, self._stream, subject, self._timeout_s)
         except Forbidden:
             return 0
-        return answer.message.seq
+        except NotFound:
+            raise self._silent from None
+        return found[0] if found is not None else 0
 
     async def _one(self, request: dict[str, object]) -> Record | None:
         record = await self._get(request)

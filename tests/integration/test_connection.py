@@ -4,8 +4,8 @@ import asyncio
 import json
 import signal
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from urllib.parse import urlsplit
 
 import pytest
@@ -309,13 +309,20 @@ async def test_however_the_reading_ends_the_line_is_made_again(
     assert connection.disconnects == 1
 
 
+@asynccontextmanager
+async def overheard(server: Server) -> AsyncIterator[tuple[Connection, Cutter]]:
+    """A connection, and who hears what it sends from now on."""
+    async with Cutter.before(server.port) as between, Connection.open(between.url(server.url), name="test") as one:
+        await one.flush(2)
+        between.heard.clear()
+        yield one, between
+
+
 async def test_a_ping_that_is_due_goes_along_with_what_is_written(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(line, "_PING_S", 0.3)
-    async with Cutter.before(server.port) as between, Connection.open(between.url(server.url), name="test") as busy:
-        await busy.flush(2)
-        between.heard.clear()
+    async with overheard(server) as (busy, between):
         for number in range(100):
             busy.publish("t", b"%d" % number)
             await asyncio.sleep(0.01)
@@ -347,9 +354,7 @@ async def test_a_quiet_line_is_pinged_and_one_that_does_not_answer_is_given_up_a
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(line, "_PING_S", 0.3)
-    async with Cutter.before(server.port) as between, Connection.open(between.url(server.url), name="test") as one:
-        await one.flush(2)
-        between.heard.clear()
+    async with overheard(server) as (one, between):
         async with asyncio.timeout(5):
             while between.heard.count(b"PING\r\n") < 3:
                 await asyncio.sleep(0.01)
@@ -375,9 +380,7 @@ async def test_a_quiet_line_is_pinged_at_each_moment_however_late_the_one_before
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(line, "_PING_S", 0.4)
-    async with Cutter.before(server.port) as between, Connection.open(between.url(server.url), name="test") as one:
-        await one.flush(2)
-        between.heard.clear()
+    async with overheard(server) as (_, between):
         began = time.monotonic()
         for _ in range(4):
             await asyncio.sleep(until_next_s(time.time(), 0.4, "test") - 0.01)
