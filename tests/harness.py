@@ -90,8 +90,19 @@ async def pid_of(client: Client, instance: str) -> int:
 
 def has_ended(pid: int) -> bool:
     """Whether a process is over. One that nobody has reaped yet is."""
+    return _stat(pid) in ("", "Z")
+
+
+async def freeze(pid: int) -> None:
+    """Stop a process with SIGSTOP, and wait until it has stopped: a signal that was sent may not have arrived."""
+    os.kill(pid, signal.SIGSTOP)
+    await until(lambda: _stat(pid) == "T")
+
+
+def _stat(pid: int) -> str:
+    """What state a process is in, as `ps` calls it; empty if there is none."""
     shown = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
-    return shown.strip()[:1] in ("", "Z")
+    return shown.strip()[:1]
 
 
 async def agents_there(client: Client, count: int) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from bus.broker.connection import Connection
+from bus.errors import Unavailable
 from bus.format.envelope import Envelope
 from bus.format.subjects import Subjects
 from bus.log.appending import Appender, Fence, Part, VersionConflict
@@ -21,6 +24,9 @@ if TYPE_CHECKING:
     from bus.log.archive import Archive
 
 __all__ = ["Log", "Part", "Pipeline", "Record", "VersionConflict"]
+
+Found = TypeVar("Found")
+_PAUSE_S = 0.2
 
 
 class Log:
@@ -51,6 +57,17 @@ class Log:
     def patience_s(self) -> float:
         """How long what fails for a while is tried again."""
         return self._settings.append_timeout_s
+
+    async def patiently(self, read: Callable[[], Awaitable[Found]]) -> Found:
+        """What a read finds, tried again while the servers are away, as an append is. Raises Unavailable."""
+        deadline = time.monotonic() + self.patience_s
+        while True:
+            try:
+                return await read()
+            except Unavailable:
+                if time.monotonic() > deadline:
+                    raise
+                await asyncio.sleep(_PAUSE_S)
 
     async def set_up(self, *, create: bool = True) -> None:
         """Check that the streams are what the bus promises, and create what is not there unless told otherwise.

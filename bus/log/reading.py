@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing
 from datetime import datetime
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 import structlog
@@ -44,6 +46,7 @@ _EVERYTHING = ">"
 
 
 Unpack = Callable[[bytes], Awaitable[bytes]]
+Said = TypeVar("Said")
 
 
 class Reader:
@@ -239,12 +242,10 @@ class Reader:
     async def _page(self, subject: str, asked: str, after: int, size: int) -> _Page:
         """A page of what `subject` matches, of what the server finds with filter `asked`."""
         request = {"seq": after + 1, "next_by_subj": asked, "batch": size, "max_bytes": _PAGE_BYTES}
-        try:
-            *messages, end = await self._connection.request_page(
-                self._direct_get, msgspec.json.encode(request), is_end=is_end, timeout_s=self._timeout_s
-            )
-        except NoResponders:
-            raise self._silent from None
+        body = msgspec.json.encode(request)
+        *messages, end = await self._asked(
+            lambda left_s: self._connection.request_page(self._direct_get, body, is_end=is_end, timeout_s=left_s)
+        )
         if end.status == _NOT_FOUND:
             return _Page([], after, False, asked)
         if end.status != _END_OF_BATCH:
@@ -264,11 +265,9 @@ class Reader:
         if self._replicas == 1:
             return 0
         try:
-            found = await newest(self._connection, self._stream, subject, self._timeout_s)
+            found = await self._asked(partial(newest, self._connection, self._stream, subject))
         except Forbidden:
             return 0
-        except NotFound:
-            raise self._silent from None
         return found[0] if found is not None else 0
 
     async def _one(self, request: dict[str, object]) -> Record | None:
@@ -276,21 +275,30 @@ class Reader:
         return await self._unpacked(record) if record is not None else None
 
     async def _get(self, request: dict[str, object]) -> Record | None:
-        try:
-            message = await self._connection.request(
-                self._direct_get, msgspec.json.encode(request), timeout_s=self._timeout_s
-            )
-        except NoResponders:
-            raise self._silent from None
+        body = msgspec.json.encode(request)
+        message = await self._asked(lambda left_s: self._connection.request(self._direct_get, body, timeout_s=left_s))
         if is_record(message):
             return read_record(message)
         if message.status != _NOT_FOUND:
             raise BusError(f"reading {self._stream}: the server answered {message.status}: {message.headers}")
         return None
 
-    @property
-    def _silent(self) -> Unavailable:
-        return Unavailable(f"stream {self._stream!r} does not answer: it is not there, or its servers are away")
+    async def _asked(self, ask: Callable[[float], Awaitable[Said]]) -> Said:
+        """What comes to a question, asked again while there is time: a lost line, or servers that have no leader at the
+        moment, only delay what changes nothing. Raises Unavailable.
+        """
+        deadline = time.monotonic() + self._timeout_s
+        left_s = self._timeout_s
+        while True:
+            try:
+                return await ask(left_s)
+            except (Unavailable, NoResponders, NotFound) as error:
+                left_s = deadline - time.monotonic() - _PAUSE_S
+                if left_s <= 0 or self._connection.is_closed:
+                    raise Unavailable(
+                        f"stream {self._stream!r} does not answer: it is not there, or its servers are away ({error})"
+                    ) from None
+            await asyncio.sleep(_PAUSE_S)
 
 
 class _Page(msgspec.Struct, frozen=True):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from datetime import datetime
@@ -15,7 +13,7 @@ import structlog
 
 from bus.broker.connection import Connection
 from bus.clock import utc_now
-from bus.errors import Archived, BusError, MalformedMessage, NotFound, TooLarge, Unavailable
+from bus.errors import Archived, BusError, MalformedMessage, NotFound, TooLarge
 from bus.format.envelope import Envelope, encode, envelope
 from bus.format.subjects import Work
 from bus.log.log import Log, Part, VersionConflict
@@ -39,7 +37,6 @@ WORK = "phase.work.v1"
 _NOT_FOLLOWING = (MalformedMessage, AssertionError, LookupError, ValueError, TypeError, AttributeError, OverflowError)
 LETTERS_IN_BATCH = 500
 """So many are stored together with the commit that gives their work up; `agents.clerk` looks after the rest."""
-_PAUSE_S = 0.2
 
 
 class Ledger:
@@ -226,16 +223,12 @@ class Ledger:
 
         Raises Archived if only what an archived run leaves behind is there.
         """
+        return fold_records(run, await self._log.patiently(partial(self._records, run, state)), state)
+
+    async def _records(self, run: str, state: RunState | None) -> list[Record]:
+        """What was stored of a run since."""
         after = state.position if state is not None else 0
-        deadline = time.monotonic() + self._log.patience_s
-        while True:
-            try:
-                records = [record async for record in self._log.read(self._log.subjects.run(run), after=after)]
-                return fold_records(run, records, state)
-            except Unavailable:
-                if time.monotonic() > deadline:
-                    raise
-                await asyncio.sleep(_PAUSE_S)
+        return [record async for record in self._log.read(self._log.subjects.run(run), after=after)]
 
     def _envelope(
         self,

@@ -30,7 +30,7 @@ from bus.rules.retry import RetryPolicy
 from bus.rules.run import RunState
 from projections.doctor.finding import Code
 from tests.faults.patient import agent as patient
-from tests.harness import ROOT, agent_process, agents_there, pid_of, serving, supervised, until
+from tests.harness import ROOT, agent_process, agents_there, freeze, pid_of, serving, supervised, until
 from tests.integration.test_cli import CLEAN, PHASEBUS
 
 PATIENT = Path(__file__).with_name("patient.py")
@@ -194,7 +194,7 @@ async def test_the_login_is_wrong(server: Server) -> None:
 
 
 async def test_the_server_is_frozen(server: Server, client: Client) -> None:
-    server.signal(signal.SIGSTOP)
+    await freeze(server.pid)
     try:
         said = await of(server)
     finally:
@@ -351,7 +351,7 @@ async def test_no_supervisor_leads(server: Server, client: Client) -> None:
 async def test_the_supervisor_is_frozen(server: Server, client: Client) -> None:
     with supervisor_process(server) as process:
         await until(lambda: leads(client))
-        process.send_signal(signal.SIGSTOP)
+        await freeze(process.pid)
         await until(lambda: nobody_leads(client))
         said = await of(server)
     assert said.code == "supervisor_frozen"
@@ -460,7 +460,7 @@ async def test_an_instance_is_frozen(server: Server, client: Client) -> None:
         state = await began(client, run)
         [(_, _, holder)] = state.held()
         pid = await pid_of(client, holder.instance)
-        os.kill(pid, signal.SIGSTOP)
+        await freeze(pid)
         said = await of(server, run)
         assert (await of(server)).text.count("instance frozen") == 1
     assert process.pid == pid
@@ -481,7 +481,7 @@ async def test_an_instance_has_been_frozen_for_so_long_that_the_server_has_close
             run = (await client.start(one("sleep"))).run
             state = await began(client, run)
             [(_, _, holder)] = state.held()
-            process.send_signal(signal.SIGSTOP)
+            await freeze(process.pid)
             await until(lambda: is_forgotten_by_the_server(client, holder.instance))
             said = await of(server, run)
             async with supervised(server):
@@ -522,7 +522,7 @@ async def test_an_idle_instance_is_frozen(server: Server, client: Client) -> Non
     async with supervised(server):
         with running(server) as process:
             await agents_there(client, 1)
-            process.send_signal(signal.SIGSTOP)
+            await freeze(process.pid)
             said = await of(server)
     assert said.code == "frozen"
 
@@ -532,7 +532,7 @@ async def test_an_instance_elsewhere_is_mute(server: Server, client: Client) -> 
     async with supervised(server):
         with running(server, twisted="import socket; socket.gethostname = lambda: 'far'") as process:
             await agents_there(client, 1)
-            process.send_signal(signal.SIGSTOP)
+            await freeze(process.pid)
             said = await of(server)
     assert said.code == "mute"
     assert said.first.startswith("instance mute: instance patient-")

@@ -27,6 +27,7 @@ from tests.harness import (
     agent_process,
     agent_processes,
     agents_there,
+    freeze,
     happenings,
     pid_of,
     supervised,
@@ -95,7 +96,7 @@ async def test_a_frozen_agent_loses_its_work_and_its_late_result_is_refused(serv
             await agents_there(client, 2)
             receipt = await client.send("sleep", {"s": 1})
             frozen = await first_holder(client, receipt.run)
-            os.kill(frozen, signal.SIGSTOP)
+            await freeze(frozen)
             state = await client.result(receipt.run, timeout_s=BOUND_S)
             # When it wakes its handler has an answer, before it hears that nobody wants it.
             await asyncio.sleep(1)
@@ -120,6 +121,19 @@ async def test_a_blocked_event_loop_loses_its_work_and_its_late_result_is_refuse
     assert (await _events(client, receipt.run)).count(ResultRefused) == 1
 
 
+async def test_what_is_sent_while_the_server_is_away_counts_and_who_is_missing_is_told(server: Server) -> None:
+    """What has to be read for it is waited for as long as an append is."""
+    async with connect(server.url, request_timeout_s=0.2) as client:
+        await server.kill()
+        starting = asyncio.create_task(client.start(Plan("far", phases=[Phase("a", "sleep")])))
+        sending = asyncio.create_task(client.send("sleep", {"s": 1}))
+        await asyncio.sleep(1)
+        await server.restart()
+        receipts = [await starting, await sending]
+        assert [receipt.unserved for receipt in receipts] == [["sleep"], ["sleep"]]
+        assert [(await client.runs.load(receipt.run)).status for receipt in receipts] == ["in_progress"] * 2
+
+
 async def test_an_agent_that_only_lost_its_line_keeps_its_work(server: Server, client: Client) -> None:
     async with supervised(server):
         with agent_processes(server, SLEEPER, 2):
@@ -139,7 +153,7 @@ async def test_an_instance_that_can_not_be_asked_is_not_called_frozen(server: Se
     with agent_processes(server, SLEEPER):
         await agents_there(client, 1)
         [beat] = await client.agents()
-        server.signal(signal.SIGSTOP)
+        await freeze(server.pid)
         with pytest.raises(Unavailable):
             await census.confirm(beat.instance)
         server.signal(signal.SIGCONT)
@@ -153,7 +167,7 @@ async def test_a_pause_of_supervisor_and_server_takes_nothing_from_the_living(se
             await agents_there(client, 2)
             receipt = await client.send("sleep", {"s": 5})
             await first_holder(client, receipt.run)
-            server.signal(signal.SIGSTOP)
+            await freeze(server.pid)
             time.sleep(2)  # noqa: ASYNC251 - the supervisor is in this process
             await asyncio.sleep(0.8)
             server.signal(signal.SIGCONT)
@@ -192,7 +206,7 @@ async def test_a_supervisor_that_was_frozen_takes_nothing_from_the_living(server
             receipt = await client.send("sleep", {"s": 6})
             await first_holder(client, receipt.run)
             await asyncio.sleep(0.2)
-            leader.send_signal(signal.SIGSTOP)
+            await freeze(leader.pid)
             await asyncio.sleep(2)
             await server.restart()
             await agents_there(client, 2)

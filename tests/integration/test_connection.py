@@ -17,6 +17,7 @@ from bus.broker.server import Server
 from bus.broker.wire import Frames
 from bus.errors import InvalidName, NoResponders, SettingsError, TooLarge, Unavailable
 from tests.cutter import Cutter
+from tests.harness import freeze
 
 POISON = {
     "a subject that is not UTF-8": b"PUB flow.\xff 4\r\nevil\r\n",
@@ -47,7 +48,7 @@ async def send_raw(server: Server, *lines: bytes) -> None:
 
 async def until_given_up(server: Server, connection: Connection, do: Callable[[], Awaitable[None]]) -> None:
     """Do something again and again at a frozen server, until the line is given up."""
-    server.signal(signal.SIGSTOP)
+    await freeze(server.pid)
     try:
         async with asyncio.timeout(5):
             while not connection.disconnects:
@@ -284,7 +285,7 @@ async def test_a_subscription_for_one_message_ends_by_itself_on_both_sides(conne
 
 
 async def test_a_late_answer_to_a_flush_does_not_end_the_reading(server: Server, connection: Connection) -> None:
-    server.signal(signal.SIGSTOP)
+    await freeze(server.pid)
     with pytest.raises(Unavailable):
         await connection.flush(0.05)
     server.signal(signal.SIGCONT)
@@ -392,7 +393,7 @@ async def test_a_quiet_line_is_pinged_at_each_moment_however_late_the_one_before
 
 async def test_closing_is_bounded_when_the_server_is_frozen(server: Server) -> None:
     async with Connection.open(server.url, name="test") as connection:
-        server.signal(signal.SIGSTOP)
+        await freeze(server.pid)
         for _ in range(20):
             connection.publish("t", b"x" * 500_000)
         began = time.monotonic()

@@ -14,6 +14,7 @@ from bus.broker.pull import Delivery, Intake
 from bus.broker.server import Server
 from bus.errors import Unavailable
 from tests.cutter import Cutter
+from tests.harness import freeze
 from tests.integration.test_connection import POISON, send_raw
 
 STREAM = {"name": "S", "subjects": ["flow.>"], "storage": "file"}
@@ -216,7 +217,7 @@ async def test_a_frozen_server_is_not_asked_twice_for_the_same(server: Server, c
     async with running(Owner(connection)) as owner:
         owner.intake.grant(5)
         await until_asked(connection)
-        server.signal(signal.SIGSTOP)
+        await freeze(server.pid)
         inbox = owner.intake._inbox
         for number in range(20):
             connection.publish("flow.a", b"%d" % number)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from datetime import UTC, datetime
 from uuid import uuid4
@@ -19,6 +19,7 @@ from bus.format.subjects import Subjects, pattern
 from bus.log.log import Log, Part
 from bus.log.record import Live, Record
 from bus.settings import Settings
+from tests.cutter import Cutter
 from tests.harness import until
 
 RUN = "bus.run.r"
@@ -94,6 +95,34 @@ async def test_following_has_no_gap_and_no_duplicate_across_server_kills(log: Lo
     async with asyncio.timeout(40):
         await asyncio.gather(follow(), write())
     assert seen == list(range(1, count + 1))
+
+
+@pytest.mark.parametrize("behind", [0, 10_000])
+async def test_what_is_read_over_a_line_that_breaks_is_asked_for_again(log: Log, server: Server, behind: int) -> None:
+    await fill(log, ["bus.run.a", "bus.run.b", "bus.run.a"])
+    async with (
+        Cutter.before(server.port) as cutter,
+        Connection.open(cutter.url(server.url), name="cut") as connection,
+    ):
+        reader = Log(connection, log.subjects, Settings(request_timeout_s=10))
+        reads: list[Callable[[], Awaitable[object]]] = [
+            lambda: _positions(reader.read("bus.run.*")),
+            lambda: _positions(reader.read_back("bus.run.a")),
+            lambda: _position(reader.last("bus.run.b")),
+            lambda: _position(reader.at(3)),
+            lambda: reader.position_at(datetime.now(UTC)),
+        ]
+        found = []
+        for read in reads:
+            cutter.cut(b"$JS.API.DIRECT.GET", behind)
+            found.append(await read())
+    assert cutter.cuts == len(reads)
+    assert found == [[1, 2, 3], [3, 1], 2, 3, 3]
+
+
+async def test_reading_a_stream_that_is_not_there_ends(connection: Connection) -> None:
+    with pytest.raises(Unavailable, match="'BUS' does not answer: it is not there"):
+        await Log(connection, Subjects("bus"), Settings(request_timeout_s=0.2)).last(RUN)
 
 
 async def test_any_subjects_and_bounds_read_what_a_plain_filter_would(log: Log) -> None:
@@ -258,3 +287,12 @@ async def test_a_record_knows_when_it_was_stored_and_what_its_headers_were(log: 
         for record in (stored, await coming):
             assert began <= record.stored_at <= datetime.now(UTC)
             assert record.headers == {"Nats-Msg-Id": sent.id, "Content-Type": "application/cloudevents+json"}
+
+
+async def _positions(records: AsyncIterator[Record]) -> list[int]:
+    return [record.position async for record in records]
+
+
+async def _position(record: Awaitable[Record | None]) -> int | None:
+    found = await record
+    return found.position if found is not None else None
