@@ -65,7 +65,7 @@ class Log:
             try:
                 return await read()
             except Unavailable:
-                if time.monotonic() > deadline:
+                if self._connection.is_closed or time.monotonic() > deadline:
                     raise
                 await asyncio.sleep(_PAUSE_S)
 

@@ -284,8 +284,9 @@ class Reader:
         return None
 
     async def _asked(self, ask: Callable[[float], Awaitable[Said]]) -> Said:
-        """What comes to a question, asked again while there is time: a lost line, or servers that have no leader at the
-        moment, only delay what changes nothing. Raises Unavailable.
+        """What comes to a question, asked again while there is time: a lost line only delays what changes nothing.
+
+        Raises Unavailable, at once where nobody listens; if there are replicas, they may be about to.
         """
         deadline = time.monotonic() + self._timeout_s
         left_s = self._timeout_s
@@ -294,7 +295,8 @@ class Reader:
                 return await ask(left_s)
             except (Unavailable, NoResponders, NotFound) as error:
                 left_s = deadline - time.monotonic() - _PAUSE_S
-                if left_s <= 0 or self._connection.is_closed:
+                is_missing = isinstance(error, NotFound) or (isinstance(error, NoResponders) and self._replicas == 1)
+                if is_missing or left_s <= 0 or self._connection.is_closed:
                     raise Unavailable(
                         f"stream {self._stream!r} does not answer: it is not there, or its servers are away ({error})"
                     ) from None
