@@ -73,8 +73,10 @@ class Supervisor:
         try:
             while not stop.is_set():
                 term = asyncio.create_task(self._term())
-                await asyncio.wait({term, stopped}, return_when=asyncio.FIRST_COMPLETED)
-                await _ended(term)
+                try:
+                    await asyncio.wait({term, stopped}, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    await _ended(term)
                 self.leads.clear()
                 await self._step_down()
                 if not stop.is_set():

@@ -8,7 +8,9 @@ and leaves it to the receiver to call it malformed; a message is passed to a pla
 from __future__ import annotations
 
 import asyncio
+import math
 import re
+import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -166,6 +168,11 @@ class Connection:
     def callback_errors(self) -> int:
         """How many messages met a callback that raised; each was logged."""
         return self._client.callback_errors
+
+    @property
+    def regained_s(self) -> float:
+        """How long ago the line was made again that had been lost, in seconds; infinite if none was."""
+        return time.monotonic() - self._client.connected_at_s if self._client.disconnects else math.inf
 
     def on_disconnect(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Call `callback` when the line is lost, and when it is closed. Returns what takes it back."""

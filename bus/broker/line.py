@@ -57,7 +57,7 @@ class Line(Client):
         self.on_forbidden: Callable[[str], bool] = lambda _subject: False
         self.disconnects = 0
         self.callback_errors = 0
-        self._connected_at_s = -float("inf")
+        self.connected_at_s = -float("inf")
         self._write_is_due = False
         self._pinged_at_s = -float("inf")
         self._pong_due: asyncio.TimerHandle | None = None
@@ -131,7 +131,7 @@ class Line(Client):
     def next_server(self, servers: list[Server], _info: dict[str, Any]) -> tuple[Server, float]:
         """The server to try, and the pause before: none for the first try after a line that was good for a second."""
         server = min(servers, key=lambda server: server.reconnects)
-        was_good = time.monotonic() - self._connected_at_s > 1
+        was_good = time.monotonic() - self.connected_at_s > 1
         return server, 0.0 if was_good and server.reconnects == 0 else _random.uniform(0.2, 0.5)
 
     async def on_error(self, error: Exception) -> None:
@@ -161,13 +161,13 @@ class Line(Client):
         try:
             await super()._process_connect_init()
         except errors.Error as error:
-            if self._connected_at_s < 0 and "auth" in str(error).lower():
+            if self.connected_at_s < 0 and "auth" in str(error).lower():
                 self._err = error
                 raise LoginRefused from error
             raise
         if not self.is_connected:
             raise errors.UnexpectedEOF
-        self._connected_at_s = time.monotonic()
+        self.connected_at_s = time.monotonic()
 
     async def _read_loop(self) -> None:
         assert self._transport, "nats-py starts this loop when it has connected"

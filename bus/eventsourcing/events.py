@@ -5,19 +5,23 @@ Ids are text, states are bytes. The adapter to a version of the library is `reco
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from secrets import token_bytes
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from bus.broker.connection import Connection
+from bus.broker.patience import patiently
+from bus.errors import NoResponders, Unavailable
 from bus.eventsourcing import wire
 from bus.eventsourcing.append import Conflict, Member, append
 from bus.eventsourcing.names import Names
-from bus.eventsourcing.read import PAGE, Item, exactly, page, patiently, subjects
+from bus.eventsourcing.read import PAGE, Item, exactly, page, subjects
 from bus.eventsourcing.wire import Position, Stored
 from bus.log.jetstream import newest
 from bus.log.streams import ensure_stream
 from bus.settings import Settings
+
+Found = TypeVar("Found")
 
 _SAVE_BYTES = 9
 _EXACT_PAGE = 100
@@ -134,9 +138,7 @@ class Events:
 
     async def last(self, connection: Connection) -> int | None:
         """The highest notification id."""
-        found = await patiently(
-            connection, lambda: self._newest(connection, self.names.all_events), self.settings.append_timeout_s
-        )
+        found = await self._newest(connection, self.names.all_events)
         return found[0] if found else None
 
     async def select(
@@ -199,11 +201,7 @@ class Events:
         self, connection: Connection, id: str, gt: int | None, lte: int | None, *, desc: bool, limit: int | None
     ) -> list[Stored]:
         filter = self.names.aggregate(id)
-        listed = await patiently(
-            connection,
-            lambda: subjects(connection, self.names.stream, filter, self.settings),
-            self.settings.append_timeout_s,
-        )
+        listed = await self._asked(connection, lambda: subjects(connection, self.names.stream, filter, self.settings))
         versions = sorted((int(subject.rpartition(".")[2]) for subject in listed), reverse=desc)
         wanted = [each for each in versions if (gt is None or each > gt) and (lte is None or each <= lte)][:limit]
         found: list[Stored] = []
@@ -215,7 +213,7 @@ class Events:
 
     async def _place(self, connection: Connection, upstream: str) -> _Place:
         subject = self.names.position(upstream)
-        found = await patiently(connection, lambda: self._newest(connection, subject), self.settings.append_timeout_s)
+        found = await self._newest(connection, subject)
         if found is None:
             return _NOWHERE
         position = wire.read_position(found[1])
@@ -223,23 +221,26 @@ class Events:
         return place
 
     async def _newest(self, connection: Connection, subject: str) -> tuple[int, bytes] | None:
-        return await newest(connection, self.names.stream, subject, self.settings.request_timeout_s)
+        timeout_s = self.settings.request_timeout_s
+        return await self._asked(connection, lambda: newest(connection, self.names.stream, subject, timeout_s))
 
     async def _exactly(self, connection: Connection, wanted: list[str]) -> list[Item]:
-        return await patiently(
-            connection,
-            lambda: exactly(connection, self.names.stream, wanted, self.settings),
-            self.settings.append_timeout_s,
-        )
+        return await self._asked(connection, lambda: exactly(connection, self.names.stream, wanted, self.settings))
 
     async def _page(
         self, connection: Connection, subject: str, after: int, count: int, *, bare: bool
     ) -> tuple[list[Item], int, bool]:
-        return await patiently(
+        return await self._asked(
             connection,
             lambda: page(connection, self.names.stream, subject, self.settings, after=after, count=count, bare=bare),
-            self.settings.append_timeout_s,
         )
+
+    async def _asked(self, connection: Connection, ask: Callable[[], Awaitable[Found]]) -> Found:
+        """What comes to a question, asked for as long as an append is tried. Raises Unavailable."""
+        try:
+            return await patiently(connection, ask, self.settings.append_timeout_s, passing=(Unavailable, NoResponders))
+        except NoResponders as error:
+            raise Unavailable(f"no answer for {self.settings.append_timeout_s:g} s: {error}") from error
 
 
 def _version(event: Stored) -> int:

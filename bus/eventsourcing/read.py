@@ -6,20 +6,15 @@ reading costs in Python.
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import Awaitable, Callable
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import msgspec
 
 from bus.broker.acknowledgement import ApiError
 from bus.broker.connection import Connection
-from bus.errors import BusError, Misconfigured, NoResponders, Unavailable
+from bus.errors import BusError, Misconfigured
 from bus.log.record import is_end, read_record
 from bus.settings import Settings
-
-T = TypeVar("T")
 
 PAGE = 500
 _PAGE_BYTES = 4 * 2**20
@@ -27,7 +22,6 @@ _PAGE_BYTES = 4 * 2**20
 _EXTRA_BYTES = 1500
 _END_OF_BATCH = 204
 _NOT_FOUND = 404
-_PAUSE_S = 0.05
 
 
 class Item(NamedTuple):
@@ -91,21 +85,6 @@ async def subjects(connection: Connection, stream: str, filter: str, settings: S
         found.extend(info.state.subjects)
         if len(found) >= info.total or not info.state.subjects:
             return found
-
-
-async def patiently(connection: Connection, ask: Callable[[], Awaitable[T]], limit_s: float) -> T:
-    """Ask again until there is an answer. Raises Unavailable when there is none for `limit_s`."""
-    deadline = time.monotonic() + limit_s
-    while True:
-        try:
-            if connection.is_connected:
-                return await ask()
-            error: Exception = Unavailable("the line is down")
-        except (Unavailable, NoResponders) as away:
-            error = away
-        if time.monotonic() + _PAUSE_S > deadline:
-            raise Unavailable(f"no answer for {limit_s:g} s: {error}") from error
-        await asyncio.sleep(_PAUSE_S)
 
 
 async def _direct(

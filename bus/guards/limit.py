@@ -13,12 +13,14 @@ import random
 import time
 from collections import deque
 from datetime import UTC, datetime
+from functools import partial
 from uuid import uuid4
 
 import msgspec
 import structlog
 
 from bus.broker.connection import Connection, Message
+from bus.broker.patience import patiently
 from bus.clock import utc_now
 from bus.errors import BudgetSpent, BusError, LimitReached, MalformedMessage, SettingsError, Unavailable
 from bus.format.envelope import decode, decode_data, envelope
@@ -100,6 +102,7 @@ class Limit:
         self.name = name
         self.quota = allowed
         self._log = log
+        self._connection = connection
         self._subject = log.subjects.limit(name)
         self._source = source
         self._bound_s = settings.request_timeout_s
@@ -118,7 +121,7 @@ class Limit:
         """Wait for one's turn, at most `timeout_s`.
 
         Raises LimitReached at once if that would be too short, BudgetSpent, SettingsError for what could never be
-        taken, Unavailable: what can't be asked lets nothing through.
+        taken, Unavailable: what can't be asked in all that time lets nothing through.
         """
         given: dict[Unit, float] = {"calls": calls, "tokens": tokens, "cost": cost}
         amounts: Amounts = {unit: amount for unit, amount in given.items() if amount}
@@ -130,7 +133,8 @@ class Limit:
             self._purse.note(amounts, now_s)
             if not self._waiting and self._purse.pay(amounts, now_s):
                 return Allowance(self, amounts, time.time())
-            turn_s = await self._turn(amounts, until_s)
+            # What was drawn, and is not known of, is lost: better than to take it twice.
+            turn_s = await patiently(self._connection, partial(self._turn, amounts, until_s), until_s - now_s)
             if holds == self._holds and time.monotonic() < turn_s + _LATE_S:
                 return Allowance(self, amounts, time.time())
             # All were asked to hold meanwhile, or this process was frozen and its turn is over: it takes another.

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, TypeVar
 
 from bus.broker.connection import Connection
-from bus.errors import Unavailable
+from bus.broker.patience import patiently
 from bus.format.envelope import Envelope
 from bus.format.subjects import Subjects
 from bus.log.appending import Appender, Fence, Part, VersionConflict
@@ -26,7 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["Log", "Part", "Pipeline", "Record", "VersionConflict"]
 
 Found = TypeVar("Found")
-_PAUSE_S = 0.2
 
 
 class Log:
@@ -60,14 +57,7 @@ class Log:
 
     async def patiently(self, read: Callable[[], Awaitable[Found]]) -> Found:
         """What a read finds, tried again while the servers are away, as an append is. Raises Unavailable."""
-        deadline = time.monotonic() + self.patience_s
-        while True:
-            try:
-                return await read()
-            except Unavailable:
-                if self._connection.is_closed or time.monotonic() > deadline:
-                    raise
-                await asyncio.sleep(_PAUSE_S)
+        return await patiently(self._connection, read, self.patience_s)
 
     async def set_up(self, *, create: bool = True) -> None:
         """Check that the streams are what the bus promises, and create what is not there unless told otherwise.
@@ -121,7 +111,8 @@ class Log:
     def read(self, *subjects: str, after: int = 0, upto: int | None = None) -> AsyncGenerator[Record, None]:
         """What is stored on any of `subjects`, in order, from after `after` up to and including `upto`.
 
-        Ends with the newest message there is when it gets there. Memory is bounded by two pages for each subject.
+        Ends with the newest message there is when it gets there; of several subjects, that there was when it began.
+        Memory is bounded by two pages for each subject.
         Raises InvalidName, Unavailable. Source: batched direct get, ADR-31.
         """
         return self._reader.read(*subjects, after=after, upto=upto)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing
@@ -19,6 +18,7 @@ import msgspec
 import structlog
 
 from bus.broker.connection import Connection, Message, check_filter
+from bus.broker.patience import patiently
 from bus.errors import BusError, Forbidden, MalformedMessage, NoResponders, NotFound, Unavailable
 from bus.format.payload import is_inline
 from bus.format.subjects import live_copy, pattern
@@ -185,6 +185,11 @@ class Reader:
 
     async def _stored(self, subjects: Sequence[str], after: int, upto: int | None) -> AsyncGenerator[Record, None]:
         """What the server has."""
+        if len(subjects) > 1:
+            # One is read after the other: of what is stored meanwhile, one would tell what another has missed.
+            newest = await self._last(_EVERYTHING)
+            there = newest.position if newest is not None else 0
+            upto = there if upto is None else min(upto, there)
         scans = [self._scan(subject, after, upto) for subject in subjects]
         async with aclosing(scans[0] if len(scans) == 1 else merged(scans)) as records:
             async for record in records:
@@ -244,7 +249,7 @@ class Reader:
         request = {"seq": after + 1, "next_by_subj": asked, "batch": size, "max_bytes": _PAGE_BYTES}
         body = msgspec.json.encode(request)
         *messages, end = await self._asked(
-            lambda left_s: self._connection.request_page(self._direct_get, body, is_end=is_end, timeout_s=left_s)
+            lambda: self._connection.request_page(self._direct_get, body, is_end=is_end, timeout_s=self._timeout_s)
         )
         if end.status == _NOT_FOUND:
             return _Page([], after, False, asked)
@@ -265,7 +270,7 @@ class Reader:
         if self._replicas == 1:
             return 0
         try:
-            found = await self._asked(partial(newest, self._connection, self._stream, subject))
+            found = await self._asked(partial(newest, self._connection, self._stream, subject, self._timeout_s))
         except Forbidden:
             return 0
         return found[0] if found is not None else 0
@@ -276,31 +281,23 @@ class Reader:
 
     async def _get(self, request: dict[str, object]) -> Record | None:
         body = msgspec.json.encode(request)
-        message = await self._asked(lambda left_s: self._connection.request(self._direct_get, body, timeout_s=left_s))
+        message = await self._asked(lambda: self._connection.request(self._direct_get, body, timeout_s=self._timeout_s))
         if is_record(message):
             return read_record(message)
         if message.status != _NOT_FOUND:
             raise BusError(f"reading {self._stream}: the server answered {message.status}: {message.headers}")
         return None
 
-    async def _asked(self, ask: Callable[[float], Awaitable[Said]]) -> Said:
-        """What comes to a question, asked again while there is time: a lost line only delays what changes nothing.
-
-        Raises Unavailable, at once where nobody listens; if there are replicas, they may be about to.
-        """
-        deadline = time.monotonic() + self._timeout_s
-        left_s = self._timeout_s
-        while True:
-            try:
-                return await ask(left_s)
-            except (Unavailable, NoResponders, NotFound) as error:
-                left_s = deadline - time.monotonic() - _PAUSE_S
-                is_missing = isinstance(error, NotFound) or (isinstance(error, NoResponders) and self._replicas == 1)
-                if is_missing or left_s <= 0 or self._connection.is_closed:
-                    raise Unavailable(
-                        f"stream {self._stream!r} does not answer: it is not there, or its servers are away ({error})"
-                    ) from None
-            await asyncio.sleep(_PAUSE_S)
+    async def _asked(self, ask: Callable[[], Awaitable[Said]]) -> Said:
+        """What comes to a question. Raises Unavailable."""
+        # Where nobody listens nothing is; if there are replicas, they may be about to.
+        passing = (Unavailable, NoResponders) if self._replicas > 1 else (Unavailable,)
+        try:
+            return await patiently(self._connection, ask, self._timeout_s, passing=passing)
+        except (NoResponders, NotFound):
+            raise Unavailable(
+                f"stream {self._stream!r} does not answer: it is not there, or its servers are away"
+            ) from None
 
 
 class _Page(msgspec.Struct, frozen=True):

@@ -101,7 +101,7 @@ async def purge(connection: Connection, stream: str, subject: str, timeout_s: fl
     Raises Unavailable, Forbidden, NotFound, Misconfigured.
     """
     body = {"filter": subject} | ({"seq": upto + 1} if upto is not None else {})
-    answer = await ask(connection, f"{API}.STREAM.PURGE.{stream}", body, timeout_s)
+    answer = await ask(connection, f"{API}.STREAM.PURGE.{stream}", body, timeout_s, once=True)
     if answer.error is not None:
         raise refusal(f"purging {subject!r} of {stream!r}", answer.error)
     return answer.purged
@@ -110,7 +110,7 @@ async def purge(connection: Connection, stream: str, subject: str, timeout_s: fl
 async def remove(connection: Connection, stream: str, position: int, timeout_s: float) -> bool:
     """Take out the message at a position; returns whether it was there. Raises Unavailable, Misconfigured."""
     body = {"seq": position, "no_erase": True}
-    answer = await ask(connection, f"{API}.STREAM.MSG.DELETE.{stream}", body, timeout_s)
+    answer = await ask(connection, f"{API}.STREAM.MSG.DELETE.{stream}", body, timeout_s, once=True)
     if answer.error is not None and answer.error.err_code not in NOT_THERE:
         raise refusal(f"removing {position} of {stream!r}", answer.error)
     return answer.error is None

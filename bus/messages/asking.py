@@ -12,6 +12,7 @@ import msgspec
 import structlog
 from msgspec.structs import replace
 
+from bus.broker.patience import until_others_are_back
 from bus.clock import utc_now
 from bus.errors import (
     BusError,
@@ -213,7 +214,8 @@ class Asking(Sending):
                     reply = await self._handing.put(ASKED, run, need(task.capability, arm), question, task.timeout_s)
                     break
             else:
-                if await until_followed(self.signposts, task.capability):
+                followed = await until_followed(self.signposts, task.capability)
+                if followed or await until_others_are_back(self.connection):
                     continue
                 raise NoLiveAgent(task.capability)
             match reply:

@@ -10,10 +10,12 @@ import itertools
 import time
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import suppress
+from functools import partial
 
 import structlog
 
 from bus.broker.connection import Connection, Message
+from bus.broker.patience import until_others_are_back
 from bus.broker.reach import ask_all
 from bus.errors import InvalidName, MalformedMessage, NoResponders, Unavailable
 from bus.log.log import Log
@@ -39,7 +41,7 @@ async def who_is_there(connection: Connection, log: Log, beat_s: float) -> list[
     """
     with suppress(NoResponders, Unavailable, MalformedMessage, _FewError):
         return await _told_by_the_leader(connection, log, beat_s)
-    return await _asked_each(connection, log)
+    return await log.patiently(partial(_asked_each, connection, log))
 
 
 async def _told_by_the_leader(connection: Connection, log: Log, beat_s: float) -> list[Instance]:
@@ -66,6 +68,8 @@ async def _asked_each(connection: Connection, log: Log) -> list[Instance]:
 
     Raises Unavailable.
     """
+    while await until_others_are_back(connection):
+        pass
     reached = await ask_all(connection, log.subjects.everyone)
     answered = [present for each in reached.answers if (present := read_present(each)) is not None]
     found = {each.card.instance: instance_of(each.card, each.beat) for each in answered}

@@ -15,6 +15,7 @@ from typing import Literal
 import msgspec
 
 from bus.broker.connection import Connection, Message, Subscription
+from bus.broker.patience import until_others_are_back
 from bus.broker.rhythm import until_next_s
 from bus.errors import MalformedMessage, NoResponders, Unavailable
 from bus.format.envelope import UNDECODABLE
@@ -237,13 +238,16 @@ async def is_offered(
     connection: Connection, subjects: Subjects, capability: str, timeout_s: float, *, ordered: bool = False
 ) -> bool:
     """Whether some instance takes work for the capability, or work with a key. The server says so if none does."""
-    try:
-        # Who is asked may be frozen, but was there to be asked: the server would have said otherwise long before.
-        subject = subjects.who(capability, ordered=ordered)
-        await connection.request(subject, timeout_s=min(timeout_s, _SILENT_S))
-    except NoResponders:
-        return False
-    except Unavailable:
-        # Somebody is subscribed but busy: alive as far as anybody can tell.
-        return True
-    return True
+    subject = subjects.who(capability, ordered=ordered)
+    while True:
+        try:
+            # Who is asked may be frozen, but was there to be asked: the server would have said otherwise long before.
+            await connection.request(subject, timeout_s=min(timeout_s, _SILENT_S))
+        except NoResponders:
+            if not await until_others_are_back(connection):
+                return False
+        except Unavailable:
+            # Somebody is subscribed but busy: alive as far as anybody can tell.
+            return True
+        else:
+            return True

@@ -8,7 +8,9 @@ The supervisor makes lost timers again, and starts the runs.
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
+from functools import partial
 from typing import Literal
 from uuid import uuid4
 
@@ -16,6 +18,7 @@ import msgspec
 import structlog
 
 from bus.broker.connection import Connection
+from bus.broker.patience import patiently
 from bus.clock import utc_now
 from bus.errors import MalformedMessage, Misconfigured, NoResponders, NotFound, PlanError, ScheduleError
 from bus.format.envelope import decode_data, envelope
@@ -103,18 +106,9 @@ class Timers:
         }
         if schedule.zone is not None:
             headers["Nats-Schedule-Time-Zone"] = schedule.zone
-        subject, timeout_s = self._subjects.timer(schedule.name, position), self._settings.request_timeout_s
+        subject = self._subjects.timer(schedule.name, position)
         try:
-            try:
-                await store(self._connection, subject, b"", headers=headers, timeout_s=timeout_s)
-            except NoResponders:
-                # The stream is made when the first schedule is.
-                await ensure_stream(
-                    self._connection,
-                    timers_config(self._subjects, self._settings.replicas),
-                    self._settings.request_timeout_s,
-                )
-                await store(self._connection, subject, b"", headers=headers, timeout_s=timeout_s)
+            await self._insist(partial(self._store, subject, headers))
         except Moved:
             pass
         except Misconfigured as error:
@@ -128,9 +122,26 @@ class Timers:
         """Let the server not ring any more, and forget what rang and was not heard. Raises Unavailable."""
         for subject in (self._subjects.timer(name, position), self._subjects.rung(name, position)):
             try:
-                await purge(self._connection, self._subjects.timers_stream, subject, self._settings.request_timeout_s)
+                await self._insist(partial(self._purge, subject))
             except NotFound:
                 return
+
+    async def _store(self, subject: str, headers: Mapping[str, str]) -> None:
+        timeout_s = self._settings.request_timeout_s
+        try:
+            await store(self._connection, subject, b"", headers=headers, timeout_s=timeout_s)
+        except NoResponders:
+            # The stream is made when the first schedule is.
+            config = timers_config(self._subjects, self._settings.replicas)
+            await ensure_stream(self._connection, config, timeout_s)
+            await store(self._connection, subject, b"", headers=headers, timeout_s=timeout_s)
+
+    async def _purge(self, subject: str) -> None:
+        await purge(self._connection, self._subjects.timers_stream, subject, self._settings.request_timeout_s)
+
+    async def _insist(self, change: Callable[[], Awaitable[None]]) -> None:
+        """Done twice, it does the same."""
+        await patiently(self._connection, change, self._settings.append_timeout_s)
 
 
 class Scheduling:

@@ -125,6 +125,28 @@ async def test_reading_a_stream_that_is_not_there_ends(connection: Connection) -
         await Log(connection, Subjects("bus"), Settings(request_timeout_s=0.2)).last(RUN)
 
 
+async def test_what_is_stored_while_several_subjects_are_read_hides_nothing_that_was_stored_before_it(
+    log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are read one after the other: what comes to the first when it has been read, and then to the second."""
+    page = log._reader._page
+
+    async def slow(subject: str, asked: str, after: int, size: int) -> object:
+        found = await page(subject, asked, after, size)
+        if subject == "bus.run.a" and log._reader._page is not page:
+            monkeypatch.undo()
+            await fill(log, ["bus.run.a", "bus.run.b"])
+        return found
+
+    await fill(log, ["bus.run.b"])
+    monkeypatch.setattr(log._reader, "_page", slow)
+    read = await _positions(log.read("bus.run.a", "bus.run.b"))
+    assert read in ([1], [1, 2, 3])
+    monkeypatch.setattr(log._reader, "_page", slow)
+    async with aclosing(log.follow("bus.run.a", "bus.run.b")) as followed:
+        assert [(await anext(followed)).position for _ in range(5)] == [1, 2, 3, 4, 5]
+
+
 async def test_any_subjects_and_bounds_read_what_a_plain_filter_would(log: Log) -> None:
     seeded = random.Random(7)
     names = [f"bus.{kind}.{name}" for kind in ("run", "topic") for name in "abcde"] + ["bus.ops.x.y"]
