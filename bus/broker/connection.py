@@ -36,6 +36,7 @@ _SUBJECT = re.compile(rf"{_WORD}(?:\.{_WORD})*")
 _FILTER = re.compile(rf"(?:(?:{_WORD}|\*)\.)*(?:{_WORD}|\*|>)")
 _SUBJECT_BYTES = 1024
 _CLOSE_S = 1.0
+_AGAIN_S = 1.0
 
 
 class Answer(Protocol):
@@ -217,6 +218,37 @@ class Connection:
             return await answer
         finally:
             forget()
+
+    async def inquire(self, subject: str, data: bytes = b"", *, timeout_s: float) -> Message:
+        """`request` what changes nothing, or no more when it is asked twice; the first answer counts.
+
+        It is sent again every second, since who had it may have ended: one of several servers, or the one that led.
+        Raises as `request`.
+        """
+        token = f"{next(self._tokens):x}"
+        frame = self._frame(subject, data, None, self._inbox + token)
+        answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        deadline = time.monotonic() + timeout_s
+        alarm = -1
+
+        def send() -> int:
+            self._client.send(*frame)
+            return self._alarms.set(min(deadline - time.monotonic(), _AGAIN_S), again)
+
+        def again() -> None:
+            nonlocal alarm
+            if time.monotonic() >= deadline:
+                _expire(answer, subject, timeout_s)
+            elif not answer.done():
+                alarm = send()
+
+        self._waiting[token] = answer, subject
+        alarm = send()
+        try:
+            return await answer
+        finally:
+            self._alarms.clear(alarm)
+            del self._waiting[token]
 
     def request_soon(
         self, subject: str, data: bytes = b"", *, headers: Mapping[str, str] | None = None, timeout_s: float

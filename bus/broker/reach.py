@@ -18,6 +18,7 @@ from bus.errors import Unavailable
 
 _QUIET_S = 0.25
 """How long nobody may answer before those that have not are given up."""
+_SERVER_S = 2.0
 _TRACE = ".trace"
 _CLIENT = 0
 
@@ -49,7 +50,8 @@ async def ask_all(connection: Connection, subject: str, data: bytes = b"", *, qu
     """Ask everybody who is subscribed to exactly `subject`; ends with the last answer.
 
     Without the server's word (it may be forbidden to trace), and while somebody is silent, it ends when no answer has
-    come for `quiet_s`. Raises Unavailable when the line is lost, and otherwise as `Connection.publish`.
+    come for `quiet_s`. Raises Unavailable when the line is lost or the server is silent, too, and otherwise as
+    `Connection.publish`.
     """
     inbox = connection.new_inbox()
     answers: list[Message] = []
@@ -82,7 +84,10 @@ async def ask_all(connection: Connection, subject: str, data: bytes = b"", *, qu
             if connection.disconnects != disconnects or connection.is_closed:
                 raise Unavailable(f"the line was lost while {subject!r} was answered: ask again")
             if seen == len(answers) + len(traces):
-                break
+                # Silence says nothing of anybody until the server has spoken: it may be frozen itself.
+                await connection.flush(_SERVER_S)
+                if seen == len(answers) + len(traces):
+                    break
             seen = len(answers) + len(traces)
             woken.clear()
             with suppress(TimeoutError):

@@ -113,7 +113,7 @@ class Guarding:
 
     async def breakers(self) -> list[BreakerState]:
         """Every breaker that has ever opened, by name. Raises Unavailable."""
-        subjects, timeout_s = self.log.subjects, self.settings.request_timeout_s
+        subjects, timeout_s = self.log.subjects, self.log.patience_s
         there = await info(self.connection, subjects.stream, timeout_s, subjects=subjects.breakers)
         names = sorted(subjects.named(subject) for subject in there.subjects)
         return [await Switch(name, self.log, source=self.source).refresh() for name in names]
@@ -141,7 +141,7 @@ class Guarding:
 
     async def limits(self) -> dict[str, Standing]:
         """How every limit stands now, by name. Raises Unavailable."""
-        subjects, timeout_s = self.log.subjects, self.settings.request_timeout_s
+        subjects, timeout_s = self.log.subjects, self.log.patience_s
         prefix = f"$KV.{subjects.limits_bucket}."
         try:
             there = await info(self.connection, f"KV_{subjects.limits_bucket}", timeout_s, subjects=f"{prefix}*")

@@ -79,8 +79,9 @@ class Bucket:
         try:
             record = await self._reader.last(self._prefix + key)
         except Unavailable:
-            await self._must_be_missing()
-            return None
+            if await self._is_missing():
+                return None
+            record = await self._reader.last(self._prefix + key)
         return self._entry(record) if record is not None else None
 
     async def entries(self, keys: str) -> Sequence[Entry]:
@@ -100,15 +101,14 @@ class Bucket:
             await remove(self._connection, self._stream, revision, self.timeout_s)
 
     async def _all(self, keys: str) -> Sequence[Entry]:
-        found: list[Entry] = []
         try:
-            async with aclosing(self._reader.read(self._prefix + keys)) as records:
-                async for record in records:
-                    found.append(self._entry(record))
+            return await self._read(keys)
         except Unavailable:
-            await self._must_be_missing()
-            return []
-        return found
+            return [] if await self._is_missing() else await self._read(keys)
+
+    async def _read(self, keys: str) -> Sequence[Entry]:
+        async with aclosing(self._reader.read(self._prefix + keys)) as records:
+            return [self._entry(record) async for record in records]
 
     def _entry(self, record: Record) -> Entry:
         key = record.subject.removeprefix(self._prefix)
@@ -130,13 +130,13 @@ class Bucket:
             return False
         return now - since > int(ttl) + _SERVER_S
 
-    async def _must_be_missing(self) -> None:
-        """No answer means that nothing is there only if nobody has ever written here. Raises Unavailable."""
+    async def _is_missing(self) -> bool:
+        """Whether nobody has ever written here. It may have been made since it did not answer. Raises Unavailable."""
         try:
             await info(self._connection, self._stream, self.timeout_s)
         except NotFound:
-            return
-        raise Unavailable(f"{self._stream} does not answer: its servers are away or busy")
+            return True
+        return False
 
     async def _store(self, key: str, value: bytes, headers: dict[str, str]) -> int:
         subject = self._prefix + key

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import msgspec
 
 from bus.broker.acknowledgement import TEMPORARY, ApiError
-from bus.broker.connection import Connection, Message
+from bus.broker.connection import Connection
 from bus.broker.patience import patiently
 from bus.errors import BusError, Misconfigured, NoResponders, NotFound, Unavailable
 
@@ -64,14 +65,14 @@ def refusal(what: str, error: ApiError) -> BusError:
 
 
 async def ask(connection: Connection, subject: str, body: object, timeout_s: float, *, once: bool = False) -> Answer:
-    """What the API answers; asked again if the line is lost meanwhile, unless that would make a difference (`once`)."""
+    """What the API answers; asked again while nothing comes, unless that would make a difference (`once`)."""
     data = b"" if body is None else msgspec.json.encode(body)
-
-    async def attempt() -> Message:
-        return await connection.request(subject, data, timeout_s=timeout_s)
-
     try:
-        message = await (attempt() if once else patiently(connection, attempt, timeout_s))
+        if once:
+            message = await connection.request(subject, data, timeout_s=timeout_s)
+        else:
+            inquire = partial(connection.inquire, subject, data, timeout_s=timeout_s)
+            message = await patiently(connection, inquire, timeout_s)
     except NoResponders:
         raise Unavailable(
             "this server or account has no JetStream: enable it, or let `phasebus up` start one"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from bus.broker.connection import Connection
@@ -44,6 +45,7 @@ class Log:
             connection,
             subjects.stream,
             timeout_s=settings.request_timeout_s,
+            patience_s=settings.append_timeout_s,
             replicas=settings.replicas,
             unpack=payloads.unpack,
             archive=archive,
@@ -64,7 +66,9 @@ class Log:
 
         Raises Misconfigured, naming the first wrong setting; NotFound if something is not there, and stays so.
         """
-        await set_up(self._connection, self.subjects, self._settings, create=create)
+        check = partial(set_up, self._connection, self.subjects, self._settings, create=create)
+        # Of several servers, those that are choosing a leader say nothing for a while.
+        await (self.patiently(check) if self._settings.replicas > 1 else check())
 
     async def append(
         self, subject: str, message: Envelope, *, expected: int | None = None, fence: Fence | None = None

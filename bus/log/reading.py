@@ -36,6 +36,7 @@ _PAGE = 1_000
 _FIRST_PAGE = 250
 _PAGE_BYTES = 4 * 2**20
 _PAUSE_S = 0.05
+_SOON_S = 1.0
 # A live copy that is lost on its way is noticed by the next on its subject; if none follows, by looking after this.
 _IDLE_S = 5.0
 # How often it is looked for what a live copy or the leader has told of, and whoever answers does not have yet.
@@ -52,6 +53,8 @@ Said = TypeVar("Said")
 class Reader:
     """Reads one stream over one connection. It owns nothing that has to be closed.
 
+    One answer is waited for `timeout_s`; it is asked again for `patience_s`, which is as long unless told.
+
     With `unpack`, what was packed is unpacked just before it is handed out: a page of references is small, what they
     refer to need not be. With an `archive`, what was taken out of the stream is read as if it were still there. Where
     there are `replicas`, one that is behind may answer: what their leader had when a read began is waited for.
@@ -63,6 +66,7 @@ class Reader:
         stream: str,
         *,
         timeout_s: float,
+        patience_s: float | None = None,
         replicas: int = 1,
         unpack: Unpack | None = None,
         archive: Archive | None = None,
@@ -70,6 +74,7 @@ class Reader:
         self._connection = connection
         self._stream = stream
         self._timeout_s = timeout_s
+        self._patience_s = timeout_s if patience_s is None else patience_s
         self._replicas = replicas
         self._unpack = unpack
         self._archive = archive
@@ -248,8 +253,12 @@ class Reader:
         """A page of what `subject` matches, of what the server finds with filter `asked`."""
         request = {"seq": after + 1, "next_by_subj": asked, "batch": size, "max_bytes": _PAGE_BYTES}
         body = msgspec.json.encode(request)
+        # Who had it may have ended: the first time it is given up soon.
+        waits = iter([min(_SOON_S, self._timeout_s)])
         *messages, end = await self._asked(
-            lambda: self._connection.request_page(self._direct_get, body, is_end=is_end, timeout_s=self._timeout_s)
+            lambda: self._connection.request_page(
+                self._direct_get, body, is_end=is_end, timeout_s=next(waits, self._timeout_s)
+            )
         )
         if end.status == _NOT_FOUND:
             return _Page([], after, False, asked)
@@ -281,7 +290,9 @@ class Reader:
 
     async def _get(self, request: dict[str, object]) -> Record | None:
         body = msgspec.json.encode(request)
-        message = await self._asked(lambda: self._connection.request(self._direct_get, body, timeout_s=self._timeout_s))
+        message = await self._asked(
+            partial(self._connection.inquire, self._direct_get, body, timeout_s=self._timeout_s)
+        )
         if is_record(message):
             return read_record(message)
         if message.status != _NOT_FOUND:
@@ -293,7 +304,7 @@ class Reader:
         # Where nobody listens nothing is; if there are replicas, they may be about to.
         passing = (Unavailable, NoResponders) if self._replicas > 1 else (Unavailable,)
         try:
-            return await patiently(self._connection, ask, self._timeout_s, passing=passing)
+            return await patiently(self._connection, ask, self._patience_s, passing=passing)
         except (NoResponders, NotFound):
             raise Unavailable(
                 f"stream {self._stream!r} does not answer: it is not there, or its servers are away"

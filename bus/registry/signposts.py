@@ -45,12 +45,9 @@ class Signposts:
         self.is_known = False
 
     async def known(self) -> None:
-        """Know what stands, and go on knowing it. Insists like an append: what is to be stored waits for it.
-
-        Raises Unavailable.
-        """
+        """Know what stands, and go on knowing it. Raises Unavailable."""
         if not self.is_known:
-            await self._log.patiently(self.look)
+            await self.look()
 
     async def look(self) -> None:
         """Read what was stored since. Raises Unavailable."""

@@ -219,16 +219,10 @@ class Ledger:
         return Part(self._log.subjects.dead(letter.capability), record)
 
     async def refresh(self, run: str, state: RunState | None) -> RunState | None:
-        """The run with what was stored since. Insists like an append, when the line breaks on the way.
-
-        Raises Archived if only what an archived run leaves behind is there.
-        """
-        return fold_records(run, await self._log.patiently(partial(self._records, run, state)), state)
-
-    async def _records(self, run: str, state: RunState | None) -> list[Record]:
-        """What was stored of a run since."""
+        """The run with what was stored since. Raises Archived if only what an archived run leaves behind is there."""
         after = state.position if state is not None else 0
-        return [record async for record in self._log.read(self._log.subjects.run(run), after=after)]
+        records = [record async for record in self._log.read(self._log.subjects.run(run), after=after)]
+        return fold_records(run, records, state)
 
     def _envelope(
         self,

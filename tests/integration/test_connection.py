@@ -150,6 +150,27 @@ async def test_a_failing_callback_is_counted_and_the_next_message_arrives(connec
     assert connection.callback_errors == 1
 
 
+async def test_an_inquiry_is_sent_again_until_somebody_answers(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bus.broker.connection._AGAIN_S", 0.05)
+    heard: list[Message] = []
+
+    def answer_the_third(message: Message) -> None:
+        heard.append(message)
+        if len(heard) == 3:
+            connection.publish(message.reply, b"yes")
+
+    connection.subscribe("busy", answer_the_third)
+    assert (await connection.inquire("busy", b"well?", timeout_s=5)).data == b"yes"
+    assert [message.data for message in heard] == [b"well?"] * 3
+    with pytest.raises(Unavailable, match=r"no answer on 'busy' within 0\.2 s"):
+        await connection.inquire("busy", timeout_s=0.2)
+    with pytest.raises(NoResponders):
+        await connection.inquire("nobody.here", timeout_s=10)
+    assert not connection._waiting
+
+
 async def test_a_request_nobody_listens_to_fails_at_once(connection: Connection) -> None:
     began = time.monotonic()
     with pytest.raises(NoResponders) as caught:

@@ -7,6 +7,7 @@ import random
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from datetime import UTC, datetime
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -118,6 +119,24 @@ async def test_what_is_read_over_a_line_that_breaks_is_asked_for_again(log: Log,
             found.append(await read())
     assert cutter.cuts == len(reads)
     assert found == [[1, 2, 3], [3, 1], 2, 3, 3]
+
+
+async def test_a_page_that_whoever_was_asked_does_not_give_is_asked_for_again(
+    log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when one of several servers ends that had the question."""
+    monkeypatch.setattr("bus.log.reading._SOON_S", 0.05)
+    await fill(log, [RUN, RUN])
+    connection = log._reader._connection
+    publish, lost = connection._publish, ["the first"]
+
+    def swallow(subject: str, *rest: Any) -> None:
+        if not (lost and subject.startswith("$JS.API.DIRECT.GET") and lost.pop()):
+            publish(subject, *rest)
+
+    monkeypatch.setattr(connection, "_publish", swallow)
+    assert await _positions(log.read(RUN)) == [1, 2]
+    assert not lost
 
 
 async def test_reading_a_stream_that_is_not_there_ends(connection: Connection) -> None:
