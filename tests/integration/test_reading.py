@@ -166,6 +166,55 @@ async def test_what_is_stored_while_several_subjects_are_read_hides_nothing_that
         assert [(await anext(followed)).position for _ in range(5)] == [1, 2, 3, 4, 5]
 
 
+@pytest.mark.parametrize("seed", [1, 2])
+async def test_whatever_is_read_or_followed_while_others_write_has_no_gap(log: Log, seed: int) -> None:
+    dice = random.Random(seed)
+    written = [f"bus.run.r{number}" for number in range(4)] + [f"bus.topic.t{number}.x" for number in range(3)]
+    filters = [*written, "bus.run.*", "bus.topic.>", "bus.topic.*.x"]
+    over = asyncio.Event()
+    read: list[tuple[list[str], list[int]]] = []
+    followed: list[tuple[list[str], list[int]]] = []
+
+    async def write() -> None:
+        while not over.is_set():
+            await log.append(dice.choice(written), message())
+            if dice.random() < 0.1:
+                await asyncio.sleep(dice.random() * 0.01)
+
+    async def keep_reading() -> None:
+        while not over.is_set():
+            wanted = dice.sample(filters, dice.randint(1, 4))
+            read.append((wanted, await _positions(log.read(*wanted))))
+
+    async def follow() -> None:
+        await asyncio.sleep(dice.random())
+        wanted = dice.sample(filters, dice.randint(1, 4))
+        seen: list[int] = []
+        followed.append((wanted, seen))
+        async with aclosing(log.follow(*wanted)) as records:
+            async for record in records:
+                seen.append(record.position)
+                if dice.random() < 0.02:
+                    await asyncio.sleep(dice.random() * 0.1)
+
+    followers = [asyncio.create_task(follow()) for _ in range(12)]
+    doing = [asyncio.create_task(each) for each in (write(), write(), write(), keep_reading())]
+    await asyncio.sleep(1.5)
+    over.set()
+    await asyncio.gather(*doing)
+    everything = {record.position: record.subject async for record in log.read("bus.>")}
+
+    def those(wanted: list[str]) -> list[int]:
+        shapes = [pattern(each) for each in wanted]
+        return [place for place, subject in everything.items() if any(each.fullmatch(subject) for each in shapes)]
+
+    for wanted, found in read:
+        assert found == [place for place in those(wanted) if place <= max(found, default=0)]
+    await until(lambda: all(seen == those(wanted) for wanted, seen in followed))
+    for follower in followers:
+        follower.cancel()
+
+
 async def test_any_subjects_and_bounds_read_what_a_plain_filter_would(log: Log) -> None:
     seeded = random.Random(7)
     names = [f"bus.{kind}.{name}" for kind in ("run", "topic") for name in "abcde"] + ["bus.ops.x.y"]
