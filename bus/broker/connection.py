@@ -81,6 +81,8 @@ class Connection:
         self._waiting: dict[str, tuple[Answer, str]] = {}
         self._streams: dict[str, Callback] = {}
         self._pages: set[Answers] = set()
+        # What clears the alarm that sends a question again.
+        self._repeating: dict[str, int] = {}
         # Nobody can guess the inbox; within it a number will do.
         self._tokens = count(1)
         self._alarms = Alarms()
@@ -228,27 +230,14 @@ class Connection:
         token = f"{next(self._tokens):x}"
         frame = self._frame(subject, data, None, self._inbox + token)
         answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
-        deadline = time.monotonic() + timeout_s
-        alarm = -1
-
-        def send() -> int:
-            self._client.send(*frame)
-            return self._alarms.set(min(deadline - time.monotonic(), _AGAIN_S), again)
-
-        def again() -> None:
-            nonlocal alarm
-            if time.monotonic() >= deadline:
-                _expire(answer, subject, timeout_s)
-            elif not answer.done():
-                alarm = send()
-
-        self._waiting[token] = answer, subject
-        alarm = send()
+        self._client.send(*frame)
+        forget = self._expect(answer, token, subject, timeout_s)
+        self._repeat(token, frame)
         try:
             return await answer
         finally:
-            self._alarms.clear(alarm)
-            del self._waiting[token]
+            forget()
+            self._alarms.clear(self._repeating.pop(token))
 
     def request_soon(
         self, subject: str, data: bytes = b"", *, headers: Mapping[str, str] | None = None, timeout_s: float
@@ -429,6 +418,17 @@ class Connection:
             self._waiting.pop(token, None)
 
         return forget
+
+    def _repeat(self, token: str, frame: Sequence[bytes]) -> None:
+        """Send it every second from now on."""
+        self._repeating[token] = self._alarms.set(_AGAIN_S, partial(self._send_again, token, frame))
+
+    def _send_again(self, token: str, frame: Sequence[bytes]) -> None:
+        self._repeat(token, frame)
+        # Without a line what was sent first waits for one; where there is no room for it twice, it is waited on.
+        if self.is_connected:
+            with suppress(Unavailable):
+                self._client.send(*frame)
 
     def _on_reply(self, message: Message) -> None:
         token = message.subject[len(self._inbox) :]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import signal
 import time
@@ -17,7 +18,7 @@ from bus.broker.server import Server
 from bus.broker.wire import Frames
 from bus.errors import InvalidName, NoResponders, SettingsError, TooLarge, Unavailable
 from tests.cutter import Cutter
-from tests.harness import freeze
+from tests.harness import BOUND_S, freeze, until
 
 POISON = {
     "a subject that is not UTF-8": b"PUB flow.\xff 4\r\nevil\r\n",
@@ -169,6 +170,42 @@ async def test_an_inquiry_is_sent_again_until_somebody_answers(
     with pytest.raises(NoResponders):
         await connection.inquire("nobody.here", timeout_s=10)
     assert not connection._waiting
+    assert not connection._repeating
+
+
+async def test_an_inquiry_waits_no_longer_than_it_may_while_no_line_nor_room_is_there(
+    server: Server, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bus.broker.connection._AGAIN_S", 0.05)
+    await server.kill()
+    await until(lambda: not connection.is_connected)
+    inquiring = asyncio.create_task(connection.inquire("busy", b"well?", timeout_s=0.5))
+    await asyncio.sleep(0.2)
+    assert list(connection._client._pending).count(b"well?") == 1
+    with pytest.raises(Unavailable, match="wait to be sent"):
+        while True:
+            connection.publish("t", b"x" * 500_000)
+    with pytest.raises(Unavailable, match=r"no answer on 'busy' within 0\.5 s"):
+        async with asyncio.timeout(BOUND_S):
+            await inquiring
+    with pytest.raises(Unavailable, match="wait to be sent"):
+        await connection.inquire("busy", timeout_s=10)
+    assert not connection._waiting
+
+
+async def test_an_answer_to_an_inquiry_is_gone_when_nobody_has_it_any_more(connection: Connection) -> None:
+    """Without the garbage collector: it may have a mebibyte, and there may be hundreds before that looks."""
+    connection.subscribe("here", lambda message: connection.publish(message.reply, b"a mebibyte, say"))
+    gc.collect()
+    gc.disable()
+    try:
+        await connection.inquire("here", timeout_s=5)
+        await asyncio.sleep(0)  # what the event loop was doing when it came is over
+        futures = [each for each in gc.get_objects() if type(each) is asyncio.Future and each.done()]
+        kept = [each.result() for each in futures if not each.cancelled() and each.exception() is None]
+        assert [each for each in kept if isinstance(each, Message) and each.data == b"a mebibyte, say"] == []
+    finally:
+        gc.enable()
 
 
 async def test_a_request_nobody_listens_to_fails_at_once(connection: Connection) -> None:
