@@ -76,8 +76,8 @@ class Supervisor:
                 try:
                     await asyncio.wait({term, stopped}, return_when=asyncio.FIRST_COMPLETED)
                 finally:
+                    self.leads.clear()
                     await _ended(term)
-                self.leads.clear()
                 await self._step_down()
                 if not stop.is_set():
                     await asyncio.wait({stopped}, timeout=min(self._lease_s / 3, 1.0))

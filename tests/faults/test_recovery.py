@@ -16,6 +16,7 @@ import pytest
 
 from agents.census import Census
 from agents.leadership import Leadership
+from agents.supervisor import Supervisor
 from bus import Client, Happening, Phase, Plan, RunState, connect, ref
 from bus.broker.connection import Connection
 from bus.broker.server import Server
@@ -217,6 +218,22 @@ async def test_a_supervisor_that_was_frozen_takes_nothing_from_the_living(server
         leader.kill()
         leader.wait()
     assert (state.status, client.output(state, "work"), causes(events)) == ("completed", 1, [])
+
+
+async def test_a_supervisor_that_is_cancelled_leads_no_more(server: Server) -> None:
+    """What it had begun ends with it: otherwise it would go on deciding, beside the next leader."""
+    async with connect(server.url, system_url=server.system_url, name="supervisor") as client:
+        await client.agents()
+        before = asyncio.all_tasks()
+        supervisor = Supervisor(client, "cancelled")
+        running = asyncio.create_task(supervisor.run(asyncio.Event()))
+        async with asyncio.timeout(BOUND_S):
+            await supervisor.leads.wait()
+        running.cancel()
+        await asyncio.wait({running}, timeout=BOUND_S)
+        left = [getattr(task.get_coro(), "__qualname__", "") for task in asyncio.all_tasks() - before]
+        assert (running.cancelled(), supervisor.leads.is_set()) == (True, False)
+        assert [name for name in left if name.startswith(("Supervisor.", "Registrar.", "Directory."))] == []
 
 
 async def test_a_run_goes_on_when_the_server_is_killed_in_the_middle_of_it(server: Server, client: Client) -> None:
