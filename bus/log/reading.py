@@ -195,6 +195,8 @@ class Reader:
             newest = await self._last(_EVERYTHING)
             there = newest.position if newest is not None else 0
             upto = there if upto is None else min(upto, there)
+            if upto <= after:
+                return
         scans = [self._scan(subject, after, upto) for subject in subjects]
         async with aclosing(scans[0] if len(scans) == 1 else merged(scans)) as records:
             async for record in records:

@@ -166,6 +166,20 @@ async def test_what_is_stored_while_several_subjects_are_read_hides_nothing_that
         assert [(await anext(followed)).position for _ in range(5)] == [1, 2, 3, 4, 5]
 
 
+async def test_who_has_read_everything_of_several_subjects_asks_only_for_the_newest_position(
+    log: Log, server: Server
+) -> None:
+    await fill(log, ["bus.run.a", "bus.run.b"])
+    async with (
+        Cutter.before(server.port) as cutter,
+        Connection.open(cutter.url(server.url), name="counted") as connection,
+    ):
+        reader = Log(connection, log.subjects, Settings())
+        assert await _positions(reader.read("bus.run.a", "bus.run.b", "bus.run.c", after=2)) == []
+        assert b"".join(cutter.heard).count(b"$JS.API.DIRECT.GET") == 1
+        assert await _positions(reader.read("bus.run.a", "bus.run.b", "bus.run.c", after=1)) == [2]
+
+
 @pytest.mark.parametrize("seed", [1, 2])
 async def test_whatever_is_read_or_followed_while_others_write_has_no_gap(log: Log, seed: int) -> None:
     dice = random.Random(seed)
