@@ -79,12 +79,14 @@ async def ask_all(connection: Connection, subject: str, data: bytes = b"", *, qu
     forget = connection.on_disconnect(woken.set)
     try:
         connection.publish(subject, data, headers={"Nats-Trace-Dest": inbox + _TRACE}, reply=f"{inbox}.answer")
+        # Silence says nothing of anybody until the server has handed the question out: it may be frozen itself.
+        await connection.flush(_SERVER_S)
         seen = -1
         while not nobody and not _is_complete(traces, len(names), len(answers)):
             if connection.disconnects != disconnects or connection.is_closed:
                 raise Unavailable(f"the line was lost while {subject!r} was answered: ask again")
             if seen == len(answers) + len(traces):
-                # Silence says nothing of anybody until the server has spoken: it may be frozen itself.
+                # And nothing if it has been frozen since.
                 await connection.flush(_SERVER_S)
                 if seen == len(answers) + len(traces):
                     break

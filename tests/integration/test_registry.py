@@ -14,6 +14,7 @@ import pytest
 
 from bus import Agent, Client, Context, NoLiveAgent, NotFound, WarmUpFailed, connect
 from bus import serving as serving_here
+from bus.broker.connection import Connection, Message
 from bus.broker.reach import ask_all
 from bus.broker.server import Server
 from bus.clock import utc_now
@@ -22,7 +23,7 @@ from bus.registry.arrivals import event_in
 from bus.registry.card import AGENT_REGISTERED, AgentDeregistered, AgentLost, Card
 from bus.registry.orders import AGENT_QUARANTINED, AgentQuarantined, Whom
 from bus.registry.roster import Change
-from tests.harness import BOUND_S, agent_processes, agents_there, serving, supervised, until
+from tests.harness import BOUND_S, agent_processes, agents_there, freeze, serving, supervised, until
 
 SLEEPER = Path(__file__).parents[1] / "faults" / "sleeper.py"
 
@@ -328,3 +329,26 @@ async def _stands(client: Client, wanted: dict[str, str]) -> bool:
 
 async def _all_held(client: Client, count: int) -> bool:
     return sum(len(each.held) for each in await client.agents()) == count
+
+
+async def test_who_is_asked_while_the_server_is_frozen_has_time_to_answer_when_it_goes_on(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The silence before said nothing of him, and the server may tell too late whom it has handed the question to."""
+    async with (
+        Connection.open(server.url, name="asks") as asking,
+        Connection.open(server.url, name="answers") as answering,
+    ):
+
+        def answer(message: Message) -> None:
+            asyncio.get_running_loop().call_later(0.1, answering.publish, message.reply, b"here")
+
+        answering.subscribe("everybody", answer)
+        await answering.flush(BOUND_S)
+        publish = asking.publish
+        monkeypatch.setattr(asking, "publish", lambda subject, data, *, headers, reply: publish(subject, reply=reply))
+        await freeze(server.pid)
+        reaching = asyncio.create_task(ask_all(asking, "everybody"))
+        await asyncio.sleep(0.4)
+        server.signal(signal.SIGCONT)
+        assert [each.data for each in (await reaching).answers] == [b"here"]
