@@ -231,19 +231,23 @@ class Connection:
         deadline = time.monotonic() + timeout_s
         alarm = -1
 
-        def send() -> int:
-            self._client.send(*frame)
-            return self._alarms.set(min(deadline - time.monotonic(), _AGAIN_S), again)
+        def wait() -> None:
+            nonlocal alarm
+            alarm = self._alarms.set(min(deadline - time.monotonic(), _AGAIN_S), again)
 
         def again() -> None:
-            nonlocal alarm
             if time.monotonic() >= deadline:
                 _expire(answer, subject, timeout_s)
             elif not answer.done():
-                alarm = send()
+                # Nothing more is queued for a server that is away, or does not take what is there.
+                if self.is_connected:
+                    with suppress(Unavailable):
+                        self._client.send(*frame)
+                wait()
 
+        self._client.send(*frame)
         self._waiting[token] = answer, subject
-        alarm = send()
+        wait()
         try:
             return await answer
         finally:
