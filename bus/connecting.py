@@ -76,12 +76,14 @@ async def connect(
         stack.push_async_callback(guards.close)
         signposts = Signposts(log, connection)
         stack.push_async_callback(signposts.close)
+        runs = Runs(ledger, tasks, signposts)
+        stack.callback(runs.close)
         yield Client(
             settings,
             connection,
             log,
             ledger,
-            Runs(ledger, tasks, signposts),
+            runs,
             guards,
             signposts,
             source=source,

@@ -12,7 +12,7 @@ from functools import partial
 import structlog
 
 from bus.broker.connection import Connection, Message
-from bus.errors import BusError, MalformedMessage
+from bus.errors import BusError, MalformedMessage, Unavailable
 from bus.format.subjects import live_copy, routed
 from bus.log.log import Log
 from bus.registry.presence import is_offered
@@ -40,14 +40,19 @@ class Signposts:
         self._reading = asyncio.Lock()
         self._hinted = asyncio.Event()
         self._following: asyncio.Task[None] | None = None
+        self._first_look: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
         self.standing: dict[str, Route] = {}
         self.is_known = False
 
     async def known(self) -> None:
-        """Know what stands, and go on knowing it. Raises Unavailable."""
-        if not self.is_known:
-            await self.look()
+        """Know what stands, and go on knowing it. Raises Unavailable, to all who have waited for the same look."""
+        if self.is_known:
+            return
+        if self._first_look is None or self._first_look.done():
+            self._first_look = asyncio.create_task(self._look_first())
+            self._first_look.add_done_callback(_forget)
+        await asyncio.shield(self._first_look)
 
     async def look(self) -> None:
         """Read what was stored since. Raises Unavailable."""
@@ -119,9 +124,18 @@ class Signposts:
 
     async def close(self) -> None:
         """Follow nothing more."""
-        if self._following is not None:
-            self._following.cancel()
-            await asyncio.wait({self._following})
+        tasks = {task for task in (self._following, self._first_look) if task is not None}
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    async def _look_first(self) -> None:
+        try:
+            await self.look()
+        except asyncio.CancelledError:
+            # It is not they who are cancelled that wait for it.
+            raise Unavailable("the client is closed") from None
 
     def _note(self, said: Turn) -> None:
         self._turns[said.capability] = said
@@ -143,6 +157,11 @@ class Signposts:
                 logger.warning("routes not followed", error=str(error))
                 await asyncio.sleep(_AGAIN_S)
                 self._hinted.set()
+
+
+def _forget(look: asyncio.Task[None]) -> None:
+    """Who waited for it has gone, perhaps: then nobody hears why it failed."""
+    look.exception()
 
 
 def _call(end: Callable[[], None], _task: asyncio.Task[None]) -> None:

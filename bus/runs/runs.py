@@ -72,6 +72,11 @@ class Runs:
         self._signposts = signposts
         self._tasks = tasks
         self._lanes: OrderedDict[str, _Lane] = OrderedDict()
+        self._is_closed = False
+
+    def close(self) -> None:
+        """Take nothing more. What was submitted is still carried out, and what follows from it."""
+        self._is_closed = True
 
     async def submit(
         self, run: str, command: Command, *, causation: str | None = None, id: str | None = None
@@ -83,6 +88,21 @@ class Runs:
         Raises Refused with the reason if the run's present state does not allow it, TooLarge, Unavailable.
         Cancelling the caller does not take the command back.
         """
+        if self._is_closed:
+            raise Unavailable("the client is closed")
+        return await self._submit(run, command, causation, id)
+
+    def soon(self, doing: Coroutine[Any, Any, None]) -> None:
+        """Have something done in the background, within the client's life. What it raises ends the client."""
+        if self._is_closed:
+            doing.close()
+            return
+        try:
+            self._tasks.create_task(doing)
+        except RuntimeError:
+            doing.close()
+
+    async def _submit(self, run: str, command: Command, causation: str | None, id: str | None = None) -> Decided:
         if (facts := served()) is not None:
             causation = causation or facts.causation
             if isinstance(command, Begin):
@@ -103,17 +123,10 @@ class Runs:
             lane.busy = True
         return await waiting.done
 
-    def soon(self, doing: Coroutine[Any, Any, None]) -> None:
-        """Have something done in the background, within the client's life. What it raises ends the client."""
-        try:
-            self._tasks.create_task(doing)
-        except RuntimeError:
-            doing.close()
-
     async def _follow(self, run: str, command: Command, causation: str) -> None:
         """Do for another run what a commit of this one leads to."""
         try:
-            await self.submit(run, command, causation=causation)
+            await self._submit(run, command, causation)
         except BusError as error:
             # It was done before, or the supervisor does it.
             logger.debug("not followed", run=run, command=type(command).__name__, reason=str(error))

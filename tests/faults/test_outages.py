@@ -157,3 +157,19 @@ async def test_a_fast_question_is_told_of_a_lost_line_once_and_never_that_nobody
             except Unavailable:
                 lost += 1
     assert lost <= OUTAGES < answered
+
+
+async def test_who_waits_for_a_server_that_is_away_waits_together_and_is_told_when_the_client_is_closed(
+    server: Server,
+) -> None:
+    """One after the other they would wait for as long as each may."""
+    async with asyncio.timeout(BOUND_S):
+        async with connect(server.url, append_timeout_s=1) as client:
+            await server.kill()
+            sending = [asyncio.create_task(client.send("nobody", number)) for number in range(40)]
+            await asyncio.sleep(0.5)
+            early = await asyncio.gather(*sending[:20], return_exceptions=True)
+            late = [asyncio.create_task(client.send("nobody", number)) for number in range(20)]
+            await asyncio.sleep(0)
+        outcomes = await asyncio.gather(*sending[20:], *late, return_exceptions=True)
+    assert {type(each) for each in [*early, *outcomes]} == {Unavailable}
