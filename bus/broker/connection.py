@@ -224,7 +224,8 @@ class Connection:
     async def inquire(self, subject: str, data: bytes = b"", *, timeout_s: float) -> Message:
         """`request` what changes nothing, or no more when it is asked twice; the first answer counts.
 
-        It is sent again every second, since who had it may have ended: one of several servers, or the one that led.
+        It is sent again after a second, and then less and less often, since who had it may have ended: one of several
+        servers, or the one that led.
         Raises as `request`.
         """
         token = f"{next(self._tokens):x}"
@@ -232,7 +233,7 @@ class Connection:
         answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
         self._client.send(*frame)
         forget = self._expect(answer, token, subject, timeout_s)
-        self._repeat(token, frame)
+        self._repeat(token, frame, _AGAIN_S)
         try:
             return await answer
         finally:
@@ -419,12 +420,12 @@ class Connection:
 
         return forget
 
-    def _repeat(self, token: str, frame: Sequence[bytes]) -> None:
-        """Send it every second from now on."""
-        self._repeating[token] = self._alarms.set(_AGAIN_S, partial(self._send_again, token, frame))
+    def _repeat(self, token: str, frame: Sequence[bytes], after_s: float) -> None:
+        """Send it again and again. Who is merely slow has each of them to answer: they come less and less often."""
+        self._repeating[token] = self._alarms.set(after_s, partial(self._send_again, token, frame, after_s))
 
-    def _send_again(self, token: str, frame: Sequence[bytes]) -> None:
-        self._repeat(token, frame)
+    def _send_again(self, token: str, frame: Sequence[bytes], after_s: float) -> None:
+        self._repeat(token, frame, after_s * 1.5)
         # Without a line what was sent first waits for one; where there is no room for it twice, it is waited on.
         if self.is_connected:
             with suppress(Unavailable):

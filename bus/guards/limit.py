@@ -134,7 +134,11 @@ class Limit:
             if not self._waiting and self._purse.pay(amounts, now_s):
                 return Allowance(self, amounts, time.time())
             # What was drawn, and is not known of, is lost: better than to take it twice.
-            turn_s = await patiently(self._connection, partial(self._turn, amounts, until_s), until_s - now_s)
+            try:
+                async with asyncio.timeout(until_s - now_s + _LATE_S):
+                    turn_s = await patiently(self._connection, partial(self._turn, amounts, until_s), until_s - now_s)
+            except TimeoutError:
+                raise Unavailable(f"limit {self.name!r} could not be asked within {timeout_s:g} s") from None
             if holds == self._holds and time.monotonic() < turn_s + _LATE_S:
                 return Allowance(self, amounts, time.time())
             # All were asked to hold meanwhile, or this process was frozen and its turn is over: it takes another.

@@ -76,6 +76,8 @@ class Reader:
         self._timeout_s = timeout_s
         self._patience_s = timeout_s if patience_s is None else patience_s
         self._replicas = replicas
+        # An auditor may not ask there.
+        self._is_kept_from_leader = False
         self._unpack = unpack
         self._archive = archive
         self._direct_get = f"$JS.API.DIRECT.GET.{stream}"
@@ -197,6 +199,14 @@ class Reader:
             upto = there if upto is None else min(upto, there)
             if upto <= after:
                 return
+        if len(subjects) > 1 and self._is_kept_from_leader:
+            # One replica may be ahead of another, and nobody says so: what one request reads has no gap.
+            shapes = [pattern(subject) for subject in subjects]
+            async with aclosing(self._scan(_EVERYTHING, after, upto)) as everything:
+                async for record in everything:
+                    if any(shape.fullmatch(record.subject) for shape in shapes):
+                        yield record
+            return
         scans = [self._scan(subject, after, upto) for subject in subjects]
         async with aclosing(scans[0] if len(scans) == 1 else merged(scans)) as records:
             async for record in records:
@@ -278,11 +288,12 @@ class Reader:
     async def _newest_at_leader(self, subject: str) -> int:
         """The position of the newest on a subject, if anybody can be behind whoever leads; 0: there is none, or who
         asks may not know."""
-        if self._replicas == 1:
+        if self._replicas == 1 or self._is_kept_from_leader:
             return 0
         try:
             found = await self._asked(partial(newest, self._connection, self._stream, subject, self._timeout_s))
         except Forbidden:
+            self._is_kept_from_leader = True
             return 0
         return found[0] if found is not None else 0
 
@@ -311,6 +322,8 @@ class Reader:
             raise Unavailable(
                 f"stream {self._stream!r} does not answer: it is not there, or its servers are away"
             ) from None
+        except Unavailable as error:
+            raise Unavailable(f"stream {self._stream!r} can't be read, and was asked again: {error}") from error
 
 
 class _Page(msgspec.Struct, frozen=True):

@@ -50,9 +50,15 @@ class Signposts:
         if self.is_known:
             return
         if self._first_look is None or self._first_look.done():
-            self._first_look = asyncio.create_task(self._look_first())
+            self._first_look = asyncio.create_task(self.look())
             self._first_look.add_done_callback(_forget)
-        await asyncio.shield(self._first_look)
+        try:
+            await asyncio.shield(self._first_look)
+        except asyncio.CancelledError:
+            if self._first_look.cancelled():
+                # It is not we who are.
+                raise Unavailable("the client is closed") from None
+            raise
 
     async def look(self) -> None:
         """Read what was stored since. Raises Unavailable."""
@@ -130,13 +136,6 @@ class Signposts:
         if tasks:
             await asyncio.wait(tasks)
 
-    async def _look_first(self) -> None:
-        try:
-            await self.look()
-        except asyncio.CancelledError:
-            # It is not they who are cancelled that wait for it.
-            raise Unavailable("the client is closed") from None
-
     def _note(self, said: Turn) -> None:
         self._turns[said.capability] = said
         if said.route is not None:
@@ -161,7 +160,8 @@ class Signposts:
 
 def _forget(look: asyncio.Task[None]) -> None:
     """Who waited for it has gone, perhaps: then nobody hears why it failed."""
-    look.exception()
+    if not look.cancelled():
+        look.exception()
 
 
 def _call(end: Callable[[], None], _task: asyncio.Task[None]) -> None:

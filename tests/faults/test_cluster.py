@@ -79,6 +79,39 @@ async def test_what_was_written_is_read_whichever_server_answers(tmp_path: Path)
                 await asyncio.gather(*(_write_and_read(client) for _ in range(10)))
 
 
+@pytest.mark.usefixtures("_three_copies")
+async def test_an_auditor_who_reads_several_subjects_sees_no_gap_whichever_server_answers(tmp_path: Path) -> None:
+    """He may not ask the one that leads how far it is."""
+    over = asyncio.Event()
+    newest = 0
+
+    async def write(client: Client, topic: str) -> None:
+        nonlocal newest
+        while not over.is_set():
+            newest = (await client.publish(topic, 1)).position
+
+    async def read(auditor: Client) -> list[tuple[int, list[int]]]:
+        subjects, found = [auditor.subjects.topic(topic) for topic in "abc"], []
+        while not over.is_set():
+            after = max(0, newest - 60)
+            found.append((after, [each.position async for each in auditor.log.read(*subjects, after=after)]))
+        return found
+
+    async with clustered(tmp_path, BOUND_S) as cluster, connect(cluster.url) as client:
+        writing = [asyncio.create_task(write(client, topic)) for topic in "abc"]
+        async with connect(cluster.servers["n2"].auditor_url) as auditor:
+            reading = asyncio.create_task(read(auditor))
+            await asyncio.sleep(3)
+            over.set()
+            await asyncio.gather(*writing)
+            found = await reading
+            everything = [each.position async for each in client.log.read("bus.topic.>")]
+    assert len(found) > 1
+    for after, positions in found:
+        later = [each for each in everything if each > after]
+        assert positions == later[: len(positions)]
+
+
 async def _write_and_read(client: Client) -> None:
     subject = client.subjects.topic("news")
     for number in range(50):

@@ -84,8 +84,9 @@ async def look(client: Client, _: str) -> None:
     await client.breakers()
     await client.limits()
     await client.routes()
-    async with aclosing(client.events(subjects=["bus.topic.>"])) as told:
-        assert [each async for each in told if each is None] == []
+    async with aclosing(client.events(subjects=["bus.topic.>", "bus.run.>"])) as told:
+        positions = [each.position async for each in told]
+    assert positions == sorted(positions)
 
 
 VERBS: dict[str, Verb] = {
