@@ -20,7 +20,26 @@ PASSWORDS = {"PASSWORD": "b-us", "SYSTEM_PASSWORD": "s-ys", "OPERATOR_PASSWORD":
 ENVIRONMENT = {f"PHASEBUS_{name}": password for name, password in PASSWORDS.items()}
 
 
-class Shipped:
+class _Addressed:
+    """Who has an address for each login."""
+
+    def url_of(self, user: str) -> str:
+        raise NotImplementedError
+
+    @property
+    def url(self) -> str:
+        return self.url_of("bus")
+
+    @property
+    def system_url(self) -> str:
+        return self.url_of("system")
+
+    @property
+    def auditor_url(self) -> str:
+        return self.url_of("auditor")
+
+
+class Shipped(_Addressed):
     """One server in a folder; `flags` go behind the file's name."""
 
     def __init__(self, folder: Path, flags: Sequence[str] = ()) -> None:
@@ -52,24 +71,12 @@ class Shipped:
         name = {"bus": "PASSWORD"}.get(user, f"{user.upper()}_PASSWORD")
         return f"nats://{user}:{PASSWORDS[name]}@127.0.0.1:{self.port}"
 
-    @property
-    def url(self) -> str:
-        return self.url_of("bus")
-
-    @property
-    def system_url(self) -> str:
-        return self.url_of("system")
-
-    @property
-    def auditor_url(self) -> str:
-        return self.url_of("auditor")
-
     def listens(self) -> bool:
         with closing(socket.socket()) as probe:
             return probe.connect_ex(("127.0.0.1", self.port)) == 0
 
 
-class Cluster:
+class Cluster(_Addressed):
     """Three servers that keep three copies of everything."""
 
     def __init__(self, folder: Path) -> None:
@@ -85,21 +92,13 @@ class Cluster:
             for number, route in enumerate(routes, 1)
         }
 
-    @property
-    def url(self) -> str:
-        return self._url_of("bus")
-
-    @property
-    def system_url(self) -> str:
-        return self._url_of("system")
+    def url_of(self, user: str) -> str:
+        return ",".join(each.url_of(user) for each in self.servers.values())
 
     async def leader(self, connection: Connection, stream: str) -> str:
         """The server that leads a stream now, by name."""
         answer = await connection.request(f"$JS.API.STREAM.INFO.{stream}", timeout_s=5)
         return msgspec.json.decode(answer.data, type=_Stream).cluster.leader
-
-    def _url_of(self, user: str) -> str:
-        return ",".join(each.url_of(user) for each in self.servers.values())
 
 
 class _Group(msgspec.Struct):

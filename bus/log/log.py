@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from datetime import datetime
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from bus.broker.connection import Connection
 from bus.broker.patience import patiently
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from bus.log.archive import Archive
 
 __all__ = ["Log", "Part", "Pipeline", "Record", "VersionConflict"]
-
-Found = TypeVar("Found")
 
 
 class Log:
@@ -57,10 +55,6 @@ class Log:
         """How long what fails for a while is tried again."""
         return self._settings.append_timeout_s
 
-    async def patiently(self, read: Callable[[], Awaitable[Found]]) -> Found:
-        """What a read finds, tried again while the servers are away, as an append is. Raises Unavailable."""
-        return await patiently(self._connection, read, self.patience_s)
-
     async def set_up(self, *, create: bool = True) -> None:
         """Check that the streams are what the bus promises, and create what is not there unless told otherwise.
 
@@ -68,7 +62,7 @@ class Log:
         """
         check = partial(set_up, self._connection, self.subjects, self._settings, create=create)
         # Of several servers, those that are choosing a leader say nothing for a while.
-        await (self.patiently(check) if self._settings.replicas > 1 else check())
+        await (patiently(self._connection, check, self.patience_s) if self._settings.replicas > 1 else check())
 
     async def append(
         self, subject: str, message: Envelope, *, expected: int | None = None, fence: Fence | None = None

@@ -100,7 +100,7 @@ class Objects:
             try:
                 return await self._get(name, limit_bytes)
             except PayloadLost:
-                # With several copies, the one that answers may be behind the one that has acknowledged.
+                # Who may not ask the leader may be answered by a copy that is behind the one that has acknowledged.
                 if self._settings.replicas == 1 or time.monotonic() + _PAUSE_S > deadline:
                     raise
                 await asyncio.sleep(_PAUSE_S)

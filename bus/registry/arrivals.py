@@ -15,7 +15,7 @@ from functools import partial
 import structlog
 
 from bus.broker.connection import Connection, Message
-from bus.broker.patience import until_others_are_back
+from bus.broker.patience import patiently, until_others_are_back
 from bus.broker.reach import ask_all
 from bus.errors import InvalidName, MalformedMessage, NoResponders, Unavailable
 from bus.log.log import Log
@@ -41,7 +41,7 @@ async def who_is_there(connection: Connection, log: Log, beat_s: float) -> list[
     """
     with suppress(NoResponders, Unavailable, MalformedMessage, _FewError):
         return await _told_by_the_leader(connection, log, beat_s)
-    return await log.patiently(partial(_asked_each, connection, log))
+    return await patiently(connection, partial(_asked_each, connection, log), log.patience_s)
 
 
 async def _told_by_the_leader(connection: Connection, log: Log, beat_s: float) -> list[Instance]:

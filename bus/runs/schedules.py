@@ -120,9 +120,10 @@ class Timers:
 
     async def drop(self, name: str, position: int) -> None:
         """Let the server not ring any more, and forget what rang and was not heard. Raises Unavailable."""
+        stream, timeout_s = self._subjects.timers_stream, self._settings.request_timeout_s
         for subject in (self._subjects.timer(name, position), self._subjects.rung(name, position)):
             try:
-                await self._insist(partial(self._purge, subject))
+                await self._insist(partial(purge, self._connection, stream, subject, timeout_s))
             except NotFound:
                 return
 
@@ -136,10 +137,7 @@ class Timers:
             await ensure_stream(self._connection, config, timeout_s)
             await store(self._connection, subject, b"", headers=headers, timeout_s=timeout_s)
 
-    async def _purge(self, subject: str) -> None:
-        await purge(self._connection, self._subjects.timers_stream, subject, self._settings.request_timeout_s)
-
-    async def _insist(self, change: Callable[[], Awaitable[None]]) -> None:
+    async def _insist(self, change: Callable[[], Awaitable[object]]) -> None:
         """Done twice, it does the same."""
         await patiently(self._connection, change, self._settings.append_timeout_s)
 
